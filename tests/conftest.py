@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
+import tempfile
 from collections.abc import Generator, Iterator
 
 import pytest
@@ -49,6 +51,17 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.collect()
         gc.freeze()
         gc.enable()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give tests that need no network an empty cache: what an earlier stage fetched decides nothing here.
+
+    On a new machine nothing is there yet, and a verdict must not be another one then. Workers inherit it.
+    """
+    if "not network" in config.option.markexpr and not hasattr(config, "workerinput"):
+        folder = tempfile.TemporaryDirectory(prefix="vfio-user-cache-", ignore_cleanup_errors=True)
+        os.environ["VFIO_USER_CACHE"] = folder.name
+        config.add_cleanup(folder.cleanup)
 
 
 STARTS = ForkedStarts()
