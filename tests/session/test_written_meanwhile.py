@@ -12,10 +12,12 @@ import pytest
 
 from tests.session_kit import GUEST, Prober
 from userdev.errors import ProtocolError
+from userdev.memory.bitmap import dirty_pages
 from vfio_user.client import Client, GuestMemory, RemoteError
-from vfio_user.device import Quiesce
+from vfio_user.device import DRAFT_V6_POLICY, Dma, DmaRegion, Quiesce
 from vfio_user.server import Server
-from vfio_user.wire import CURRENT, REGION_MIGRATION, Dialect
+from vfio_user.testing import memory_file
+from vfio_user.wire import CURRENT, DRAFT_V6, REGION_MIGRATION, Dialect
 from vfio_user.wire.constants import MigrationState
 
 PAGE, PAGES = 4096, 4
@@ -123,3 +125,41 @@ def test_whoever_has_it_stand_still_sees_all_that_it_had_to_write(
     device.page = 1
     STILL[asked](client)
     assert bytes(memory.view[PAGE : PAGE + 10]) == b"last words"
+
+
+class Farewell(Prober):
+    """Writes its last words as it is told that memory goes."""
+
+    def on_dma_unmap(self, region: DmaRegion) -> None:
+        self.dma.write(region.iova + PAGE, b"last words")
+
+
+@pytest.mark.parametrize("dialect", [CURRENT, REGION_MIGRATION, DRAFT_V6], ids=lambda dialect: dialect.name)
+def test_what_is_written_as_memory_goes_is_in_its_bitmap(dialect: Dialect, tmp_path: Path) -> None:
+    device = Farewell()
+    with (
+        Server(device, str(tmp_path / "s"), dialect=dialect) as server,
+        Client.connect(str(server.listener.address), dialect=dialect) as client,
+        GuestMemory(PAGES * PAGE) as memory,
+    ):
+        client.dma_map(GUEST, memory)
+        if dialect is CURRENT:
+            client.start_logging(PAGE)
+        else:
+            client.start_dirty_pages()
+        assert pages(client.dma_unmap(GUEST, PAGES * PAGE, page_size=PAGE)) == [1]
+        assert bytes(memory.view[PAGE : PAGE + 10]) == b"last words"
+
+
+@pytest.mark.parametrize(("first", "end"), [(0, 1), (2, 3), (3, 4)])
+def test_what_is_written_as_a_region_is_cut_is_dirty_in_what_is_left(first: int, end: int) -> None:
+    dma = Dma(unmapped=lambda region: dma.write(GUEST + PAGE, b"last words"))
+    dma.policy = DRAFT_V6_POLICY
+    dma.map(GUEST, PAGES * PAGE, 3, memory_file(PAGES * PAGE))
+    dma.start_log(PAGE)
+    dma.write(GUEST + 2 * PAGE, b"before")
+    gone = dma.dirty_report(GUEST + first * PAGE, (end - first) * PAGE, PAGE)
+    dma.unmap(GUEST + first * PAGE, (end - first) * PAGE)
+    left = dma.take_dirty(GUEST, PAGES * PAGE, PAGE)
+    dma.unmap_all()
+    assert {first + page for page in dirty_pages(bytes(gone()))} | {*dirty_pages(bytes(left))} == {1, 2}

@@ -7,6 +7,7 @@ import os
 from bisect import bisect_right
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 
 from userdev.errors import AUTHORS_FAILURES, ProtocolError
 from userdev.memory.bitmap import bitmap_size
@@ -178,17 +179,13 @@ class DmaMap:
             ProtocolError: EINVAL, no log is kept, the range is shorter than a page or the page size is not a power
                 of two; ENOENT, nothing is mapped there.
         """
-        logs = self._logs_of(iova, length, page_size)
-        if len(logs) == 1:
-            return logs[0].take(iova, length, page_size)
-        bitmap = bytearray(bitmap_size(length, page_size))
-        for log in logs:
-            log.take_into(bitmap, iova, length, page_size)
-        return bitmap
+        return self.dirty_report(iova, length, page_size)()
 
-    def check_dirty(self, iova: int, length: int, page_size: int) -> None:
-        """Look whether `take_dirty` would report a range, which takes nothing; raises as that does."""
-        self._logs_of(iova, length, page_size)
+    def dirty_report(self, iova: int, length: int, page_size: int) -> Callable[[], bytearray]:
+        """What takes the dirty pages of a range when it is called, though its memory be unmapped by then: an author
+        who is told of that may still write there. Takes nothing before; raises as `take_dirty`.
+        """
+        return partial(_take, self._logs_of(iova, length, page_size), iova, length, page_size)
 
     def mark_dirty(self, iova: int, count: int) -> None:
         """Say that these bytes were written through a view. `Dma.write` does this by itself."""
@@ -293,6 +290,9 @@ class DmaMap:
         if self._last is region:
             self._last = NOWHERE
         region.read_map = region.write_map = None
+        self._release(region)
+
+    def _release(self, region: DmaRegion) -> None:
         if region.file:
             self._files.give_back(region.file)
         if region.fd is not None:
@@ -313,22 +313,35 @@ class DmaMap:
     def _cut(self, start: int, end: int) -> bool:
         """Unmap a range whatever regions it touches; what is left of them stays mapped."""
         cut = self._map.within(start, end)
-        parts = [
-            region.part(first, last)
-            for region in cut
-            for first, last in ((region.iova, start), (end, region.end))
-            if first < last
-        ]
+        parts: list[tuple[DmaRegion, DmaRegion]] = []
+        with ExitStack() as made:  # all of them or none
+            for region in cut:
+                for first, last in ((region.iova, start), (end, region.end)):
+                    if first < last:
+                        parts.append((region.part(first, last), region))
+                        made.callback(self._release, parts[-1][0])
+            made.pop_all()
         with ExitStack() as told:  # from the last to the first, whatever one raises
-            for part in reversed(parts):
-                told.callback(self._keep, part)
+            for part, region in reversed(parts):
+                told.callback(self._keep, part, region)
             told.callback(self._drop_all, cut)
         return bool(cut)
 
-    def _keep(self, part: DmaRegion) -> None:
+    def _keep(self, part: DmaRegion, whole: DmaRegion) -> None:
+        if part.dirty is not None and whole.dirty is not None:
+            whole.dirty.copy_to(part.dirty)  # what the author wrote when it was told
         self._insert(part)
         if self._mapped:
             self._mapped(part)
+
+
+def _take(logs: list[DirtyPages], iova: int, length: int, page_size: int) -> bytearray:
+    if len(logs) == 1:
+        return logs[0].take(iova, length, page_size)
+    bitmap = bytearray(bitmap_size(length, page_size))
+    for log in logs:
+        log.take_into(bitmap, iova, length, page_size)
+    return bitmap
 
 
 def _is_seekable(fd: int) -> bool:

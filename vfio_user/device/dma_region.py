@@ -95,13 +95,13 @@ class DmaRegion:
         """A part of this region, with a claim of its own on the file or descriptor."""
         part = DmaRegion(iova, end - iova, self.flags, self.offset + iova - self.iova)
         part.source = self.source
+        if self.dirty:
+            part.dirty = self.dirty.part(iova, end - iova)
         if self.file:
             self.file.users += 1
             part.use(self.file)
         if self.fd is not None:
             part.fd = os.dup(self.fd)
-        if self.dirty:
-            part.dirty = self.dirty.part(iova, end - iova)
         return part
 
     def read_file(self, start: int, count: int) -> bytes:

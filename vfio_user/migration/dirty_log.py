@@ -109,12 +109,19 @@ class DirtyPages:
     def part(self, start: int, size: int) -> DirtyPages:
         """A log of its own for a part of the range, with the marks that it has."""
         part = DirtyPages(start, size, 1 << self._shift)
+        self.copy_to(part)
+        return part
+
+    def copy_to(self, part: DirtyPages) -> None:
+        """Mark in the log of a part, in the same granules, what is marked of it here."""
+        start, size = part._start, part._size
         low, high = start - self._start, start + size - self._start
         with self._lock:
             self._settle()
             bits = self._copy(low, high)
-        _report(part._bits, bits, self._shift, self._start + self._byte_start(low) - start, size, 1 << self._shift)
-        return part
+        with part._lock:
+            part._settle()
+            _report(part._bits, bits, self._shift, self._start + self._byte_start(low) - start, size, 1 << self._shift)
 
     def _settle(self) -> None:
         """Make bits of the marks that are there. Under the lock: others go on appending, and nobody else takes away."""

@@ -6,7 +6,7 @@ not among them: it streams beside, in pieces, and while the device runs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from vfio_user.migration.memory import Content, Memory
@@ -73,8 +73,8 @@ class ClientMemory(Protocol):
             ProtocolError: EINVAL if no log is kept; ENOENT if nothing is mapped there.
         """
 
-    def check_dirty(self, iova: int, length: int, page_size: int) -> None:
-        """Look whether `take_dirty` would report a range, which takes nothing; raises as that does."""
+    def dirty_report(self, iova: int, length: int, page_size: int) -> Callable[[], bytearray]:
+        """What takes that bitmap when it is called, also of memory that is unmapped by then; raises as `take_dirty`."""
 
 
 class Migratable(Protocol):

@@ -127,9 +127,9 @@ class Migration:
         """The bitmap of a range, whose pages are thereby clean; raises as `ClientMemory.take_dirty`."""
         return self.device.dma.take_dirty(iova, length, page_size)
 
-    def check_dirty(self, iova: int, length: int, page_size: int) -> None:
-        """Look whether `take_dirty` would report a range, which takes nothing; raises as that does."""
-        self.device.dma.check_dirty(iova, length, page_size)
+    def dirty_report(self, iova: int, length: int, page_size: int) -> Callable[[], bytearray]:
+        """What takes that bitmap when it is called, also of memory that is unmapped by then; raises as `take_dirty`."""
+        return self.device.dma.dirty_report(iova, length, page_size)
 
     # Streams
 

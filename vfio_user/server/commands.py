@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from userdev.errors import AUTHORS_FAILURES, ProtocolError
 from vfio_user.device.irq_wiring import IrqRequest
 from vfio_user.server import migration_commands
-from vfio_user.server.dirty_pages import handle_dirty_pages, take_bitmap, take_bitmaps_v6
+from vfio_user.server.dirty_pages import bitmap_report, bitmaps_report_v6, handle_dirty_pages
 from vfio_user.server.handling import ServedFunction
 from vfio_user.wire import Command, Message
 from vfio_user.wire import layouts as at
@@ -134,8 +134,9 @@ def dma_unmap(session: ServedFunction, message: Message) -> Reply:
     if region is None or (region.iova, region.size) != (request.addr, request.size):
         raise _refuse(f"DMA_UNMAP: nothing is mapped at {request.addr:#x} with size {request.size:#x}", errno.ENOENT)
     with session.quiet():
-        bits = take_bitmap(_migration(session), request.addr, request.size, bitmap.pgsize, bitmap.size)
+        report = bitmap_report(_migration(session), request.addr, request.size, bitmap.pgsize, bitmap.size)
         dma.unmap(request.addr, request.size)
+        bits = report()
     return echo + at.BITMAP.pack(bitmap.pgsize, bitmap.size, tail=bits), []
 
 
@@ -147,10 +148,10 @@ def _dma_unmap_table(session: ServedFunction, message: Message) -> Reply:
             raise _refuse(f"DMA_UNMAP: nothing is mapped at {entry.address:#x}", errno.ENOENT)
     wanted = [(entry.address, entry.size, entry.bitmap.pgsize, entry.bitmap.size) for entry in entries if entry.bitmap]
     with session.quiet():
-        reply = take_bitmaps_v6(_migration(session), wanted) if wanted else b""
+        report = bitmaps_report_v6(_migration(session), wanted) if wanted else bytes
         for entry in entries:
             dma.unmap(entry.address, entry.size)
-    return reply, []
+        return report(), []
 
 
 # Description of the device

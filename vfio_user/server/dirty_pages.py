@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 from userdev.errors import ProtocolError
@@ -42,16 +42,25 @@ def handle_dirty_pages(migration: Migration, payload: bytes, dialect: Dialect) -
 
 
 def take_bitmap(migration: Migration, iova: int, size: int, pgsize: int, bitmap_bytes: int) -> bytearray:
-    """Take the dirty bitmap of a range, which is thereby clean. For DMA_UNMAP: before the region is forgotten.
+    """Take the dirty bitmap of a range, which is thereby clean.
 
     Raises:
         ProtocolError: EINVAL for a page size that is none, another bitmap size than the range needs, or while no log
             is kept; ENOENT where nothing is mapped.
     """
+    return bitmap_report(migration, iova, size, pgsize, bitmap_bytes)()
+
+
+def bitmap_report(
+    migration: Migration, iova: int, size: int, pgsize: int, bitmap_bytes: int
+) -> Callable[[], bytearray]:
+    """What does so when it is called. For DMA_UNMAP: checked before the region is forgotten, and taken after that, as
+    its device is told and may write there until then. Raises as `take_bitmap`.
+    """
     _check_range(iova, size, pgsize)
     if bitmap_bytes != bitmap_size(size, pgsize):
         raise _misfit(bitmap_bytes, size, pgsize)
-    return migration.take_dirty(iova, size, pgsize)
+    return migration.dirty_report(iova, size, pgsize)
 
 
 def take_bitmaps_v6(migration: Migration, asked: Sequence[tuple[int, int, int, int]]) -> bytes:
@@ -61,20 +70,25 @@ def take_bitmaps_v6(migration: Migration, asked: Sequence[tuple[int, int, int, i
     before the first is taken, as who is refused gets no bitmap; raises as `take_bitmap`, and EINVAL for more than a
     message holds and for ranges that overlap: a page is reported once, and the whole log looked through once at most.
     """
+    return bitmaps_report_v6(migration, asked)()
+
+
+def bitmaps_report_v6(migration: Migration, asked: Sequence[tuple[int, int, int, int]]) -> Callable[[], bytes]:
+    """What does so when it is called, as `bitmap_report`; raises as `take_bitmaps_v6`."""
     if any(iova < before + size for (before, size, *_), (iova, *_) in pairwise(sorted(asked))):
         raise _refuse("ranges that overlap")
     if sum(bitmap_bytes for *_, bitmap_bytes in asked) > MAX_REPLY:
         raise _refuse("bitmaps larger than a message")
+    reports: list[Callable[[], bytearray]] = []
     for iova, size, pgsize, bitmap_bytes in asked:
         _check_range(iova, size, pgsize)
         if bitmap_bytes * 8 < -(-size // pgsize):
             raise _misfit(bitmap_bytes, size, pgsize)
-        migration.check_dirty(iova, size, pgsize)
-    reply = b""
-    for iova, size, pgsize, bitmap_bytes in asked:
-        bits = migration.take_dirty(iova, size, pgsize)
-        reply += BITMAP_V6.pack(pgsize, bitmap_bytes, 0, tail=bits[:bitmap_bytes].ljust(bitmap_bytes, b"\0"))
-    return reply
+        reports.append(migration.dirty_report(iova, size, pgsize))
+    return lambda: b"".join(
+        BITMAP_V6.pack(pgsize, bitmap_bytes, 0, tail=report()[:bitmap_bytes].ljust(bitmap_bytes, b"\0"))
+        for report, (_, _, pgsize, bitmap_bytes) in zip(reports, asked, strict=True)
+    )
 
 
 def _check_range(iova: int, size: int, pgsize: int) -> None:
