@@ -33,15 +33,17 @@ class Background(Generic[T]):
         """Work begun whose end was not told yet."""
 
     def submit(self, work: Callable[[], T], done: Callable[[T | Exception], None]) -> None:
-        """Run `work` on a thread; what it returns, or the exception that it raises, is given to `done` by `reap`."""
+        """Run `work` on a thread; what it returns, or the exception that it raises, is given to `done` by `reap`.
+
+        Raises:
+            RuntimeError: there is no thread, and no room for one; the work is nobody's then.
+        """
+        if len(self._threads) < min(self.outstanding + 1, THREADS):
+            self._begin_thread()
         self.outstanding += 1
         with self._changed:
             self._running += 1
         self._waiting.put((work, done))
-        if len(self._threads) < min(self.outstanding, THREADS):
-            thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-            self._threads.append(thread)
-            thread.start()
 
     def reap(self) -> None:
         """Tell of all work that has ended, in the order of its end."""
@@ -61,6 +63,16 @@ class Background(Generic[T]):
             self._waiting.put(None)
         while self._threads:
             self._threads.pop().join()
+
+    def _begin_thread(self) -> None:
+        thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            if not self._threads:
+                raise
+        else:
+            self._threads.append(thread)
 
     def _run(self) -> None:
         while (item := self._waiting.get()) is not None:

@@ -109,9 +109,10 @@ class Server(Generic[S]):
         if self._session is not None:
             self._session.stop()
         end = monotonic() + END_SECONDS
-        for thread in (self._accepting, self._serving):
-            if thread is not None and thread.ident is not None:
-                self._wait_for(thread, end)
+        if self._accepting.ident is not None:
+            self._wait_for(self._accepting, end)
+        if self._serving is not None:  # by who accepted, until now
+            self._wait_for(self._serving, end)
         self._socket.close()
 
     def _wait_for(self, thread: threading.Thread, end: float) -> None:
@@ -135,7 +136,7 @@ class Server(Generic[S]):
         if isinstance(self._socket, Dialer):
             self._serve_where_connected(self._socket)
         elif self._socket.is_connected:
-            self._serve_only(Stream(self._socket.socket))
+            self._or_not(Stream(self._socket.socket), self._serve_only)
         else:
             self._serve_who_comes(self._socket)
             return
@@ -154,8 +155,8 @@ class Server(Generic[S]):
 
     def _serve_only(self, stream: Stream) -> None:
         self._begin(stream, only=True)
-        assert self._serving is not None
-        self._serving.join()
+        if self._serving is not None:
+            self._serving.join()
 
     def _serve_who_comes(self, listener: Listener) -> None:
         while not self._closing:
@@ -185,8 +186,9 @@ class Server(Generic[S]):
         self._begin(stream, only=False)
 
     def _begin(self, stream: Stream, *, only: bool) -> None:
-        self._session = self._make(stream, only)
-        self._serving = threading.Thread(target=self._session.run, name="session", daemon=True)
-        self._serving.start()
+        session = self._make(stream, only)
+        serving = threading.Thread(target=session.run, name="session", daemon=True)
+        serving.start()  # before it is anybody's: where there is no room for it, the next client is served as before
+        self._session, self._serving = session, serving
         if self._closing:
-            self._session.stop()
+            session.stop()

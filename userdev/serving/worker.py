@@ -99,11 +99,18 @@ class Worker:
     def _start(self) -> None:
         if self._thread is not None or self._ending:
             return
-        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(self._wake, selectors.EVENT_READ)
-        self._thread = threading.Thread(target=self._loop, name="vfio-user worker", daemon=True)
-        self._thread.start()
+        wake, selector = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK), selectors.DefaultSelector()
+        selector.register(wake, selectors.EVENT_READ)
+        self._wake, self._selector = wake, selector
+        thread = threading.Thread(target=self._loop, name="vfio-user worker", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # there is no room for it: who asks next tries again
+            self._wake, self._selector = -1, None
+            selector.close()
+            os.close(wake)
+            raise
+        self._thread = thread
 
     def _loop(self) -> None:
         selector = self._selector
