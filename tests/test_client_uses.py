@@ -6,16 +6,18 @@ import errno
 import os
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from tests.descriptors import fd_count
 from tests.scripted_server import ScriptedServer
 from tests.test_client_exchange import talking
+from userdev.errors import ProtocolError
 from userdev.transport import close_all
-from vfio_user.client import Client, Disconnected, RemoteError
-from vfio_user.wire import CURRENT, NO_REPLY, Command, Message
+from vfio_user.client import Client, Disconnected, GuestMemory, RemoteError
+from vfio_user.client.memory import Mapping
+from vfio_user.wire import CURRENT, NO_REPLY, REPLY, Command, Message
 from vfio_user.wire.constants import RegionFlags
 from vfio_user.wire.layouts import REGION_INFO
 
@@ -121,3 +123,65 @@ def test_a_server_that_leaves_while_it_is_told_much_is_met_by_who_tells_it() -> 
                 client.channel.send_bytes(16 * written.encode())
         finally:
             let_go.set()
+
+
+EACH: dict[str, tuple[Callable[[Client, list[Mapping]], object], set[int]]] = {
+    "map": (lambda client, pieces: client.dma_map_all(pieces), {0x1000, 0x3000}),
+    "unmap": (lambda client, pieces: client.dma_unmap_each([(each.iova, each.size) for each in pieces]), {0x2000}),
+}
+
+
+def test_of_several_pieces_of_memory_the_client_knows_which_the_server_has_though_it_refused_one() -> None:
+    for name, (use, there) in EACH.items():
+        answers = iter([0, errno.EBUSY, 0])
+
+        def refuse_one(_: ScriptedServer, message: Message, answers: Iterator[int] = answers) -> Message:
+            error = next(answers)
+            return message.error(error) if error else message.reply(message.payload)
+
+        with talking(refuse_one) as (client, _), GuestMemory(0x3000) as memory:
+            pieces = [Mapping(0x1000 * place, 0x1000, memory) for place in (1, 2, 3)]
+            if name == "unmap":
+                for piece in pieces:
+                    client.memory.add(piece)
+            with pytest.raises(RemoteError) as refused:
+                use(client, pieces)
+            assert refused.value.errno == errno.EBUSY, name
+            assert {each.iova for each in client.memory} == there, name
+
+
+def _announces_more(message: Message, fds: list[int]) -> Message:
+    flags = RegionFlags.READ | RegionFlags.MMAP | RegionFlags.CAPS
+    return message.reply(REGION_INFO.pack(64, flags, 2, 0, 0x1000, 0), fds)
+
+
+BROKEN: dict[str, tuple[Callable[[Client], object], Callable[[Message, list[int]], Message]]] = {
+    "a region's second half": (lambda client: client.region_info(2), _announces_more),
+    "the room for ioeventfds": (lambda client: client.io_fds(2), lambda message, fds: message.reply(b"short", fds)),
+    "a register among several": (
+        lambda client: client.read_many([(0, 0, 4), (0, 4, 4)]),
+        lambda message, fds: message.reply(bytes(20), fds),
+    ),
+    "memory": (
+        lambda client: client.dma_unmap_each([(0, 0x1000), (0x1000, 0x1000)]),
+        lambda message, fds: message.reply(message.payload, fds),
+    ),
+}
+
+
+def test_the_descriptors_of_a_reply_that_breaks_the_protocol_are_closed_once() -> None:
+    for name, (use, first) in BROKEN.items():
+
+        def with_fd_then_nonsense(
+            server: ScriptedServer, message: Message, first: Callable[[Message, list[int]], Message] = first
+        ) -> Message:
+            server.fds += (fds := [os.memfd_create("region")])
+            return first(message, fds) if len(server.received) == 2 else Message(message.id ^ 1, 0, REPLY, fds=fds)
+
+        before = fd_count()
+        with talking(with_fd_then_nonsense) as (client, server):
+            with pytest.raises(ProtocolError):
+                use(client)
+            close_all(server.fds)
+            server.fds.clear()
+        assert fd_count() == before, name

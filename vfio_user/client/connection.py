@@ -205,6 +205,21 @@ class ClientConnection:
             raise ProtocolError(f"{counted(len(reply.fds), 'descriptor')} with the reply to {command.value}")
         return reply
 
+    def gather_good(self, command: Command, pending: Iterable[Pending], done: Callable[[int, Message], object]) -> None:
+        """Take the replies to several requests of one command: `done` is given the place of each good one, and it.
+
+        Raises:
+            RemoteError, ProtocolError: of the first that is none, once all of them are taken.
+        """
+        refused: list[RemoteError | ProtocolError] = []
+        for place, reply in enumerate(self.gather(pending)):
+            try:
+                done(place, self.checked(command, reply))
+            except (RemoteError, ProtocolError) as error:
+                refused.append(error)
+        if refused:
+            raise refused[0]
+
     def raw(
         self,
         command: int,

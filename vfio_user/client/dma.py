@@ -51,17 +51,20 @@ class DmaCalls(ClientConnection):
         return mapping
 
     def dma_map_all(self, mappings: Sequence[Mapping]) -> None:
-        """Map several ranges: one table in the draft, else as many messages, sent without waiting as QEMU does."""
+        """Map several ranges: one table in the draft, else as many messages, sent without waiting as QEMU does.
+
+        Raises:
+            RemoteError: the server refuses one; of the others those are mapped that it did not.
+        """
         if self.dma_tables:
             entries = b"".join(self._entry(m) for m in mappings)
             fds = [fd for m in mappings if (fd := self._fd(m)) is not None]
             self.request(Command.DMA_MAP, entries, fds)
+            for mapping in mappings:
+                self.memory.add(mapping)
         else:
             pending = [self._submit_map(m) for m in mappings]
-            for reply in self.gather(pending):
-                self.checked(Command.DMA_MAP, reply)
-        for mapping in mappings:
-            self.memory.add(mapping)
+            self.gather_good(Command.DMA_MAP, pending, lambda place, _: self.memory.add(mappings[place]))
 
     def dma_unmap(self, iova: int, size: int, *, page_size: int = 0) -> DirtyBitmap | None:
         """Take a range away; with `page_size` also return which of its pages the server wrote."""
@@ -74,15 +77,15 @@ class DmaCalls(ClientConnection):
         return DirtyBitmap(iova, page_size, found) if page_size else None
 
     def dma_unmap_each(self, ranges: Sequence[tuple[int, int]]) -> None:
-        """Take several ranges (address, size) away, sent without waiting."""
+        """Take several ranges (address, size) away, sent without waiting; raises as `dma_map_all`."""
         if self.dma_tables:
             self.request(Command.DMA_UNMAP, b"".join(DMA_ENTRY_V6.pack(*each, 0, 0, 0) for each in ranges))
+            for each in ranges:
+                self.memory.remove(*each)
         else:
             asked = [DMA_UNMAP.pack(DMA_UNMAP.size, 0, *each) for each in ranges]
-            for reply in self.gather(self.submit_all(Command.DMA_UNMAP, asked)):
-                self.checked(Command.DMA_UNMAP, reply)
-        for each in ranges:
-            self.memory.remove(*each)
+            pending = self.submit_all(Command.DMA_UNMAP, asked)
+            self.gather_good(Command.DMA_UNMAP, pending, lambda place, _: self.memory.remove(*ranges[place]))
 
     def dma_unmap_all(self) -> None:
         """Take everything away: the ALL flag, or a table of every range where the dialect has no such flag."""

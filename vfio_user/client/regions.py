@@ -117,14 +117,14 @@ class RegionCalls(ClientConnection):
     def io_fds(self, index: int) -> list[IoSubRegion]:
         """GET_REGION_IO_FDS in two steps: what KVM could serve of this region without the server's socket."""
         reply = self.request(Command.GET_REGION_IO_FDS, REGION_IO_FDS.pack(REGION_IO_FDS.size, 0, index, 0))
-        needed = REGION_IO_FDS.unpack(reply.payload).argsz
-        if needed > REGION_IO_FDS.size:
-            close_all(reply.fds)
-            reply = self.request(Command.GET_REGION_IO_FDS, REGION_IO_FDS.pack(needed, 0, index, 0))
         try:
+            needed = REGION_IO_FDS.unpack(reply.payload).argsz
+            if needed > REGION_IO_FDS.size:
+                _give_up(reply)
+                reply = self.request(Command.GET_REGION_IO_FDS, REGION_IO_FDS.pack(needed, 0, index, 0))
             return [_sub_region(entry, reply.fds) for entry in IO_FD.unpack_all(reply.payload, REGION_IO_FDS.size)]
         except ProtocolError:
-            close_all(reply.fds)
+            _give_up(reply)
             raise
 
     # access
@@ -163,9 +163,13 @@ class RegionCalls(ClientConnection):
         """Read several (region, offset, count) without waiting for each: all requests go out first."""
         reads = list(reads)
         pending = [self.submit(Command.REGION_READ, REGION_ACCESS.pack(at, region, n)) for region, at, n in reads]
-        replies = self.gather(pending)
-        good = [self.checked(Command.REGION_READ, reply) for reply in replies]
-        return [self.read_reply(reply, count) for reply, (_, _, count) in zip(good, reads, strict=True)]
+        found: list[bytes] = []
+
+        def take(place: int, reply: Message) -> None:
+            found.append(self.read_reply(reply, reads[place][2]))
+
+        self.gather_good(Command.REGION_READ, pending, take)
+        return found
 
     def write_multi(self, writes: Sequence[tuple[int, int, bytes]], *, posted: bool = False) -> int:
         """Several (region, offset, up to 8 bytes) in one message; how many the server says it did.
@@ -202,13 +206,13 @@ class RegionCalls(ClientConnection):
         try:
             self.checked(Command.GET_REGION_INFO, reply)
             if (room := room_for_all(reply.payload)) is not None:
-                close_all(reply.fds)
+                _give_up(reply)
                 reply = self.request(Command.GET_REGION_INFO, _of_region(index, room))
             region, _ = decode_region_info(reply.payload)
         except RemoteError as error:
             return error
         except ProtocolError:
-            close_all(reply.fds)
+            _give_up(reply)
             raise
         close_all(reply.fds[1:])
         fd = reply.fds[0] if reply.fds else None
@@ -218,6 +222,12 @@ class RegionCalls(ClientConnection):
             self._region_fds[index] = fd
         described = (region.index, region.size, region.flags, region.offset, region.sparse, region.type)
         return Region(*described, fd, len(reply.fds))
+
+
+def _give_up(reply: Message) -> None:
+    """Close a reply's descriptors, once: another may be about to take its place."""
+    fds, reply.fds = reply.fds, []
+    close_all(fds)
 
 
 def _of_region(index: int, argsz: int = REGION_INFO.size) -> bytes:
