@@ -14,6 +14,7 @@ import pytest
 from tests.vhost.both import BOTH
 from tests.vhost.channel import PATIENCE, Channel
 from tests.vhost.reverse import Reverse
+from tests.vhost.test_left_requests import Leaving
 from tests.vhost.test_supply import Teller
 from tests.vhost_frontend import FEATURES, MEMORY, PROTOCOL, USER, FrontEnd, P, Queue, R, V
 from tests.vhost_kit import WRITE, AnyDriver, Guest
@@ -266,6 +267,28 @@ def test_an_invalidation_waits_for_requests_that_may_use_it(
     threading.Timer(0.05, device.go_on.set).start()
     assert know(behind, IotlbMessage(0, MEMORY, 0, 0, IotlbType.INVALIDATE)) == 0
     assert [completion.data for completion in ring.take_used()] == [b"tiaw"]
+
+
+def test_a_request_that_was_left_is_given_again_after_an_invalidation_too(tmp_path: Path) -> None:
+    """It is in the ring, and no translation of it is used: what is taken back changes nothing about it."""
+    device = Leaving()
+    with Server(device, f"unix:{tmp_path}/l") as server, FrontEnd(str(server.listener.address)) as front_end:
+        front_end.negotiate(FEATURES | V.ACCESS_PLATFORM, PROTOCOL | P.BACKEND_REQ)
+        front_end.share_memory()
+        with Channel(front_end):
+            know_rings(front_end)
+            assert know(front_end, update(0, USER, MEMORY)) == 0
+            ring, other = front_end.queue(0), front_end.queue(1)
+            ring.start()
+            ring.put(b"l1", 16)
+            ring.kick()
+            front_end.settle()
+            assert know(front_end, IotlbMessage(0, PAGE, 0, 0, IotlbType.INVALIDATE)) == 0
+            assert know(front_end, update(0, USER, MEMORY)) == 0
+            front_end.settle()
+            device.leaves = False
+            other.start(kick=False)
+            assert [done.data for done in ring.wait_used()] == [b"l1"]
 
 
 def test_buffers_of_a_device_that_waits_for_a_word_are_asked_for_and_recalled(tmp_path: Path) -> None:

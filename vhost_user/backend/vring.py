@@ -256,7 +256,7 @@ class Vring:
 
     def _drain_kick(self) -> None:
         drain(self._kick)
-        self.pending = self.state is RingState.RUNNING
+        self.kicked()
 
     def _drop_kick(self) -> None:
         if self._kick >= 0:
@@ -297,7 +297,7 @@ class HandledVring(Vring):
         """Whether the next request waits for another ring."""
 
     def recall(self) -> None:  # noqa: D102 - Vring has it
-        self._end()
+        self._drain()
 
     def other_began(self) -> None:  # noqa: D102 - Vring has it
         if self._has_left:
