@@ -76,10 +76,9 @@ class Vrings:
         was_started = vring.state.is_started
         vring.happen(RingEvent.STOP)
         vring.let_go()
-        if was_started:
+        self.started = [other for other in self.started if other is not vring]
+        if was_started and not self.started:
             self._iotlb.clear()  # QEMU takes nothing back of what a device has that it has stopped
-        if vring in self.started:
-            self.started = [other for other in self.started if other is not vring]
         return self._base(vring)
 
     def stop_all(self) -> None:
