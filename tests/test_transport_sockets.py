@@ -347,3 +347,22 @@ def test_a_stream_is_hung_up_once_either_end_is_closed(unread: bytes) -> None:
     hung_up += [here.is_hung_up, there.is_hung_up]
     here.close()
     assert [*hung_up, here.is_hung_up] == [False, False, True, True, True]
+
+
+class ClosedMeanwhile(socket.socket):
+    """One that another thread closes just when it was asked for its descriptor."""
+
+    def fileno(self) -> int:
+        number = super().fileno()
+        self.close()
+        return number
+
+
+def test_what_another_thread_closes_is_hung_up_and_no_listener_any_more(tmp_path: Path) -> None:
+    here, there = socket.socketpair()
+    with there:
+        assert Stream(ClosedMeanwhile(fileno=here.detach())).is_hung_up
+    with Listener(str(tmp_path / "s")) as listener:
+        listener.socket = ClosedMeanwhile(fileno=listener.socket.detach())
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            listener.accept()

@@ -212,10 +212,10 @@ class Listener:
 
     def _wait(self, events: int, seconds: float | None = None) -> None:
         """Wait for one of these events, the end of listening, or so many seconds."""
-        if self.socket.fileno() < 0:
+        if (fd := self.socket.fileno()) < 0:
             raise OSError(errno.EBADF, "the listener is closed")
         poll = select.poll()
-        poll.register(self.socket, events)
+        poll.register(fd, events)
         poll.poll(seconds if seconds is None else 1000 * seconds)
 
     def _bind_path(self, path: str) -> None:

@@ -112,10 +112,10 @@ class Stream:
     @property
     def is_hung_up(self) -> bool:
         """Whether the peer has closed its end, or this one is closed: nothing that is sent can arrive."""
-        if self.socket.fileno() < 0:
+        if (fd := self.socket.fileno()) < 0:
             return True
         poll = select.poll()
-        poll.register(self.socket, 0)
+        poll.register(fd, 0)  # another thread may close it just now, and then it is none of a poll's
         return bool(poll.poll(0))
 
     def shutdown(self, how: int = socket.SHUT_RDWR) -> None:
