@@ -204,6 +204,26 @@ def test_what_a_constructor_sets_is_looked_at_too(tmp_path: Path) -> None:
         made(tmp_path, body)()
 
 
+def test_a_constructor_may_call_that_of_the_base_before_it_has_set_all() -> None:
+    class Sized(VhostDevice):
+        virtio_id = 42
+        queues = Queues(1)
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.bits = 1 << 5
+
+        @property
+        def features(self) -> int:  # type: ignore[override]
+            return self.bits
+
+        @queue(0)
+        def reset(self, chain: Chain) -> int:
+            return 0
+
+    assert Sized().features == 1 << 5
+
+
 def test_an_author_may_call_attributes_as_he_likes() -> None:
     class Plain(VhostDevice):
         virtio_id = 1

@@ -81,7 +81,7 @@ class VhostDevice:
         return device
 
     def __init__(self) -> None:
-        model_of(self).constructed()
+        """Whatever constructors there are: when the last of them is done, `DeviceModel.constructed` looks at it."""
 
     # Hooks: what an author may override. All of it is called where handlers run.
 
@@ -280,6 +280,9 @@ class DeviceModel:
 
 def _constructed(device: VhostDevice) -> None:
     model_of(device).constructed()
+
+
+VhostDevice.__init__ = followed_by(VhostDevice.__init__, _constructed)  # type: ignore[method-assign]
 
 
 def model_of(device: VhostDevice) -> DeviceModel:
