@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import struct
@@ -15,6 +16,7 @@ from tests.interposer_bench import Bench, answer, dma_map, read, request, write
 from tests.traced import Written, flag_at_work
 from tests.wireshark import Wireshark
 from userdev.errors import UserError
+from userdev.trace import TraceLine
 from userdev.trace.view import TraceView
 from vfio_user.cli import cli
 from vfio_user.interposer.trace import read_trace
@@ -22,7 +24,7 @@ from vfio_user.interposer.trace.decode import describe
 from vfio_user.interposer.trace.register_file import load_registers
 from vfio_user.interposer.trace.show import PACKETS
 from vfio_user.traces import open_trace
-from vfio_user.wire import CURRENT, Command
+from vfio_user.wire import CURRENT, NO_REPLY, Command
 from vfio_user.wire import layouts as at
 
 
@@ -131,6 +133,29 @@ def test_a_request_whose_answer_never_came_is_shown_in_its_place(tmp_path: Path)
     assert numbers == sorted(numbers)
     assert {lost, *later} <= set(numbers)
     assert "answer" not in shown(tmp_path / "t", "--offset", "0x10")[0]
+
+
+def test_a_pass_over_a_trace_keeps_no_more_of_one_that_is_longer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody answers what is posted; what is answered is told so."""
+    monkeypatch.setattr("userdev.trace.lines.MOST_ASKED", 10)
+    gc.collect()
+    for posted in (50, 100):
+        with Written(tmp_path / "t") as written:
+            for number in range(posted):
+                message = write(0, 0x20, number.to_bytes(4, "little"))
+                message.flags |= NO_REPLY
+                written.ask(message, None)
+                written.read(0x10, number)
+        lines = open_trace(tmp_path / "t").lines()
+        answered, kept = 0, 0
+        for line in lines:
+            answered += line.answer is not None
+            kept = max(kept, sum(type(each) is TraceLine for each in gc.get_objects()) if not answered % 10 else 0)
+        assert answered == posted
+        assert 10 <= kept <= 16
+    del line
 
 
 def test_values_are_numbers_for_programs(trace: Path) -> None:

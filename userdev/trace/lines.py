@@ -20,6 +20,8 @@ DATA_SHOWN = 64
 _BYTES_SHOWN = 32
 MOST_HELD = 1024
 """Lines that a request's may be ahead of its reply's, for it to say what it was answered."""
+MOST_ASKED = 1 << 14
+"""Requests that a reply is known to be one's of; there may be any number of those that nobody answers."""
 _MARKS = {View.RECEIVED: "only received", View.SENT: "only sent"}
 _ARROWS = {Direction.TO_SERVER: ("->", "=>"), Direction.TO_CLIENT: ("<-", "<=")}
 """On the connection, and on a channel beside it."""
@@ -160,6 +162,8 @@ def _decoded(
         line = TraceLine(entry, decode(entry, None))
         if not entry.pair:
             asked[entry.number] = line
+            if len(asked) > MOST_ASKED:
+                del asked[next(iter(asked))]
         return line
     line = TraceLine(entry, decode(entry, request.decoded), entry.time - request.entry.time)
     request.answer = line
