@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from userdev.declare.class_check import framework_names
 from userdev.errors import DeclarationError
 from vfio_user import (
     PciDevice,
@@ -17,7 +18,6 @@ from vfio_user import (
 )
 from vfio_user.client import Client
 from vfio_user.device import function_of
-from vfio_user.device.class_check import framework_names
 from vfio_user.server import Server
 from vfio_user.wire.constants import MigrationState
 

@@ -1,8 +1,9 @@
-"""Eventfds of the client: whether a descriptor is one, adding to it and taking from it.
+"""Eventfds of a peer: whether a descriptor is one, adding to it and taking from it.
 
-The client shares more than the counter: whether a descriptor blocks is a flag of the open file, which either side can
+The peer shares more than the counter: whether a descriptor blocks is a flag of the open file, which either side can
 change at any time. Reading asks for no wait with each call (RWF_NOWAIT); for writing the kernel has no such thing, so
-that a client which fills the counter and makes it blocking holds the thread that signals it: `Interrupts.unblock`.
+that a peer which fills the counter and makes it blocking holds the thread that signals it. Another thread looks whether
+it `is_full` then, and drains it.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ def is_eventfd(fd: int) -> bool:
 def signaller(fd: int) -> Callable[[], None]:
     """A function that adds one to an eventfd, and never waits.
 
-    A full counter, which a client can make, holds its event already; one that blocks at a full counter is asked
-    first. A broken descriptor is the client's own loss.
+    A full counter, which a peer can make, holds its event already; one that blocks at a full counter is asked
+    first. A broken descriptor is the peer's own loss.
     """
     if not os.get_blocking(fd):
         return partial(_signal, fd)
@@ -72,9 +73,3 @@ def is_full(fd: int) -> bool:
     poll = select.poll()
     poll.register(fd, select.POLLOUT)
     return not poll.poll(0)
-
-
-def close_all(fds: list[int]) -> None:
-    """Close descriptors and forget their numbers."""
-    while fds:
-        os.close(fds.pop())

@@ -20,20 +20,24 @@ class Crash(NamedTuple):
     by_itself: bool = False
 
 
-class Target(Protocol):
-    """The server under test, of whatever protocol."""
-
-    def connect(self) -> Stream:
-        """A new connection; starts the server where it can and has to."""
+class ServerUnderTest(Protocol):
+    """The server under test, as whoever runs checks sees it."""
 
     def renew(self) -> None:
         """Replace the server by a fresh one, where that is possible."""
 
-    def settle(self) -> None:
-        """Wait until the server has dealt with what its clients have sent and that they left, or has died of it."""
-
     def crashed(self) -> Crash | None:
         """How the server died of itself, or came to serve nobody, since this was last asked; None otherwise."""
+
+
+class Target(ServerUnderTest, Protocol):
+    """The same, of whatever protocol, as its checks see it."""
+
+    def connect(self) -> Stream:
+        """A new connection; starts the server where it can and has to."""
+
+    def settle(self) -> None:
+        """Wait until the server has dealt with what its clients have sent and that they left, or has died of it."""
 
     @property
     def pid(self) -> int | None:
@@ -52,16 +56,6 @@ class Workbench(Protocol):
 
     def close(self) -> None:
         """Close all that the check has opened."""
-
-
-class ServerUnderTest(Protocol):
-    """The server under test."""
-
-    def renew(self) -> None:
-        """Replace the server by a fresh one, where that is possible."""
-
-    def crashed(self) -> Crash | None:
-        """How the server died of itself, or came to serve nobody, since this was last asked; None otherwise."""
 
 
 B = TypeVar("B", bound=Workbench)

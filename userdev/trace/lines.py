@@ -21,7 +21,7 @@ _BYTES_SHOWN = 32
 MOST_HELD = 1024
 """Lines that a request's may be ahead of its reply's, for it to say what it was answered."""
 MOST_ASKED = 1 << 14
-"""Requests that a reply is known to be one's of; there may be any number of those that nobody answers."""
+"""Requests whose reply is looked for: of those that nobody answers there may be any number."""
 _MARKS = {View.RECEIVED: "only received", View.SENT: "only sent"}
 _ARROWS = {Direction.TO_SERVER: ("->", "=>"), Direction.TO_CLIENT: ("<-", "<=")}
 """On the connection, and on a channel beside it."""

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from userdev.declare.class_check import ClassCheck, framework_names
+from userdev.declare.class_check import ClassCheck
 from userdev.declare.declared import authors_frame, source_of
 from userdev.errors import DeclarationError
 from vfio_user.device.attributes import ATTRIBUTES, check_attribute
 from vfio_user.device.mechanism import Mechanism
-
-__all__ = ["check_class", "framework_names"]
 
 
 def check_class(device_class: type, framework: type) -> None:

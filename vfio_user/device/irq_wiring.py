@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from userdev.errors import ProtocolError
-from userdev.eventfd import close_all, drain, is_eventfd, is_full, signaller
+from userdev.eventfd import drain, is_eventfd, is_full, signaller
 from vfio_user.wire.constants import IrqIndex, IrqInfoFlags, IrqSetFlags
 
 INTX, MSI, MSIX, ERR, REQ = map(int, IrqIndex)
@@ -135,4 +135,5 @@ class IrqRequest:
 
     def close(self) -> None:
         """Close the descriptors that nobody took."""
-        close_all(self.fds)
+        while self.fds:
+            os.close(self.fds.pop())
