@@ -161,3 +161,38 @@ def test_no_thread_of_a_server_keeps_its_process(tmp_path: Path, monkeypatch: py
     refusing.join(10)
     for client in clients:
         client.close()
+
+
+def test_a_server_that_is_closed_waits_for_the_session_that_is_just_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is served is given back behind that, and nothing may use it any more."""
+    monkeypatch.setattr("userdev.serving.server.LOOK_SECONDS", 0.01)
+    begins, stopped = threading.Event(), [threading.Semaphore(0), threading.Semaphore(0)]
+    sessions: list[Told] = []
+
+    class Told(Staying):
+        """Ends with its client; the second when it was told so twice, by who begins it and by who waits for it."""
+
+        def __init__(self, stream: Stream, only: bool) -> None:
+            super().__init__(stream, only)
+            self.number = len(sessions)
+            sessions.append(self)
+            self.stop = stopped[self.number].release
+            self.has_ended = False
+            if self.number:
+                begins.set()
+                assert all(stopped[0].acquire(timeout=10) for _ in range(2)), "the server waits for this thread"
+
+        def run(self) -> None:
+            assert not self.number or all(stopped[1].acquire(timeout=10) for _ in range(2))
+            self._stream.close()
+            self.has_ended = True
+
+    path = str(tmp_path / "s")
+    with Server(path, Told, Stream.close):
+        clients = [connect(path, timeout=10), connect(path, timeout=10)]
+        assert begins.wait(10)
+    assert [session.has_ended for session in sessions] == [True, True]
+    for client in clients:
+        client.close()
