@@ -65,6 +65,10 @@ class Chain:
         self._read = (0, 0)
         self._write = (0, 0)
 
+    def rewind(self) -> None:
+        """Have nothing of it be read or written yet."""
+        self._read = self._write = (0, 0)
+
     @property
     def readable(self) -> int:
         """Bytes that `read` still has."""

@@ -138,6 +138,7 @@ class Ring(ABC):
         """
         self._check_mappings()
         if chain.again:
+            chain.rewind()  # others are made anew when they are taken again
             self.resubmitted.appendleft(chain)
             return
         if self._in_order is not None:
