@@ -34,6 +34,7 @@ from vfio_user.harness import (
     Plugged,
     QmpLost,
     QmpTimeout,
+    ServerFailure,
     report_of,
 )
 from vfio_user.wire.constants import MigrationState
@@ -150,7 +151,7 @@ class Disconnection:
         try:
             seen = self._what_was_seen(guest, job)
             guest.unplug(device, keep_server=True)
-        except (MachineError, QmpLost):  # QEMU died of it
+        except (MachineError, ServerFailure, QmpLost):  # QEMU died of it
             return "gone with QEMU"
         return seen
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
+
 from avocado_tests.vhost_test import DiskTest
-from vfio_user.harness import EXERCISES, ServerError, exercise
+from vfio_user.harness import EXERCISES, Device, QmpError, ServerError, ServerFailure, exercise
 
 
 class DiskBehindVhostUser(DiskTest):
@@ -51,3 +54,14 @@ class DiskBehindVhostUser(DiskTest):
             with self.assertRaises(ServerError) as told:
                 guest.plug("vhost-user-blk --image /proc/there/is/none")
             self.assertIn("/proc/there", told.exception.hint)
+
+    def test_a_server_whose_device_qemu_refuses_has_failed(self) -> None:
+        """One that is no disk, where QEMU is to have one. What is asked of QEMU wrongly is no server's failure."""
+        no_disk = Device(command=f"{sys.executable} -m vhost_user serve rng --socket-path {{socket}}")
+        with self.lab() as lab:
+            guest = lab.boot()
+            with self.assertRaises(ServerFailure):
+                guest.plug(replace(no_disk, properties={"driver": "vhost-user-blk-pci"}))
+            with self.assertRaises(QmpError):
+                guest.plug("vhost-user-rng [x-none-such=1]")
+            guest.succeed("true")

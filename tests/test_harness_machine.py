@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shlex
 import sys
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from vfio_user.harness.attachment import Attachment, SocketChardev, VhostUserNet
 from vfio_user.harness.command_line import MachineConfig, Start
 from vfio_user.harness.machine import Launch, Machine, MachineError, open_sockets
 from vfio_user.harness.qmp import QmpError
+from vfio_user.harness.server import ServerFailure
 
 
 @dataclass(frozen=True)
@@ -39,13 +43,38 @@ def test_the_reason_why_qemu_does_not_start_is_in_the_error(tmp_path: Path) -> N
     assert str(failure.value).endswith(f"status 1 at its start: {said}")
 
 
+def test_a_device_that_qemu_refuses_is_its_servers_failure_unless_a_property_is_why(tmp_path: Path) -> None:
+    served: dict[str, object] = {"driver": "vfio-user-pci", "id": "dev0", "socket": {"path": "/x"}, "x-msg-timeout": 1}
+    behind = (SocketChardev("dev0-socket", Path("/x")),)
+    reasons = {
+        "vfio vfio-user:/tmp/dev0.sock: version reply: Invalid argument": True,
+        "Property 'vfio-user-pci.x-msg-timeout' not found": False,
+        "Parameter 'x-msg-timeout' expects uint64": False,
+    }
+    for attachment, is_served in (
+        (Attachment(served), True),
+        (Attachment({"driver": "vhost-user-blk-pci", "id": "dev0", "x-msg-timeout": 1}, behind), True),
+        (Attachment({"driver": "edu", "id": "dev0", "x-msg-timeout": 1}), False),
+    ):
+        for why, servers_fault in reasons.items():
+            assert attachment.blames_server(why) is (servers_fault and is_served), (attachment.device, why)
+            told = f"qemu: -device {json.dumps(dict(attachment.device), separators=(',', ':'))}: {why}"
+            start = replace(launch(tmp_path).start, attached=(attachment,))
+            wrong = ServerFailure if servers_fault and is_served else MachineError
+            with pytest.raises(wrong, match=re.escape(why)):
+                Machine(
+                    Script(("sh", "-c", f"echo {shlex.quote(told)} >&2; exit 1")),
+                    replace(launch(tmp_path), start=start),
+                )
+
+
 def test_a_server_that_died_before_qemu_is_named_first_with_its_last_words(tmp_path: Path) -> None:
     log = tmp_path / "dev0.server.log"
     script = "echo Edu is listening on unix:/x; echo no memory is left >&2; exit 3"
     server = Child("dev0", ["sh", "-c", script], log=log)
     healthy = Child("dev1", ["sh", "-c", "exec sleep 60"], log=tmp_path / "dev1.server.log")
     server.wait(30)
-    with pytest.raises(MachineError) as failure:
+    with pytest.raises(ServerFailure) as failure:
         Machine(
             Script(("sh", "-c", "echo an assertion failed >&2; kill -ABRT $$")),
             launch(tmp_path),
@@ -55,7 +84,7 @@ def test_a_server_that_died_before_qemu_is_named_first_with_its_last_words(tmp_p
         str(failure.value)
         == "dev0 exited with status 3: no memory is left; then QEMU was killed by SIGABRT at its start"
     )
-    assert "no memory is left" in failure.value.hint
+    assert "no memory is left" in failure.value.evidence
     for child in (server, healthy):
         child.stop()
 

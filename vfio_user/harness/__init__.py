@@ -62,6 +62,7 @@ __all__ = [
     "Result",
     "Scratch",
     "ServerError",
+    "ServerFailure",
     "Site",
     "SocketChardev",
     "SshHost",
@@ -117,7 +118,7 @@ if TYPE_CHECKING:
     from vfio_user.harness.qemu_guards import AT_UNPLUG
     from vfio_user.harness.qmp import EventLog, QmpError, QmpLost, QmpTimeout
     from vfio_user.harness.scratch import Scratch
-    from vfio_user.harness.server import DeviceServer, ServerError
+    from vfio_user.harness.server import DeviceServer, ServerError, ServerFailure
     from vfio_user.harness.site import Site
     from vfio_user.harness.timeouts import patience
     from vfio_user.harness.toolchain import c_compiler
@@ -166,7 +167,7 @@ else:
         "vfio_user.harness.qemu_guards": ("AT_UNPLUG",),
         "vfio_user.harness.qmp": ("EventLog", "QmpError", "QmpLost", "QmpTimeout"),
         "vfio_user.harness.scratch": ("Scratch",),
-        "vfio_user.harness.server": ("DeviceServer", "ServerError"),
+        "vfio_user.harness.server": ("DeviceServer", "ServerError", "ServerFailure"),
         "vfio_user.harness.site": ("Site",),
         "vfio_user.harness.toolchain": ("c_compiler",),
         "vfio_user.harness.verdicts": ("TEST_SECONDS", "Trial", "trial"),

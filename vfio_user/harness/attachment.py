@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+
+_WORD = re.compile(r"[\w-]+")
+_OF_EVERY_DEVICE = frozenset({"driver", "id", "bus", "addr", "socket", "chardev", "netdev"})
+"""What the harness says of a device, not whoever asks for one."""
 
 QmpCommand = tuple[str, Mapping[str, object]]
 """A command of QMP and its arguments."""
@@ -95,6 +100,14 @@ class Attachment:
     def identity(self) -> str:
         """QEMU's id of the device, by which `device_del` and its events name it."""
         return str(self.device["id"])
+
+    def blames_server(self, reason: str) -> bool:
+        """Whether what QEMU gives as its reason to refuse it is its server's doing.
+
+        It has one where something of it is behind a socket, and is not to blame where QEMU names a property.
+        """
+        is_served = bool(self.needs) or "socket" in self.device
+        return is_served and not self.device.keys() & set(_WORD.findall(reason)) - _OF_EVERY_DEVICE
 
     @property
     def options(self) -> list[str]:

@@ -26,8 +26,8 @@ from vfio_user.harness.hosts.host import Host
 from vfio_user.harness.interposition import Interpose
 from vfio_user.harness.machine import Machine, MachineError
 from vfio_user.harness.mishaps import Mishap
-from vfio_user.harness.qmp import Qmp
-from vfio_user.harness.server import DeviceServer
+from vfio_user.harness.qmp import Qmp, QmpError
+from vfio_user.harness.server import DeviceServer, ServerFailure
 from vfio_user.page.names import COLLECTED
 
 if TYPE_CHECKING:
@@ -153,6 +153,12 @@ class BootedGuest(Guest):
         `device` is what `Device.parse` takes. A server that runs already can be given as `server`; before one that is
         started here `interpose` puts an interposer: True, a scenario of faults, or an `Interposition`. `properties` are
         those of the QEMU device, with underscores for dashes (`x_msg_timeout=1000`).
+
+        Raises:
+            ServerFailure: the server died, or QEMU refuses what it serves.
+            ServerError: it does not come up.
+            QmpError: QEMU refuses what was asked for.
+            GuestFailure: the guest does not see the device, or has no room for it.
         """
         wanted = device if isinstance(device, Device) else Device.parse(device)
         slot = self._free_slot()
@@ -163,9 +169,11 @@ class BootedGuest(Guest):
         attachment = attachment_of(wanted, identity, server, slot, properties)
         try:
             self.machine.attach(attachment, unless=server.check if server is not None else None)
-        except UserError:
+        except UserError as error:
             if server is not None:
                 server.check(wait=1.0)  # the cause, if it is one
+                if isinstance(error, QmpError) and attachment.blames_server(error.description):
+                    raise server.refused(error.description) from error
             raise
         return self._plugged(attachment, wanted, slot, f"{slot_address(slot)}/????:??:??.?", server)
 
@@ -359,7 +367,7 @@ class BootedGuest(Guest):
         self.machine.mishaps.check()
         try:
             self.machine.check(wait=seconds)
-        except MachineError:
+        except (MachineError, ServerFailure):
             self.qmp.events.await_end(_LAST_EVENTS_SECONDS)
             self.machine.mishaps.check()  # that may be why
             raise

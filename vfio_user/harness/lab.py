@@ -49,7 +49,7 @@ from vfio_user.harness.mishaps import GuestCrash
 from vfio_user.harness.qemu import Qemu, ensure_qemu, find_qemu
 from vfio_user.harness.records import Records
 from vfio_user.harness.scratch import Scratch, processes_of
-from vfio_user.harness.server import DeviceServer
+from vfio_user.harness.server import DeviceServer, ServerFailure
 from vfio_user.harness.site import Site
 from vfio_user.harness.timeouts import Accelerator
 
@@ -310,7 +310,7 @@ class Lab:
                     machine.go_on()
                     guest = self._answering(machine, spec, _RESTORE_SECONDS)
                     guest.agent.set_clock()
-                except (MachineError, GuestLost):
+                except (MachineError, ServerFailure, GuestLost):
                     if made or last:
                         raise
                 else:

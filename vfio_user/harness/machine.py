@@ -19,11 +19,12 @@ from vfio_user.harness import coredump
 from vfio_user.harness.attachment import Attachment, QmpCommand
 from vfio_user.harness.command_line import MachineConfig, Start, Wiring, command_line
 from vfio_user.harness.console import Console, ConsoleError
-from vfio_user.harness.last_words import end_of, first_to_end_badly, told_end
+from vfio_user.harness.last_words import end_of, first_to_end_badly, reason, told_end
 from vfio_user.harness.memory_file import MemoryFile
 from vfio_user.harness.mishaps import Mishaps
 from vfio_user.harness.qmp import Qmp, QmpError, QmpLost, QmpTimeout
 from vfio_user.harness.qtest import QTest
+from vfio_user.harness.server import ServerFailure
 from vfio_user.harness.timeouts import patience
 
 # Seconds for QEMU itself, whatever the guest does.
@@ -89,6 +90,7 @@ class Machine:
 
     Raises:
         MachineError: QEMU does not start; nothing of it is open then, whatever went wrong.
+        ServerFailure: it does not for what one of its devices' servers did; likewise.
     """
 
     def __init__(self, qemu: Emulator, launch: Launch, *, beside: Callable[[], Iterable[Child]] = tuple) -> None:
@@ -120,7 +122,7 @@ class Machine:
                 self.console.close()
                 if not ended_by_itself:
                     raise MachineError(str(error), hint=self.child.last_words()) from error
-                raise self._ended(" at its start") from error
+                raise self._ended(" at its start", self._refused()) from error
             opened.callback(self.qmp.close)
             self.mishaps = Mishaps(self.name, self.console, self.qmp.events)
             opened.pop_all()
@@ -241,18 +243,33 @@ class Machine:
         return next((log.failure for log in (*self.console.logs, self.qmp.log) if log.failure), None)
 
     def check(self, wait: float = 0.0) -> None:
-        """Raise `MachineError` with QEMU's last words when it is gone, or goes within `wait` seconds."""
+        """Raise `MachineError` with QEMU's last words when it is gone, or goes within `wait` seconds.
+
+        Raises:
+            ServerFailure: instead, where a server of the run had died before it.
+        """
         if self.child.wait(wait) is not None:
             raise self._ended()
 
-    def _ended(self, when: str = "") -> MachineError:
+    def _refused(self) -> str:
+        """The reason why QEMU does not have a device that it was started with, where the device's server is to blame.
+
+        QEMU says `-device {...}: why`.
+        """
+        head, _, why = reason(tail(self.child.log)).rpartition("}: ")
+        refused = (attached for attached in self.attached if f'"id":"{attached.identity}"' in head)
+        return next((why for attached in refused if attached.blames_server(why)), "")
+
+    def _ended(self, when: str = "", refused: str = "") -> MachineError | ServerFailure:
         """What to say of it: a program of the run that died first is the one to look at, so it is named first."""
         fate = f"{self.child.fate()}{when}"
         by = self.child.ended
         first = first_to_end_badly(self._beside(), by) if by is not None else None
-        if first is None or first is self.child:
-            return MachineError(end_of("QEMU", fate, tail(self.child.log)), hint=self.child.last_words())
-        return MachineError(f"{told_end(first)}; then QEMU {fate}", hint=f"its last lines:\n{first.last_words()}")
+        if first is not None and first is not self.child:
+            return ServerFailure.of(f"{told_end(first)}; then QEMU {fate}", first)
+        if refused:
+            return ServerFailure.of(f"QEMU refuses a device: {refused}", self.child)
+        return MachineError(end_of("QEMU", fate, tail(self.child.log)), hint=self.child.last_words())
 
     def __enter__(self) -> Machine:
         return self

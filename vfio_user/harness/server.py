@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-from userdev.errors import UserError
+from userdev.errors import UserError, VerdictError
 from userdev.process import Child, Deadline
 from vfio_user.harness.device import Device, server_command
 from vfio_user.harness.interposition import InterposerProcess, Interposition
@@ -20,7 +20,16 @@ from vfio_user.interposer.control.client import InterposerControl
 
 
 class ServerError(UserError):
-    """A device server did not come up, or died. The hint has the last lines of its log."""
+    """A device server did not come up. The hint has the last lines of its log."""
+
+
+class ServerFailure(VerdictError):
+    """A device server that had come up died, or QEMU refused what it served. The evidence is the end of its log."""
+
+    @classmethod
+    def of(cls, what: str, child: Child) -> ServerFailure:
+        """What went wrong with the program `child`, with its last lines."""
+        return cls(what, evidence=f"{child.name}, last lines:\n{child.last_words()}")
 
 
 class Owner(Protocol):
@@ -100,10 +109,11 @@ class OwnProcess:
                 hint="its program has to be on that host already" if device.command else self.child.last_words(),
             ) from error
         if path is not None and not site.host.await_listening(self.child, path, deadline):
-            check_running(name, self.child)
+            hint = f"its last lines:\n{self.child.last_words()}"
+            if not self.child.running:
+                raise ServerError(f"the device server {name!r} {self.child.fate()}", hint=hint)
             raise ServerError(
-                f"the device server {name!r} does not listen on {path} after {deadline.seconds:g} s",
-                hint=f"its last lines:\n{self.child.last_words()}",
+                f"the device server {name!r} does not listen on {path} after {deadline.seconds:g} s", hint=hint
             )
 
 
@@ -258,8 +268,13 @@ class DeviceServer:
         return bool(self.device.served)
 
     def check(self, wait: float = 0.0) -> None:
-        """Raise `ServerError` with its last words when it has ended, or ends within `wait` seconds."""
-        check_running(self.name, self.child, wait)
+        """Raise `ServerFailure` with its last words when it has ended, or ends within `wait` seconds."""
+        if self.child.wait(wait) is not None:
+            raise ServerFailure.of(f"the device server {self.name!r} {self.child.fate()}", self.child)
+
+    def refused(self, reason: str) -> ServerFailure:
+        """The failure of a server whose device QEMU does not take, for this reason."""
+        return ServerFailure.of(f"QEMU refuses the device of the server {self.name!r}: {reason}", self.child)
 
     def last_words(self) -> str:
         """The last lines of the server's log, for an error's hint."""
@@ -317,9 +332,3 @@ class DeviceServer:
         """How an interposer is told of a server to start; one of ours inherits its socket as {fd}."""
         served = server_command(self.device, self.server_path, ("{fd}",), site.host.name) if self.device.served else []
         return ["--keep-alive", "--server-command", self.device.command or shlex.join(served)]
-
-
-def check_running(name: str, child: Child, wait: float = 0.0) -> None:
-    """Raise `ServerError` for a server that has ended, or does so within `wait` seconds."""
-    if child.wait(wait) is not None:
-        raise ServerError(f"the device server {name!r} {child.fate()}", hint=f"its last lines:\n{child.last_words()}")

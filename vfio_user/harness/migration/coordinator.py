@@ -44,7 +44,7 @@ class MovedByQemu(NamedTuple):
     destination: DeviceServer
 
     def check(self, *, source_too: bool) -> None:
-        """Raise `ServerError` for the one that has ended; that of the source may be replaced while QEMU copies."""
+        """Raise `ServerFailure` for the one that has ended; that of the source may be replaced while QEMU copies."""
         for server in (self.destination, *([self.source] if source_too else [])):
             server.check()
 

@@ -9,6 +9,7 @@ from vfio_user.harness.booted_guest import BootedGuest
 from vfio_user.harness.guest import GuestFailure, GuestLost
 from vfio_user.harness.machine import MachineError
 from vfio_user.harness.migration.report import Report
+from vfio_user.harness.server import ServerFailure
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ def compare(report: Report, before: GuestView, guest: BootedGuest) -> None:
     """Look again, and put what was found into the report."""
     try:
         after = look(guest)
-    except (GuestLost, GuestFailure, MachineError) as error:
+    except (GuestLost, GuestFailure, MachineError, ServerFailure) as error:
         report.judge("the guest answers", False, str(error))
         return
     report.judge("no reboot", after.boot_id == before.boot_id, f"boot id {after.boot_id}")
