@@ -86,10 +86,17 @@ def test_an_outcome_is_shown_with_what_the_server_did(outcome: Outcome) -> None:
 @pytest.mark.parametrize("outcome", Outcome)
 def test_quiet_shows_what_is_not_as_it_should_be_and_the_count(outcome: Outcome) -> None:
     lines = told("--quiet", outcomes=[outcome]).stdout
-    is_shown = outcome in (Outcome.FAIL, Outcome.DIFFERS, Outcome.NOT_JUDGED)
+    is_shown = outcome in (Outcome.FAIL, Outcome.DIFFERS)
     assert (f"It does {outcome.name.lower()}" in lines) is is_shown
     assert "1 check:" in lines
     assert "it closes each connection" not in lines
+
+
+def test_of_many_that_are_not_judged_for_one_reason_the_first_is_shown() -> None:
+    """As behind a server that lets nobody: all are counted."""
+    result = told(outcomes=[Outcome.NOT_JUDGED, Outcome.NOT_JUDGED, Outcome.FAIL, Outcome.NOT_JUDGED])
+    assert result.stdout.count("It does not_judged") == 2
+    assert "3 not judged" in result.stdout
 
 
 def test_each_outcome_is_counted_by_itself() -> None:

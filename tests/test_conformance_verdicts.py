@@ -99,6 +99,12 @@ def test_a_server_that_ends_by_itself_differs_where_that_is_left_open(check: Cal
     assert "it ended" in outcome(check, Level.OPEN, ended)[1]
 
 
+def test_a_check_that_breaks_is_told_with_the_line_of_it() -> None:
+    verdict, detail = outcome(broken, Level.MUST)
+    assert verdict is Outcome.FAIL
+    assert f"{__file__}:{broken.__code__.co_firstlineno + 2}" in detail
+
+
 @pytest.mark.parametrize("level", Level)
 def test_a_server_has_the_time_to_die_of_what_a_check_has_sent_whatever_the_check_says(level: Level) -> None:
     """Else its death is that of the next, whose client it still takes. A check that was skipped has sent nothing."""

@@ -1,6 +1,16 @@
 """Checks of any server: what one is, and how a catalogue of them is run."""
 
-from userdev.conformance.check import Check, CheckFailed, Group, Level, Skip, Unmet, relying, require
+from userdev.conformance.check import (
+    Check,
+    CheckFailed,
+    Group,
+    Level,
+    Skip,
+    Unmet,
+    relying,
+    require,
+    require_known_needs,
+)
 from userdev.conformance.runner import CheckResult, Crash, Outcome, Target, Workbench, run
 
 __all__ = [
@@ -17,5 +27,6 @@ __all__ = [
     "Workbench",
     "relying",
     "require",
+    "require_known_needs",
     "run",
 ]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from typing import Generic, TypeVar
 
-from userdev.errors import UserdevError
+from userdev.errors import UserdevError, meant
 
 B = TypeVar("B")
 """The bench: one check's view of the server."""
@@ -149,6 +149,17 @@ class Group(Generic[B]):
         self.checks.append(
             Check(id, title, rule or self.rule, run, level, dialects or self.dialects, all_needs, revision)
         )
+
+
+def require_known_needs(checks: Sequence[Check[B]], catalogue: Iterable[Check[B]]) -> None:
+    """See to it that every check needs only what there is: one of them, or of the catalogue.
+
+    Raises:
+        ValueError: one needs another; nothing would ever tell that it relies on nothing.
+    """
+    known = {check.id for check in (*checks, *catalogue)}
+    for id, need in ((check.id, need) for check in checks for need in check.needs if need not in known):
+        raise ValueError(f"check {id} needs {need!r}, and there is no such check. {meant(need, known)}".rstrip())
 
 
 def require(condition: object, what: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -172,7 +173,7 @@ def _run(check: Check[B], bench: Callable[[], B], dialect: str) -> CheckResult[B
     except UserdevError as error:
         outcome, detail = _verdict(check), _said(error)
     except Exception as error:  # the other checks are worth running all the same
-        outcome, detail = Outcome.FAIL, f"the check itself broke: {error!r}"
+        outcome, detail = Outcome.FAIL, f"the check itself broke: {error!r}{_line_of(error)}"
     finally:
         own.close()
     return CheckResult(check, outcome, detail, time.monotonic() - begin, relied_on)
@@ -198,6 +199,12 @@ def _failed_for_all(result: CheckResult[B], refusal: str) -> CheckResult[B]:
     """The one failure of a server that begins no conversation, whatever level its check has."""
     detail = result.detail if refusal in result.detail else f"{result.detail}; {refusal}"
     return replace(result, outcome=Outcome.FAIL, detail=detail)
+
+
+def _line_of(error: Exception) -> str:
+    """Where in the check's function it came from."""
+    inner = traceback.extract_tb(error.__traceback__)[1:]
+    return f" ({inner[0].filename}:{inner[0].lineno})" if inner else ""
 
 
 def _said(error: UserdevError) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import json
 import sys
 from collections.abc import Callable, Mapping
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeGuard, TypeVar
 
 from userdev.errors import UserError, meant
 from userdev.serving.authored import authored
+from userdev.serving.modules import look_in, module_of_file
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoints
@@ -71,7 +71,8 @@ class Catalogue(Generic[D]):
             hint = f"{meant(name.removeprefix(f'{self._type}-'), names)}there are: {', '.join(names)}; {HOW}"
             raise UserError(f"there is no {self._type} device {name!r}", hint=hint)
         is_file = module_name.endswith(".py") or "/" in module_name
-        module = _from_file(Path(module_name), name) if is_file else _from_module(module_name, name)
+        what = f"device {name!r}"
+        module = module_of_file(Path(module_name), what, hint=HOW) if is_file else _of_name(module_name, what)
         return self._device_in(module, attribute, name)
 
     def _named(self, name: str) -> str:
@@ -126,44 +127,22 @@ def _entry_points(group: str) -> EntryPoints:
     return entry_points(group=group)
 
 
-def _from_module(module_name: str, name: str) -> ModuleType:
+def _of_name(module_name: str, what: str) -> ModuleType:
     if not all(part.isidentifier() for part in module_name.split(".")):
         raise UserError(f"{module_name!r} is no module's name", hint=HOW)
-    _look_in(Path.cwd())
-    with authored(f"device {name!r} cannot be loaded"):
+    look_in(Path.cwd())
+    with authored(f"{what} cannot be loaded"):
         try:
             return importlib.import_module(module_name)
         except ModuleNotFoundError as error:
             if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
                 raise  # one that it imports
             where = f"neither installed nor in {Path.cwd()}"
-            raise UserError(f"device {name!r}: there is no module {error.name!r}, {where}", hint=HOW) from error
-
-
-def _from_file(path: Path, name: str) -> ModuleType:
-    if path.suffix != ".py" or not path.is_file():
-        what = "there is no such file" if path.suffix == ".py" else "a file of Python ends in .py"
-        raise UserError(f"device {name!r}: {what}: {path}", hint=HOW)
-    path = path.resolve()
-    _look_in(path.parent)  # for the modules beside it
-    known = path.stem if path.stem not in sys.modules else f"{path.stem} ({path})"
-    spec = importlib.util.spec_from_file_location(known, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[known] = importlib.util.module_from_spec(spec)
-    with authored(f"device {name!r} cannot be loaded"):
-        spec.loader.exec_module(module)
-    return module
+            raise UserError(f"{what}: there is no module {error.name!r}, {where}", hint=HOW) from error
 
 
 def _public_name(base: type) -> str:
     return f"{base.__module__.partition('.')[0]}.{base.__name__}"
-
-
-def _look_in(folder: Path) -> None:
-    """Last, so that nothing there is taken for what others import."""
-    if str(folder) not in sys.path:
-        sys.path.append(str(folder))
 
 
 def _is_device(value: object, base: type[D]) -> TypeGuard[type[D]]:

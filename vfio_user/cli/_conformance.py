@@ -35,7 +35,7 @@ _LEVELS = {
 }
 
 _ALL, _NONE = frozenset(Outcome), frozenset[Outcome]()
-_NOT_GOOD = frozenset({Outcome.FAIL, Outcome.DIFFERS, Outcome.NOT_JUDGED})
+_FOUND = frozenset({Outcome.FAIL, Outcome.DIFFERS})
 _STDOUT = Path("-")
 
 B = TypeVar("B", bound=Workbench)
@@ -58,6 +58,7 @@ class Asked:
     timeout: float
     quiet: bool = False
     corpus: Path | None = None
+    checks: Path | None = None
 
 
 def options(argument: str, *, complete: Completer, device: str = "") -> Callable[[Function], Function]:
@@ -95,6 +96,12 @@ def options(argument: str, *, complete: Completer, device: str = "") -> Callable
             "--timeout", type=float, default=5.0, show_default=True, help="Seconds that each answer may take."
         ),
         click.option(
+            "--checks",
+            metavar="FILE.py",
+            type=click.Path(dir_okay=False, path_type=Path),
+            help="Run the checks of this file, of your own, instead of the catalogue.",
+        ),
+        click.option(
             "--corpus",
             type=click.Path(file_okay=False, path_type=Path),
             help="Play the finds of `fuzz` that are in this folder, instead of the checks.",
@@ -128,6 +135,8 @@ class Suite(Generic[B]):
             UserError: there is no such check, or no server.
             VerdictError: a check has failed.
         """
+        if asked.checks is not None and asked.corpus is not None:
+            raise UserError("--checks and --corpus are two runs", hint="give one of them")
         checks = self._chosen(asked.only, asked.level)
         if asked.list_only:
             self._list(checks)
@@ -136,7 +145,7 @@ class Suite(Generic[B]):
         if asked.device is not None and asked.address is None and command is None:
             command = command_of(asked.device, self.protocol)
         only_json = asked.json_path == _STDOUT
-        shown = _NONE if only_json else _NOT_GOOD if asked.quiet else _ALL
+        shown = _NONE if only_json else _FOUND if asked.quiet else _ALL
         with server(asked.address, command, greet, timeout=asked.timeout) as target:
             if (habit := target.try_out()) and shown is _ALL:
                 click.echo(habit)
@@ -192,12 +201,17 @@ class Suite(Generic[B]):
         return f"{level}, {check.rule}"
 
     def _shown(self, results: Iterable[CheckResult[B]], outcomes: frozenset[Outcome]) -> list[CheckResult[B]]:
-        """The results, those of these outcomes shown as they come."""
+        """The results, those of these outcomes shown as they come.
+
+        Of many that are not judged for the same reason, as where a server lets nobody, the first is shown.
+        """
         kept: list[CheckResult[B]] = []
         group = ""
         for result in results:
+            known = {(each.outcome, each.detail) for each in kept[-1:] if each.outcome is Outcome.NOT_JUDGED}
+            same = (result.outcome, result.detail) in known
             kept.append(result)
-            if result.outcome not in outcomes:
+            if result.outcome not in outcomes or same:
                 continue
             if result.check.group != group:
                 group = result.check.group

@@ -13,6 +13,7 @@ from vfio_user.cli._choice import Choice
 from vfio_user.cli._completion import complete_servers
 from vfio_user.cli._conformance import Asked, Suite, Target, options
 from vfio_user.cli._fuzzing import corpus_checks
+from vfio_user.cli._own_checks import own_checks
 from vfio_user.cli._served import one_command
 from vfio_user.client.conformance import CATALOGUE, REFERENCE, Bench, Check, CheckResult, greeting, run
 from vfio_user.fuzz import PROTOCOL, VfioUserSubject
@@ -34,6 +35,8 @@ def command(dialect: str, **given: Any) -> None:
         asked = replace(asked, server_command=started, device=None)
     spoken = DIALECTS[dialect]
     catalogue: Sequence[Check[Bench]] = CATALOGUE
+    if asked.checks is not None:
+        catalogue = own_checks(asked.checks, CATALOGUE)
     if asked.corpus is not None:
         catalogue = corpus_checks(asked.corpus, PROTOCOL, partial(VfioUserSubject.of, spoken))
 

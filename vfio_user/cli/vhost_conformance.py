@@ -13,6 +13,7 @@ from userdev.errors import UserError, meant
 from vfio_user.cli._completion import complete_checked_back_ends
 from vfio_user.cli._conformance import Asked, Suite, Target, options
 from vfio_user.cli._fuzzing import corpus_checks
+from vfio_user.cli._own_checks import own_checks
 from vhost_user.frontend.conformance import CATALOGUE, DEVICES, DIALECT, Bench, greet, run
 from vhost_user.frontend.conformance.devices import DeviceKind
 from vhost_user.fuzz import PROTOCOL, VhostUserSubject
@@ -33,6 +34,8 @@ def command(**given: Any) -> None:
     asked = Asked(**given)
     kind = _kind(asked)
     catalogue: Sequence[Check[Bench]] = CATALOGUE
+    if asked.checks is not None:
+        catalogue = own_checks(asked.checks, CATALOGUE)
     if asked.corpus is not None:
         catalogue = corpus_checks(asked.corpus, PROTOCOL, partial(VhostUserSubject.of, kind))
 

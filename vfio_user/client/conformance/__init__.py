@@ -68,7 +68,11 @@ def run(
     """Run the checks in order, each with connections of its own; `timeout` is in seconds.
 
     Otherwise as `userdev.conformance.run`.
+
+    Raises:
+        ValueError: a check needs one that there is not.
     """
+    conformance.require_known_needs(checks, CATALOGUE)
     bench = partial(Bench, target, dialect, timeout=timeout)
     return conformance.run(checks, target, bench, dialect=dialect.name, settle=target.settle, started=started)
 

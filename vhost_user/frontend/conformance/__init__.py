@@ -70,7 +70,11 @@ def run(
 
     `device` says what is served; without it, checks that need a request are skipped. Otherwise as
     `userdev.conformance.run`.
+
+    Raises:
+        ValueError: a check needs one that there is not.
     """
+    conformance.require_known_needs(checks, CATALOGUE)
     bench = partial(Bench, target, device, timeout=timeout)
     return conformance.run(checks, target, bench, dialect=DIALECT, settle=target.settle, started=started)
 
