@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 import socket
 from collections.abc import Callable
+from contextlib import closing
 
 import pytest
 
-from userdev.transport import Stream
+from userdev.transport import Framer, Stream
 from vfio_user.client import Client, GuestMemory, Mapping, NoAnswer
 from vfio_user.wire import CURRENT, NO_REPLY, Command, Message
 from vfio_user.wire.layouts import DMA_ACCESS
@@ -71,3 +72,22 @@ def test_what_came_with_the_last_word_counts() -> None:
     with ours, Client(Talkative(theirs), timeout=0.02) as client, GuestMemory(4096) as ram:
         client.memory.add(Mapping(0, 4096, ram))
         assert client.serve_until(lambda: bytes(ram.view[:4]) == b"more", timeout=0)
+
+
+def test_a_server_that_reads_late_sees_whole_messages() -> None:
+    """What was begun is sent to its end, and what was not is not sent at all."""
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    with theirs, closing(Framer(Message)) as framer, Client(Stream(ours), timeout=0.02) as client:
+        for data in (bytes(1 << 20), b"never begun"):
+            with pytest.raises(NoAnswer):
+                client.region_write(0, 0, data)
+        came: list[int] = []
+        while len(came) < 2:
+            framer.received(theirs.recv_into(framer.room()))
+            came += [message.command for message in framer.messages()]
+            if not came:
+                client.serve_until(lambda: False, timeout=0)
+            elif len(came) == 1:
+                client.post(Command.DEVICE_RESET)
+        assert came == [CURRENT.number(Command.REGION_WRITE), CURRENT.number(Command.DEVICE_RESET)]

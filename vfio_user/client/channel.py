@@ -28,6 +28,8 @@ MAX_OWED = 16 << 20
 """Bytes of answers that a server has not taken, after which it is asked no more questions."""
 _ENTRY = 64
 """Bytes that each is counted as beside its own."""
+Outgoing = tuple[memoryview, Sequence[int], int]
+"""What is to be sent: bytes, descriptors, and what an answer of ours counts in `owed`."""
 
 
 @dataclass(eq=False)
@@ -45,8 +47,8 @@ class _Lane:
 
     stream: Stream
     framer: Framer[Message]
-    out: deque[tuple[memoryview, Sequence[int], int]] = field(default_factory=deque)
-    """What waits to be sent: bytes, descriptors, and what an answer of ours counts in `owed`."""
+    out: deque[Outgoing] = field(default_factory=deque)
+    """What waits to be sent."""
     owed: int = 0
     gone: str = ""
     """Why nothing more comes, once that is so."""
@@ -60,6 +62,11 @@ class _Lane:
         """Send nothing of what waits."""
         self.out.clear()
         self.owed = 0
+
+    def take_back(self, unsent: Outgoing) -> None:
+        """Do not send this, if none of it has gone yet: what has begun goes on, or the peer would lose its place."""
+        if self.out:
+            self.out = deque(each for each in self.out if each is not unsent)
 
 
 class Channel:
@@ -153,15 +160,18 @@ class Channel:
         lane = self._main
         if lane.gone:
             raise Disconnected(lane.gone)
-        lane.out.append((memoryview(data), fds, 0))
-        self._flush(lane)
-        deadline = time.monotonic() + (self.timeout if timeout is None else timeout)
-        while lane.out:
-            if lane.gone:
-                raise Disconnected(lane.gone)
-            if not self._turn(deadline) and lane.out:
-                lane.drop()
-                raise NoAnswer("the server does not read what it is sent")
+        unsent = (memoryview(data), fds, 0)
+        lane.out.append(unsent)
+        try:
+            self._flush(lane)
+            deadline = time.monotonic() + (self.timeout if timeout is None else timeout)
+            while lane.out:
+                if lane.gone:
+                    raise Disconnected(lane.gone)
+                if not self._turn(deadline) and lane.out:
+                    raise NoAnswer("the server does not read what it is sent")
+        finally:
+            lane.take_back(unsent)
 
     def end_sending(self) -> None:
         """Have the server see the end behind what was sent; what it says is still taken."""
