@@ -21,7 +21,8 @@ from pathlib import Path
 import click
 
 from userdev.relay.direction import Direction
-from vfio_user.interposer.trace import VfioTraceWriter
+from userdev.trace import TraceWriter
+from vfio_user.interposer.trace.files import NAME
 from vfio_user.wire import CURRENT, Command, Message
 from vfio_user.wire import layouts as at
 
@@ -53,7 +54,7 @@ def main(records: int, json_file: Path | None) -> None:
 
 def write(path: Path, records: int, *, stale: bool = False) -> None:
     """Write a trace of so many records."""
-    trace = VfioTraceWriter(path, {"dialect": CURRENT.name})
+    trace = TraceWriter(path, NAME, {"dialect": CURRENT.name})
     number = 0
     while trace.records < records:
         number += 1

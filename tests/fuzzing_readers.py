@@ -26,10 +26,12 @@ from tests.interposed import interposed_edu
 from tests.migration_device import Adder, load, save
 from userdev.errors import ProtocolError, UserError
 from userdev.relay.direction import Direction
+from userdev.trace import TraceWriter
 from userdev_servers.gpio import Gpio
 from vfio_user.harness.agent import AgentGuest
 from vfio_user.harness.guest import GuestFailure, GuestLost
-from vfio_user.interposer.trace import VfioTraceWriter, View
+from vfio_user.interposer.trace import View
+from vfio_user.interposer.trace.files import NAME
 from vfio_user.migration.stream import CHECKSUM, HEAD, PREAMBLE
 from vfio_user.server import Server
 from vfio_user.wire import DIALECTS, ERROR, REPLY, Message
@@ -161,7 +163,7 @@ def _trace(path: Path, dialect_name: str) -> bytes:
     dialect = DIALECTS[dialect_name]
     generator = Generator(dialect, 7)
     names = [{"region": 0, "offset": 8, "name": "queue", "width": 4, "count": 2, "stride": 8}]
-    writer = VfioTraceWriter(path, {"program": "fuzz", "dialect": dialect_name, "registers": names})
+    writer = TraceWriter(path, NAME, {"program": "fuzz", "dialect": dialect_name, "registers": names})
     writer.note("connected")
     with tempfile.TemporaryFile() as file:
         for id in range(25):

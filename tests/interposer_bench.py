@@ -15,7 +15,7 @@ from userdev.relay.loop import Future, Loop, Task
 from userdev.trace import TraceWriter
 from userdev.transport import Framed, Framer, Stream, close_all
 from vfio_user.interposer.session import ForwardedSession
-from vfio_user.interposer.trace import VfioTraceWriter
+from vfio_user.interposer.trace.files import NAME
 from vfio_user.wire import CURRENT, HEADER_SIZE, NO_REPLY, REPLY, Command, Dialect, Message
 from vfio_user.wire import layouts as at
 
@@ -183,7 +183,7 @@ class Bench(SessionBench):
 
     def __init__(self, *, dialect: Dialect = CURRENT, trace: Path | None = None) -> None:
         super().__init__()
-        self.trace = VfioTraceWriter(trace, {"dialect": dialect.name}) if trace is not None else None
+        self.trace = TraceWriter(trace, NAME, {"dialect": dialect.name}) if trace is not None else None
         if self.trace is not None:
             self.loop.at_end_of_turn(self.trace.flush)
         self.client, near_client = self.pair()

@@ -10,13 +10,13 @@ from click.testing import CliRunner
 
 from tests.bundle_kit import FAILED, RECIPE, SERVER, make_bundle
 from userdev.relay.direction import Direction
-from userdev.trace import View
+from userdev.trace import TraceWriter, View
 from vfio_user.bundle import Outcome, Seen, open_bundle
 from vfio_user.bundle.difference import About, differences
 from vfio_user.bundle.model import QemuFacts
 from vfio_user.bundle.wire import wire_differences
 from vfio_user.cli.bundle import command
-from vfio_user.interposer.trace import VfioTraceWriter
+from vfio_user.interposer.trace.files import NAME
 from vfio_user.wire import CURRENT, Command, Message
 from vfio_user.wire import layouts as at
 
@@ -113,7 +113,7 @@ def test_of_cells_that_differ_it_is_told_in_what_but_for_where_its_qemu_is(tmp_p
 
 def trace(path: Path, *reads: int, written: int = 5) -> Path:
     """A trace in which the guest writes a register and reads another, which has these values in turn."""
-    writer = VfioTraceWriter(str(path), {"dialect": "current"})
+    writer = TraceWriter(str(path), NAME, {"dialect": "current"})
     numbers = {name: CURRENT.number(name) for name in (Command.REGION_READ, Command.REGION_WRITE)}
     access = at.REGION_ACCESS.pack(8, 0, 4)
     write = Message(1, numbers[Command.REGION_WRITE], payload=access + written.to_bytes(4, "little"))
@@ -130,7 +130,7 @@ def trace(path: Path, *reads: int, written: int = 5) -> Path:
 
 def dma(path: Path, data: bytes, *, address: int = 0x1000) -> Path:
     """A trace in which the device writes to the guest's memory."""
-    writer = VfioTraceWriter(str(path), {"dialect": "current"})
+    writer = TraceWriter(str(path), NAME, {"dialect": "current"})
     head = at.DMA_ACCESS.pack(address, len(data))
     written = Message(3, CURRENT.number(Command.DMA_WRITE), payload=head + data)
     pair = writer.message(Direction.TO_CLIENT, View.RECEIVED | View.SENT, written, 0, 0)

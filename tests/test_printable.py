@@ -8,6 +8,7 @@ import pty
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,9 +16,12 @@ from userdev.errors import UserError, VerdictError
 from userdev.printable import Printable, printable
 from userdev.process import tail
 from userdev.relay.direction import Direction
+from userdev.trace import TraceWriter
 from vfio_user.harness.guest import Result
-from vfio_user.interposer.trace import VfioTraceWriter
+from vfio_user.interposer.interposer import Interposer, Setup
+from vfio_user.interposer.trace.files import NAME
 from vfio_user.wire import Message
+from vhost_user.interposer import interposer as vhost
 
 CLEAR = "\x1b[2J"
 SHOWN = "\\x1b[2J"
@@ -59,9 +63,20 @@ def test_a_guests_output_and_console_are_described_without_it(tmp_path: Path) ->
     assert tail(tmp_path / "console.log") == SHOWN
 
 
+def test_what_an_interposer_warns_of_is_shown_and_not_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trace = tmp_path / f"trace{CLEAR}"
+    trace.symlink_to("/dev/full")
+    options: dict[str, Any] = {"listen": str(tmp_path / "a"), "connect": str(tmp_path / "b"), "trace": str(trace)}
+    Interposer(Setup(**options)).close()
+    vhost.Interposer(vhost.Setup(**options)).close()
+    warned = capsys.readouterr().err
+    assert warned.count(SHOWN) == 2
+    assert CLEAR not in warned
+
+
 def test_nothing_of_a_peers_message_reaches_the_terminal_of_a_command(tmp_path: Path) -> None:
     """In a terminal of its own: what VERSION says in its JSON is printed by `trace show` as it came."""
-    writer = VfioTraceWriter(tmp_path / "trace", {"dialect": "current"})
+    writer = TraceWriter(tmp_path / "trace", NAME, {"dialect": "current"})
     writer.message(Direction.TO_SERVER, 3, Message(1, 1, payload=bytes(4) + CLEAR.encode()))
     writer.close()
     ours, theirs = pty.openpty()

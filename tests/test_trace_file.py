@@ -21,8 +21,8 @@ from userdev.relay.direction import Direction
 from userdev.trace import TraceReader, TraceWriter
 from userdev.trace.format import encode_body
 from vfio_user.interposer.passing import Passing
-from vfio_user.interposer.trace import MessageRecord, Note, Raw, RecordKind, VfioTraceWriter, read_trace
-from vfio_user.interposer.trace.files import PROTOCOL
+from vfio_user.interposer.trace import MessageRecord, Note, Raw, RecordKind, read_trace
+from vfio_user.interposer.trace.files import NAME, PROTOCOL
 from vfio_user.wire import CURRENT, Command, Message
 
 
@@ -139,7 +139,7 @@ def test_a_damaged_length_ends_the_reading(tmp_path: Path) -> None:
 def test_a_damaged_record_ends_the_reading_and_what_was_before_it_is_there(
     tmp_path: Path, kind: RecordKind, direction: int, view: int, time: int, body: bytes
 ) -> None:
-    VfioTraceWriter(tmp_path / "trace", {"program": "x"}).close()
+    TraceWriter(tmp_path / "trace", NAME, {"program": "x"}).close()
     with (tmp_path / "trace").open("ab") as file:
         file.write(encode_body(kind, direction, view, time, body))
     trace = read_trace(tmp_path / "trace")
@@ -250,7 +250,7 @@ def test_what_was_written_before_a_sigkill_is_readable(tmp_path: Path) -> None:
 
 def test_a_trace_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError):
-        VfioTraceWriter(tmp_path / "no" / "such" / "folder", {})
+        TraceWriter(tmp_path / "no" / "such" / "folder", NAME, {})
 
 
 def test_a_changed_message_is_recorded_as_it_came_and_as_it_went(tmp_path: Path) -> None:
@@ -300,14 +300,14 @@ def test_a_trace_of_before_headers_named_the_protocol_is_read(tmp_path: Path) ->
 
 
 def test_a_trace_names_its_protocol(tmp_path: Path) -> None:
-    VfioTraceWriter(tmp_path / "trace", {}).close()
+    TraceWriter(tmp_path / "trace", NAME, {}).close()
     assert read_trace(tmp_path / "trace").header.about["protocol"] == "vfio-user"
 
 
 def test_a_trace_can_be_written_to_a_descriptor_that_is_inherited(tmp_path: Path) -> None:
     near, far = socket.socketpair()
     with near:
-        writer = VfioTraceWriter(f"fd:{far.detach()}", {})
+        writer = TraceWriter(f"fd:{far.detach()}", NAME, {})
         writer.message(Direction.TO_SERVER, 3, read(0, 0))
         writer.close()
         with near.makefile("rb") as stream:
@@ -318,4 +318,4 @@ def test_a_trace_can_be_written_to_a_descriptor_that_is_inherited(tmp_path: Path
 @pytest.mark.parametrize("name", ["fd:", "fd:x", "fd:-1", "fd:100000", "fd:99999999999999999999"])
 def test_what_is_no_descriptor_is_refused(name: str) -> None:
     with pytest.raises(UserError, match=name):
-        VfioTraceWriter(name, {})
+        TraceWriter(name, NAME, {})

@@ -8,8 +8,8 @@ from typing import Any, Self
 
 from tests.interposer_bench import read, request, write
 from userdev.relay.direction import Direction
-from userdev.trace import View
-from vfio_user.interposer.trace import VfioTraceWriter
+from userdev.trace import TraceWriter, View
+from vfio_user.interposer.trace.files import NAME
 from vfio_user.interposer.trace.registers import HEADER_KEY
 from vfio_user.wire import CURRENT, Command, Message
 from vfio_user.wire import layouts as at
@@ -30,7 +30,7 @@ class Written:
     def __init__(self, path: Path, registers: list[dict[str, Any]] | None = None) -> None:
         named = {HEADER_KEY: registers} if registers is not None else {}
         self.path = path
-        self.writer = VfioTraceWriter(path, {"dialect": CURRENT.name, **named})
+        self.writer = TraceWriter(path, NAME, {"dialect": CURRENT.name, **named})
         self._ids = 0
 
     def __enter__(self) -> Self:

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from userdev.interposer.interposer import BaseInterposer, BaseSetup, by_direction
 from userdev.relay.loop import Loop
+from userdev.trace import TraceWriter
 from userdev.transport import Stream
 from vfio_user.interposer.capture import CaptureDma, CaptureInterrupts
 from vfio_user.interposer.control.answers import InterposerStatus, SessionStatus
 from vfio_user.interposer.session import ForwardedSession
 from vfio_user.interposer.survival import Policy, Survival
-from vfio_user.interposer.trace import VfioTraceWriter
+from vfio_user.interposer.trace.files import NAME
 from vfio_user.interposer.trace.registers import HEADER_KEY, RegisterMap
 from vfio_user.wire import CURRENT, Dialect
 
@@ -42,7 +43,7 @@ class Setup(BaseSetup):
 class Interposer(BaseInterposer[ForwardedSession]):
     """Listens as soon as it exists. `run` returns when it has been stopped; `close` leaves nothing behind."""
 
-    program = "vfio-user"
+    program = NAME
 
     def __init__(self, setup: Setup, loop: Loop | None = None) -> None:
         """Start to listen, and start the server where that is up to us.
@@ -71,11 +72,12 @@ class Interposer(BaseInterposer[ForwardedSession]):
         """Let go of what kept the session alive."""
         self.survival = None
 
-    def new_trace(self, path: str, about: dict[str, Any]) -> VfioTraceWriter:
+    def new_trace(self, path: str, about: dict[str, Any]) -> TraceWriter:
         """The trace of all sessions, whose header has the dialect and the names of registers."""
         names = self.setup.registers
         named = {HEADER_KEY: names.plain} if names is not None else {}
-        return VfioTraceWriter(path, {**about, "dialect": self.setup.dialect.name, **named})
+        about = {**about, "dialect": self.setup.dialect.name, **named}
+        return TraceWriter(path, NAME, about, warn=self.warn)
 
     def parse_scenario(self, text: str, source: str) -> Scenario:
         """The scenario in a YAML text; `source` is its name in errors.

@@ -1,7 +1,7 @@
 """Traces of vfio-user: read and written (`userdev.trace` has the file), and shown."""
 
 from userdev.trace import Header, Note, Raw, RecordKind, TraceFrame, View
-from vfio_user.interposer.trace.files import Entry, MessageRecord, VfioTrace, VfioTraceWriter, read_trace
+from vfio_user.interposer.trace.files import Entry, MessageRecord, VfioTrace, read_trace
 
 __all__ = [
     "Entry",
@@ -12,7 +12,6 @@ __all__ = [
     "RecordKind",
     "TraceFrame",
     "VfioTrace",
-    "VfioTraceWriter",
     "View",
     "read_trace",
 ]

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from userdev import trace
 from userdev.trace import Header, Note, Raw, TracedProtocol
@@ -38,18 +36,6 @@ class VfioTrace(trace.Trace[MessageRecord]):
         return dialect_named(self.header.dialect)
 
 
-class VfioTraceWriter(trace.TraceWriter):
-    """A trace of vfio-user being written."""
-
-    def __init__(self, path: str | Path, about: dict[str, Any]) -> None:
-        """Create the file anew and write its header.
-
-        Raises:
-            UserError: it cannot be written.
-        """
-        super().__init__(path, NAME, about, warn=_warn)
-
-
 def read_trace(path: str | Path) -> VfioTrace:
     """The whole trace.
 
@@ -58,7 +44,3 @@ def read_trace(path: str | Path) -> VfioTrace:
     """
     found = trace.read_trace(path, PROTOCOL)
     return VfioTrace(found.path, found.header, found.entries, found.truncated)
-
-
-def _warn(text: str) -> None:
-    print(f"vfio-user interpose: {text}", file=sys.stderr, flush=True)
