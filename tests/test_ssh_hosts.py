@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import select
@@ -229,6 +230,32 @@ def test_a_connection_to_nobody_is_closed(near: Near, tmp_path: Path) -> None:
     near.spawn(*python("import signal; signal.pause()"))
     near.frames.send(OPEN, 1000, str(tmp_path / "nobody").encode())
     assert near.until(CLOSE)[0] == 1000
+
+
+def test_what_is_answered_before_anything_else_happens_is_for_the_connection(tmp_path: Path) -> None:
+    """A server that speaks first and hangs up: all of it may be there before whoever told of the connection goes on."""
+
+    class Prompt(Frames):
+        def send(self, kind: int, stream: int = 0, data: bytes = b"") -> None:
+            if kind == OPEN:
+                streams.arrived(stream, data)
+                streams.closed(stream)
+
+    streams = Streams(Prompt(lambda _: b"", void))
+    path = str(tmp_path / "socket")
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as client:
+        listener.bind(path)
+        listener.listen()
+        taking = threading.Thread(target=relay.accept, args=(listener, streams, itertools.count(1)))
+        taking.start()
+        client.settimeout(LIMIT)
+        client.connect(path)
+        try:
+            with client.makefile("rb") as said:
+                assert said.read() == path.encode()
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            taking.join(LIMIT)
 
 
 def test_a_program_that_makes_its_socket_itself_is_ready_when_it_listens(near: Near, tmp_path: Path) -> None:

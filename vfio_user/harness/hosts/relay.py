@@ -23,7 +23,7 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
@@ -39,7 +39,6 @@ from vfio_user.harness.hosts.remote_agent import (
     EXIT,
     LISTENING,
     LOG,
-    OPEN,
     SIGNAL,
     SPAWN,
     STARTED,
@@ -95,7 +94,7 @@ def main(arguments: list[str]) -> int:
         relay.keep(number, file)
     numbers = count(_FIRST_OPENED)
     for listener in listeners.values():
-        threading.Thread(target=_accept, args=(listener, frames, relay, numbers), daemon=True).start()
+        threading.Thread(target=accept, args=(listener, relay, numbers), daemon=True).start()
     return serve(frames, relay, where["name"])
 
 
@@ -223,14 +222,13 @@ def say_alive(frames: Frames) -> None:
             frames.send(ALIVE)
 
 
-def _accept(listener: socket.socket, frames: Frames, relay: Streams, numbers: count[int]) -> None:
+def accept(listener: socket.socket, relay: Streams, numbers: Iterator[int]) -> None:
+    """Carry every connection that comes to a socket that the program there inherits, until the listener is shut."""
     path = listener.getsockname()
     with suppress(OSError):
         while True:
             end, _ = listener.accept()
-            number = next(numbers)
-            frames.send(OPEN, number, path.encode())
-            relay.add(number, end)
+            relay.add(next(numbers), end, path)
 
 
 def _end_as(code: int) -> None:

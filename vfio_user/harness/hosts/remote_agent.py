@@ -151,10 +151,13 @@ class Streams:
         """Of the sockets that have a pump."""
         self._lock = threading.Lock()
 
-    def add(self, number: int, end: socket.socket) -> None:
-        """Carry what comes from the socket `end` as frames of `number`, by a thread of its own, until it ends."""
+    def add(self, number: int, end: socket.socket, path: str = "") -> None:
+        """Carry what comes from the socket `end` as frames of `number`, by a thread of its own, until it ends.
+
+        With a `path` the other side is told first to connect to it. Its answer may be here at once.
+        """
         self._sockets[number] = outgoing = Outgoing(end)
-        pump = threading.Thread(target=self._pump, args=(number, end, outgoing), daemon=True)
+        pump = threading.Thread(target=self._pump, args=(number, end, outgoing, path), daemon=True)
         with self._lock:
             self._pumps.append(pump)
             self._outgoing.append(outgoing)
@@ -190,8 +193,10 @@ class Streams:
         for way in outgoing:
             way.flush(seconds)
 
-    def _pump(self, number: int, end: socket.socket, outgoing: Outgoing) -> None:
+    def _pump(self, number: int, end: socket.socket, outgoing: Outgoing, path: str) -> None:
         with contextlib.suppress(OSError):
+            if path:
+                self._frames.send(OPEN, number, path.encode())
             while data := end.recv(CHUNK):
                 self._frames.send(DATA, number, data)
         with contextlib.suppress(OSError):
