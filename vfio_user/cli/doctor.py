@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import click
 
+from vfio_user.cli._progress import quiet_option
 from vfio_user.harness.doctor import Finding, Readiness, can_run, examine_machine
 from vfio_user.harness.remedies import Treated, treat
 
@@ -22,7 +23,7 @@ MARKS: dict[Readiness, tuple[str, str]] = {
 @click.command()
 @click.option("--fix", is_flag=True, help="Do what can be done without root, and say what is left.")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
-@click.option("--quiet", is_flag=True, help="Say only what is not as it should be.")
+@quiet_option("Say only what is not as it should be.")
 @click.pass_context
 def command(context: click.Context, fix: bool, as_json: bool, quiet: bool) -> None:
     """Say what is there, what is missing and how to get it.

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 from weakref import WeakSet
 
 from packaging.version import Version
-from qemu.qmp import EventListener, ExecInterruptedError, ExecuteError, Message, QMPClient, QMPError, Runstate
+from qemu.qmp import EventListener, ExecuteError, Message, QMPClient, QMPError, Runstate
 
 from userdev.errors import UserError
 from userdev.process import Deadline
@@ -252,7 +252,7 @@ class Qmp:
         except TimeoutError:
             self._record("!!", {"timeout": name, "seconds": deadline.seconds})
             raise QmpTimeout(f"{self._name} did not answer {name} in {deadline.seconds:g} s") from None
-        except (ExecInterruptedError, QMPError, OSError, asyncio.CancelledError):
+        except (QMPError, OSError):
             raise QmpLost(f"{self._name} was gone before it answered {name}") from None
         self._record("<-", {"return": answer})
         return answer

@@ -332,8 +332,8 @@ class Coordinator:
             qemu_side.let_run(self._source, self._was_running)
             panicked = Kind.PANIC in self._source.mishaps
             report.verdict = Verdict.DEAD if panicked else Verdict.LOST if problems else Verdict.STAYED
-        except FAILURES as dead:
-            problems.append(f"the source: {dead}")
+        except FAILURES as lost:
+            problems.append(f"the source: {lost}")
             report.verdict = Verdict.DEAD
         report.notes += problems
 
