@@ -339,6 +339,26 @@ def test_a_state_that_was_refused_can_be_loaded_after_a_reset() -> None:
     assert target.values["total"] == 7
 
 
+def test_a_device_that_takes_its_own_state_back_finds_its_memory_as_it_was() -> None:
+    """As it finds that of the state which it refuses then."""
+
+    class Looks(Adder):
+        def load_state(self, state: Mapping[str, Any]) -> None:
+            seen.append((state["total"], self.ram[0]))
+            if len(seen) == 1:
+                raise RuntimeError("not today")
+            super().load_state(state)
+
+    seen: list[tuple[int, int]] = []
+    source, target = Adder(), Looks()
+    source.values["total"], source.ram[0] = 7, 77
+    target.values["total"], target.ram[0] = 5, 55
+    with pytest.raises(ProtocolError):
+        take(Migration(target), save(source))
+    assert seen == [(7, 77), (5, 55)]
+    assert target.ram[0] == 55
+
+
 @pytest.mark.parametrize("way", ["a reset", "another client"])
 def test_a_device_that_comes_out_of_error_runs_and_is_told_so(way: str) -> None:
     """It was stopped for a state that was refused, and would stand still for ever."""

@@ -8,6 +8,8 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +17,7 @@ import pytest
 
 from userdev.errors import UserError
 from userdev_servers.block import backing
-from userdev_servers.block.backing import Backing, Lost
+from userdev_servers.block.backing import MAX_PIECES, Backing, Lost, WouldBlock
 from userdev_servers.block.images import open_images
 
 MIB = 1 << 20
@@ -209,6 +211,10 @@ def test_where_data_is_next_is_told_of_holes_and_of_what_cannot_tell(
     write(image, MIB, bytes(4096))
     assert [image.next_data(at) for at in (0, MIB, MIB + 4096)] == [MIB, MIB, 2 * MIB]
 
+    assert image.next_data(3 * MIB) == 2 * MIB
+    monkeypatch.setattr(os, "lseek", lambda fd, offset, whence: offset)  # a device, all of which is data
+    assert [image.next_data(at) for at in (0, MIB, 3 * MIB)] == [0, MIB, 2 * MIB]
+
     def cannot(fd: int, offset: int, whence: int) -> int:
         raise OSError(errno.EINVAL, "Invalid argument")
 
@@ -322,6 +328,68 @@ def test_what_was_cleared_in_part_before_the_disk_refused_is_copied_again(
     with pytest.raises(OSError, match="refuses"):
         clear(image, 4096, 8192)
     assert list(image.log) == [(4096, 8192)]
+
+
+def test_a_write_that_the_disk_refuses_while_it_is_copied_ends_with_the_disks_error_and_is_copied_again(
+    image: Backing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once, after a part, and of the second thousand of pieces: what came before that is copied again too."""
+    whole = os.pwritev
+    pieces = [memoryview(bytes(1)) for _ in range(MAX_PIECES + 1)]
+    for taken, given, logged in (
+        ([], pieces[:2], [(4096, 2)]),
+        ([1], pieces[:2], [(4096, 2)]),
+        ([None], pieces, [(4096, MAX_PIECES), (4096 + MAX_PIECES, 1)]),
+        ([None, None], pieces, [(4096, MAX_PIECES), (4096 + MAX_PIECES, 1)]),
+    ):
+        left = iter(taken)
+
+        def write_some(fd: int, pieces: list[memoryview], offset: int, left: Iterator[int | None] = left) -> int:
+            try:
+                return whole(fd, pieces[: next(left)], offset)
+            except StopIteration:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
+
+        image.log = deque()
+        with monkeypatch.context() as inside:
+            inside.setattr(os, "pwritev", write_some)
+            refused = nullcontext() if len(taken) == 2 else pytest.raises(OSError, match=os.strerror(errno.ENOSPC))
+            with refused:
+                image.write(given, 4096)
+        assert list(image.log) == logged, taken
+
+
+def test_as_many_pieces_as_a_system_call_takes_go_in_one_and_one_more_in_two(
+    image: Backing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+
+    def counted(name: str, call: Callable[..., int], *given: object) -> int:
+        made.append(name)
+        return call(*given)
+
+    for name in ("preadv", "pwritev"):
+        monkeypatch.setattr(os, name, partial(counted, name, getattr(os, name)))
+    for count, calls in ((1, 1), (MAX_PIECES - 1, 1), (MAX_PIECES, 1), (MAX_PIECES + 1, 2), (2 * MAX_PIECES, 2)):
+        data, buffer, now = bytes(place % 251 for place in range(count)), bytearray(count), bytearray(count)
+        given, taken, taken_now = (
+            [memoryview(each)[at : at + 1] for at in range(count)] for each in (data, buffer, now)
+        )
+        made.clear()
+        image.write(given, 512)
+        image.read(taken, 512)
+        assert made == ["pwritev"] * calls + ["preadv"] * calls, count
+        with nullcontext() if calls == 1 else pytest.raises(WouldBlock):
+            image.try_read(taken_now, count, 512)
+        assert bytes(buffer) == data, count
+        assert bytes(now) == (data if calls == 1 else bytes(count)), count
+
+
+def test_a_mark_is_there_from_its_making_to_its_taking_away_and_both_may_be_done_twice(image: Backing) -> None:
+    for on in (False, True, True, False, False):
+        image.mark("one", on=on)
+        assert image.is_marked("one") is on
+        assert not image.is_marked("other")
 
 
 @pytest.mark.parametrize(("clear", "left"), [("zero", 2), ("discard", 1)])

@@ -40,7 +40,7 @@ from vfio_user.wire.constants import (
     RegionFlags,
     UnmapFlags,
 )
-from vfio_user.wire.layouts import REGION_ACCESS
+from vfio_user.wire.layouts import IO_FD, REGION_ACCESS, REGION_IO_FDS
 
 SCRATCH, IOVA, FILL, FETCH, FETCHED, RING = 0x00, 0x08, 0x10, 0x18, 0x1C, 0x20
 BASE = 0x10_0000
@@ -307,6 +307,24 @@ def test_of_several_ioeventfds_the_newest_is_first(tmp_path: Path) -> None:
         entries = client.io_fds(0)
         assert [entry.datamatch for entry in entries] == [9, 0]
         close_all([entry.fd for entry in entries if entry.fd is not None])
+
+
+def test_a_descriptor_that_several_ioeventfds_have_goes_once(tmp_path: Path) -> None:
+    """The memory of the shadows is one; a message carries no more descriptors than the client takes."""
+    device = Everything()
+    shadows = 2
+    for value in range(shadows):
+        device.add_ioeventfd(0, RING, 4, datamatch=value, shadow=True)
+    with closing(device), Server(device, str(tmp_path / "s")), Client.connect(str(tmp_path / "s")) as client:
+        room = REGION_IO_FDS.size + (1 + shadows) * IO_FD.size
+        reply = client.request(Command.GET_REGION_IO_FDS, REGION_IO_FDS.pack(room, 0, 0, 0))
+        entries = list(IO_FD.unpack_all(reply.payload, REGION_IO_FDS.size))
+        files = [os.fstat(fd).st_ino for fd in reply.fds]
+        shared = [entry.shadow_mem_fd_index for entry in entries[:shadows]]
+        close_all(reply.fds)
+    assert len(files) == (1 + shadows) + 1
+    assert sorted({entry.fd_index for entry in entries} | set(shared)) == list(range(len(files)))
+    assert len(set(shared)) == 1
 
 
 # interrupts

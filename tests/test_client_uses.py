@@ -15,11 +15,14 @@ from tests.scripted_server import ScriptedServer
 from tests.test_client_exchange import talking
 from userdev.errors import ProtocolError
 from userdev.transport import close_all
-from vfio_user.client import Client, Disconnected, GuestMemory, RemoteError
+from vfio_user.client import Client, Disconnected, EventFd, GuestMemory, RemoteError
 from vfio_user.client.memory import Mapping
-from vfio_user.wire import CURRENT, NO_REPLY, REPLY, Command, Message
-from vfio_user.wire.constants import RegionFlags
-from vfio_user.wire.layouts import REGION_INFO
+from vfio_user.wire import CURRENT, NO_REPLY, REPLY, Capabilities, Command, Message
+from vfio_user.wire.constants import IrqSetFlags, RegionFlags
+from vfio_user.wire.layouts import IRQ_SET, REGION_INFO
+
+MASK, UNMASK, TRIGGER = IrqSetFlags.MASK, IrqSetFlags.UNMASK, IrqSetFlags.TRIGGER
+DATA_NONE, DATA_BOOL, DATA_EVENTFD = IrqSetFlags.DATA_NONE, IrqSetFlags.DATA_BOOL, IrqSetFlags.DATA_EVENTFD
 
 ASKED: dict[Command, list[Callable[[Client], object]]] = {
     Command.GET_INFO: [Client.device_info],
@@ -81,6 +84,38 @@ def test_of_the_descriptors_that_come_with_a_region_one_is_kept_until_it_is_desc
             server.fds.clear()
             assert fd_count() == connected + 1
     assert fd_count() == before
+
+
+IRQS: dict[str, tuple[Callable[[Client, list[EventFd]], object], int]] = {
+    "enable": (lambda client, fds: client.enable_irqs(2, fds, start=3), TRIGGER | DATA_EVENTFD),
+    "detach": (lambda client, fds: client.detach_irqs(2, start=3, count=5), TRIGGER | DATA_EVENTFD),
+    "trigger": (lambda client, fds: client.trigger_irqs(2, start=3, count=5), TRIGGER | DATA_NONE),
+    "mask": (lambda client, fds: client.mask_irqs(2, start=3, count=5), MASK | DATA_NONE),
+    "unmask": (lambda client, fds: client.unmask_irqs(2, start=3, count=5), UNMASK | DATA_NONE),
+    "trigger some": (lambda client, fds: client.trigger_irqs(2, start=3, bools=b"\0\1\0\1\1"), TRIGGER | DATA_BOOL),
+    "mask some": (lambda client, fds: client.mask_irqs(2, start=3, bools=b"\0\1\0\1\1"), MASK | DATA_BOOL),
+    "unmask some": (lambda client, fds: client.unmask_irqs(2, start=3, bools=b"\0\1\0\1\1"), UNMASK | DATA_BOOL),
+}
+
+
+def test_what_is_done_to_vectors_is_done_from_the_one_named_on() -> None:
+    """In as many messages as the server takes descriptors in one."""
+    fds = [EventFd() for _ in range(5)]
+    for name, (use, flags) in IRQS.items():
+        with talking(lambda _, message: message.reply(), capabilities=Capabilities(max_msg_fds=2)) as (client, server):
+            use(client, fds)
+            asked = [(IRQ_SET.unpack(message.payload), message) for message in server.received[1:]]
+            close_all(server.fds)
+            server.fds.clear()
+        assert [place for each, _ in asked for place in range(each.start, each.start + each.nr_vectors)] == [
+            *range(3, 8)
+        ], name
+        assert {(each.irq, each.flags) for each, _ in asked} == {(2, flags)}, name
+        for each, message in asked:
+            assert len(message.fds) == (each.nr_vectors if name == "enable" else 0), name
+            assert message.payload[IRQ_SET.size :] == (b"\0\1\0\1\1" if flags & DATA_BOOL else b""), name
+    for fd in fds:
+        fd.close()
 
 
 USES: dict[str, Callable[[Client], object]] = {

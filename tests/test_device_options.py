@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import pytest
 
+from userdev.declare.options import FALSE, TRUE
 from userdev.serving.command_line import Serving
 from userdev_servers.edu import Edu
 from userdev_servers.nvme import Nvme
@@ -92,7 +93,9 @@ def test_texts_become_arguments() -> None:
     texts = {"queue-size": "0x20", "fast": "yes", "label": "8", "image": "disk.img"}
     device = Optioned(**parse_options(Optioned, texts))
     assert device.given == (32, True, "8", Path("disk.img"), 3)
-    assert Optioned(**parse_options(Optioned, {"fast": "off"})).given[1] is False
+    for meant, words in {True: TRUE, False: FALSE}.items():
+        for text in {each for word in words for each in (word, word.upper(), word.capitalize())}:
+            assert Optioned(**parse_options(Optioned, {"fast": text})).given[1] is meant, text
 
 
 @pytest.mark.parametrize(

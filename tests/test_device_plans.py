@@ -13,6 +13,7 @@ from tests.device_kit import MSIX
 from vfio_user import MsiX, PciDevice, PciIds, Planned, ResetKind, register, state
 from vfio_user.device import function_of
 from vfio_user.testing import RecordingLink, Vectors
+from vfio_user.testing import attached as client_of
 
 Work = Callable[[], None]
 Way = Callable[[PciDevice, Work], object]
@@ -216,3 +217,11 @@ def test_a_device_that_fails_as_migration_starts_it_still_does_what_it_planned(p
         function.start()
     attached.come_due()
     assert (attached.done, function.may_run) == (["done"], True)
+
+
+def test_a_client_in_process_has_all_done_that_was_deferred_before_it_goes() -> None:
+    device, done = Timer(), list[bool]()
+    with client_of(device) as link:
+        device.defer(lambda: done.append(function_of(device).link is link))
+        assert not done
+    assert done == [True]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 from collections.abc import Callable, Iterator
 
@@ -155,15 +156,38 @@ def test_views_of_scattered_memory_come_in_order() -> None:
     os.close(fd)
 
 
-@pytest.mark.parametrize("places", [(0, 2), (2, 0), (1, 3), (0, 0)], ids=str)
-def test_views_are_joined_of_what_is_joined_in_the_file_and_of_nothing_else(places: tuple[int, int]) -> None:
-    dma, fd = Dma(), memory_file(4 * PAGE, b"".join(bytes([page]) * PAGE for page in range(4)))
-    for page, place in enumerate(places):
-        dma.map(page * PAGE, PAGE, RW, os.dup(fd), place * PAGE)
-    with dma.views(0, 2 * PAGE) as views:
-        assert [(view[0], view[-1], len(view)) for view in views] == [(place, place, PAGE) for place in places]
-    dma.unmap_all()
-    os.close(fd)
+Extents = list[tuple[int, int]]
+
+WAYS: dict[str, Callable[[Dma, Extents], bytes]] = {
+    "read": lambda dma, extents: b"".join(dma.read(*each) for each in extents),
+    "views": lambda dma, extents: b"".join(view for each in extents for view in dma.views(*each)),
+    "gather": lambda dma, extents: b"".join(dma.gather(extents)),
+    "writable views": lambda dma, extents: b"".join(view for each in extents for view in dma.views(*each, write=True)),
+    "writable gather": lambda dma, extents: b"".join(dma.gather(extents, write=True)),
+}
+
+
+def test_neighbours_are_told_apart_by_file_and_by_place_whatever_looks_at_them() -> None:
+    """Where one file is left off another may go on at the very same offset."""
+    whole = [(0, 2 * PAGE)]
+    parts = [(PAGE - 8, 16), (0, 8), (PAGE, 8), (PAGE - 1, 2)]
+    files = [bytes([16 * file + page]) * PAGE for file in range(2) for page in range(4)]
+    fds = [memory_file(4 * PAGE, b"".join(files[4 * file : 4 * file + 4])) for file in range(2)]
+    places = [(file, page) for file in range(2) for page in (0, 1, 2)]
+    for first, second in itertools.product(places, places):
+        dma = Dma()
+        for at, (file, page) in enumerate((first, second)):
+            dma.map(at * PAGE, PAGE, RW, os.dup(fds[file]), page * PAGE)
+        content = files[4 * first[0] + first[1]] + files[4 * second[0] + second[1]]
+        for name, look in WAYS.items():
+            for extents in (whole, parts):
+                expected = b"".join(content[at : at + size] for at, size in extents)
+                assert look(dma, extents) == expected, (name, first, second, extents)
+        joined = first[0] == second[0] and first[1] + 1 == second[1]
+        assert len(dma.views(0, 2 * PAGE)) == (1 if joined else 2), (first, second)
+        dma.unmap_all()
+    for fd in fds:
+        os.close(fd)
 
 
 def test_gathered_ranges_are_views_in_the_order_asked_for(make: Callable[..., Guest]) -> None:

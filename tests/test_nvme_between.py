@@ -63,6 +63,20 @@ def slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Slow]:
         go_on.set()
 
 
+def test_no_more_is_begun_than_the_completion_queue_has_room_for_beside_what_is_under_way(slow: Slow) -> None:
+    queue = slow.host.create_queues(3, entries=16, cq_entries=4)
+    first = [queue.put(Io.FLUSH, nsid=1) for _ in range(2)]
+    for _ in first:
+        assert slow.begun.acquire(timeout=10)
+    more = [queue.put(Io.FLUSH, ring=False, nsid=1) for _ in range(5)]
+    queue.ring()
+    assert slow.begun.acquire(timeout=10)
+    slow.host.identify(1)  # behind the doorbell
+    assert not slow.begun.acquire(timeout=MOMENT)
+    slow.go_on.set()
+    assert [queue.wait(cid).status for cid in [*first, *more]] == [0] * 7
+
+
 def delete_queues(host: Host) -> None:
     """The queue of what is under way, and then its completion queue: not before that has ended."""
     assert host.admin.do(Admin.DELETE_CQ, cdw10=1).status == Status.INVALID_QUEUE_DELETION

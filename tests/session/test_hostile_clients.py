@@ -133,13 +133,15 @@ class TestMessageDmaWithoutAnswer:
         return Client.connect(str(server.listener.address))
 
     @pytest.mark.parametrize("talks", [False, True], ids=["a silent client", "one that goes on asking"])
-    def test_ends_after_a_time(self, device: Prober, mute: Client, talks: bool) -> None:
+    def test_ends_after_a_time(self, device: Prober, server: Server, mute: Client, talks: bool) -> None:
         ask_to_fetch(mute)
         mute.load(0, 0, 4)  # which is served meanwhile
         done = threading.Event()
         device.call_soon(done.set)
         assert comes_true(mute, done.is_set) if talks else done.wait(5), "what others ask of the device is done"
         assert mute.load(0, 0, 4) == 0
+        assert server._session is not None
+        assert not len(server._session._requests._open), "what comes now is for nobody"
         mute.close()
 
     def test_ends_on_a_thread_of_the_devices_too(self, device: Prober, mute: Client) -> None:
