@@ -359,6 +359,28 @@ def test_dma_reaches_across_neighbouring_mappings() -> None:
         assert bytes(low.view[-2:]) == b"ab"
 
 
+def test_what_the_device_may_not_do_it_may_not_do_across_neighbours_either() -> None:
+    for access, other in ((DmaFlags.READ, DmaFlags.WRITE), (DmaFlags.WRITE, DmaFlags.READ)):
+        for refused in range(4):
+            with GuestMemory(0x3000, shared=False) as ram:
+                space = AddressSpace()
+                for place in range(3):
+                    rights = other if place == refused else access
+                    space.add(Mapping(0x1000 * (1 + place), 0x1000, ram, 0x1000 * place, rights))
+                said = 0
+                try:
+                    if access is DmaFlags.READ:
+                        space.read(0x1FFF, 0x1002)
+                    else:
+                        space.write(0x1FFF, b"x" * 0x1002)
+                except ProtocolError as error:
+                    said = error.errno
+                assert said == (errno.EPERM if refused < 3 else 0), (access, refused)
+                written = access is DmaFlags.WRITE and not said
+                assert any(ram.view) is written, (access, refused)
+                assert bool(space.dirty) is written, (access, refused)
+
+
 def test_interrupt_messages_of_the_draft_are_kept_in_order() -> None:
     def script(server: ScriptedServer, message: Message) -> Message:
         for vector in (3, 1):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -76,6 +77,39 @@ def test_a_function_level_reset_clears_state_and_configuration() -> None:
     assert device.events == ["quiesce", "flr", "resume"]
     assert (device.scratch, read_register(device, CONFIG, 4, 2)) == (0, 0)
     assert read_register(device, CONFIG, find_capability(device, 0x10) + 8, 2) & INITIATE_FLR == 0
+
+
+def test_a_reset_that_is_written_with_other_bits_leaves_nothing_of_them() -> None:
+    """As guests do: Linux writes what it has read, with the bit for the reset in it."""
+
+    def flr(device: PciDevice, width: int) -> None:
+        write_register(device, CONFIG, find_capability(device, 0x10) + 8, width, (1 << 8 * width) - 1)
+
+    def wake(device: PciDevice, width: int) -> None:
+        at = find_capability(device, 0x01) + 4
+        write_register(device, CONFIG, at, width, (1 << 8 * width) - 1)
+        write_register(device, CONFIG, at, width, (1 << 8 * width) - 4)
+
+    asked: dict[str, tuple[Callable[[PciDevice, int], None], tuple[int, ...]]] = {
+        "flr": (flr, (2, 4)),
+        "d3hot-to-d0": (wake, (1, 2, 4)),
+    }
+    for kind, (ask, widths) in asked.items():
+        for width, waits in itertools.product(widths, (False, True)):
+            quiet = Quiesce() if waits else None
+            device = Sleeper(quiet)
+            link = RecordingLink()
+            function_of(device).attach(link)
+            function_of(device).region_write(CONFIG, 4, b"\xff" * (0x34 - 4))
+            device.scratch = 5
+            ask(device, width)
+            if quiet is not None:
+                quiet.done()
+                link.run_deferred()
+            assert device.events.count(kind) == 1, (kind, width, waits)
+            fresh = function_of(Sleeper()).region_read(CONFIG, 0, 256)
+            assert function_of(device).region_read(CONFIG, 0, 256) == fresh, (kind, width, waits)
+            assert device.digest() == Sleeper().digest(), (kind, width, waits)
 
 
 def test_a_reset_keeps_the_clients_memory_and_eventfds() -> None:

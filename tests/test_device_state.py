@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 from typing import Any
 
 import pytest
@@ -101,6 +102,30 @@ def test_a_moved_device_is_the_same_device() -> None:
     assert target.events == ["loaded"]
     assert (target.number, target.items, target.fuse, target.scratch) == (77, [1, 2, 3], 3, 0x1234)
     assert (target.flag, target.text, target.table) == (True, b"xyz", {1: "one", 2: "two"})
+
+
+def waiting() -> Keeper:
+    """With vectors that wait for the client, and for the guest."""
+    device = Keeper()
+    write_register(device, CONFIG, find_capability(device, 0x11) + 2, 2, MSIX_ENABLE | FUNCTION_MASK)
+    write_register(device, 1, 0x10, 4, 0xFEE00000)
+    set_irqs(device, MSIX, 1, 2, MASK, NONE)
+    for vector in (0, 2, 3):
+        device.interrupts.trigger(vector)
+    return device
+
+
+def test_a_state_makes_the_same_device_of_any_that_it_is_loaded_into() -> None:
+    ways = {"fresh": Keeper, "disturbed": disturbed, "waiting": waiting}
+    for (before, source_of), (after, target_of) in itertools.product(ways.items(), ways.items()):
+        source, target = source_of(), target_of()
+        move(source, target)
+        assert function_of(target).save_state() == function_of(source).save_state(), (before, after)
+        assert target.digest() == source.digest(), (before, after)
+        assert target.interrupts.pending == source.interrupts.pending, (before, after)
+        for region, size in ((CONFIG, 256), (0, 64), (1, 4096)):
+            shown = [function_of(device).region_read(region, 0, size) for device in (source, target)]
+            assert shown[0] == shown[1], (before, after, region)
 
 
 def test_pending_and_masked_interrupts_move_along() -> None:
@@ -266,6 +291,18 @@ class Opaque(PciDevice):
         if not data.startswith(b"as "):
             raise ProtocolError("none of mine")
         self.own = data
+
+
+def test_a_device_is_given_what_it_saved_itself_though_that_be_nothing() -> None:
+    class Takes(Opaque):
+        def load_extra(self, data: bytes) -> None:
+            self.own = data
+
+    for ours, theirs in itertools.product((b"", b"some"), (b"", b"other")):
+        source, target = Takes(), Takes()
+        source.own, target.own = ours, theirs
+        function_of(target).load_state(function_of(source).save_state())
+        assert target.own == ours, (ours, theirs)
 
 
 def test_what_a_device_saves_itself_is_part_of_its_state() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from contextlib import nullcontext
 
 import pytest
 
@@ -54,14 +55,19 @@ def test_what_is_reported_is_forgotten() -> None:
     dma.unmap_all()
 
 
-def test_a_view_that_is_written_until_its_end_is_logged_until_its_end() -> None:
-    dma = make()
-    dma.start_log(PAGE)
-    with dma.views(7 * PAGE, 8, write=True) as views:
+def test_a_view_that_is_written_until_its_end_is_logged_until_its_end_however_it_ends() -> None:
+    for error in (None, ValueError, KeyboardInterrupt):
+        dma = make()
+        dma.start_log(PAGE)
+        with pytest.raises(error) if error else nullcontext(), dma.views(7 * PAGE, 8, write=True) as views:
+            assert dirty(dma, 0, 64) == {7}
+            views[0][0] = 1
+            if error:
+                raise error
         assert dirty(dma, 0, 64) == {7}
-        views[0][0] = 1
-    assert dirty(dma, 0, 64) == {7}
-    dma.unmap_all()
+        with pytest.raises(ValueError, match="released"):
+            views[0][0]
+        dma.unmap_all()
 
 
 def test_nothing_is_logged_before_and_after() -> None:

@@ -241,8 +241,21 @@ def test_heat_is_told_once_until_the_log_is_read(host: Host) -> None:
     assert host.admin.wait(request).result == LogPage.SMART << 16 | 1 << 8 | 1
     host.admin.do(Admin.SET_FEATURES, cdw10=Feature.TEMPERATURE_THRESHOLD, cdw11=301)
     assert second not in host.admin.arrived
+    assert host.log_page(LogPage.SMART, retain=True)[0] == 2
+    assert second not in host.admin.arrived
     assert host.log_page(LogPage.SMART)[0] == 2
     assert host.admin.wait(second).result & 0xFF == 1
+
+
+def test_any_part_of_a_log_that_is_read_counts_as_the_log(host: Host) -> None:
+    page = host.allocate(PAGE)
+    host.admin.do(Admin.SET_FEATURES, cdw10=Feature.ASYNC_EVENT_CONFIG, cdw11=0xFF)
+    for warm, offset in enumerate((0, 4, 508)):
+        event = host.admin.put(Admin.ASYNC_EVENT_REQUEST)
+        host.admin.do(Admin.SET_FEATURES, cdw10=Feature.TEMPERATURE_THRESHOLD, cdw11=300 + warm)
+        assert event in host.admin.arrived, offset
+        read = host.admin.do(Admin.GET_LOG_PAGE, nsid=0xFFFFFFFF, cdw10=LogPage.SMART, cdw12=offset, prp1=page)
+        assert read.status == 0, offset
 
 
 @pytest.mark.parametrize(("place", "size"), [(0, 512), (1, 4096)])
@@ -340,6 +353,24 @@ def test_a_namespace_grows_while_it_is_in_use_and_the_guest_is_told(tmp_path: Pa
         assert "error" in ask(tmp_path / "control", command="resize", nsid=1, size="a lot")
         assert "error" in ask(tmp_path / "control", command="dance")
     assert not (tmp_path / "control").exists()
+
+
+@pytest.mark.parametrize("block_size", [512, 4096])
+def test_a_namespace_that_shrinks_and_grows_is_as_large_as_it_was_made_last(tmp_path: Path, block_size: int) -> None:
+    shift = block_size.bit_length() - 1
+    with controller(tmp_path, control=str(tmp_path / "control"), block_size=block_size) as (device, host):
+        host.enable()
+        host.create_queues()
+        assert host.write_blocks(0, b"\x11" * block_size, shift=shift).status == 0
+        for size in (8 << 20, 2 << 20, 4096, 6 << 20):
+            assert ask(tmp_path / "control", command="resize", nsid=1, size=str(size)) == {"size": size}
+            blocks = size // block_size
+            assert unpack_from("<3Q", host.identify(0, 1)) == (blocks, blocks, blocks), size
+            assert host.write_blocks(blocks - 1, b"\x22" * block_size, shift=shift).status == 0, size
+            beyond = host.write_blocks(blocks, bytes(block_size), shift=shift)
+            assert beyond.status == Status.LBA_OUT_OF_RANGE, size
+            assert device.controller.namespaces[0].size == size
+        assert (tmp_path / "disk.img").stat().st_size == 8 << 20, "nothing of the image was cut"
 
 
 def test_a_log_that_could_not_be_sent_counts_as_unread(three: Host, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.nvme_kit import CC, CSTS, PAGE, READY, Host, QueuePair, controller
+from tests.nvme_kit import CC, CSTS, ENABLE, PAGE, READY, Host, QueuePair, controller
 from userdev.control import ControlClient
 from userdev_servers.nvme import Nvme
 from userdev_servers.nvme.spec import Admin, Feature, Io, Status
@@ -150,6 +150,19 @@ def test_what_is_asked_while_a_flush_is_under_way_leaves_all_whole(slow: Slow, a
     host.enable()
     assert host.create_queues().do(Io.FLUSH, nsid=3).status == 0
     assert host.load(CSTS) & (READY | FATAL) == READY
+
+
+@pytest.mark.parametrize("instead", [ENABLE, 0], ids=["withdrawn", "disabled"])
+def test_a_shutdown_that_is_over_before_the_disk_has_all_is_never_complete(slow: Slow, instead: int) -> None:
+    host = slow.host
+    host.store(CC, 4, ENABLE | SHUTDOWN)
+    assert slow.begun.acquire(timeout=10)
+    host.store(CC, 4, instead)
+    slow.go_on.set()
+    host.disable()
+    assert host.load(CSTS) == 0
+    host.enable()
+    assert host.load(CSTS) == READY
 
 
 def test_a_queue_is_deleted_when_all_its_commands_have_ended(slow: Slow) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import filecmp
+import itertools
 import random
 import resource
 from collections.abc import Callable, Iterator
@@ -253,6 +254,24 @@ def test_the_copy_says_what_is_in_the_image_not_where_its_holes_are(tmp_path: Pa
         device.close()
     assert states[0] == states[1]
     assert len(states[0]) < MIB, "zeros cost nothing"
+
+
+def test_what_was_written_is_told_whole_whatever_lies_over_what(tmp_path: Path) -> None:
+    device = Nvme(image=f"{tmp_path / 'disk.img'}:1M", migrate_image=True)
+    (copy,), backing = device.storages(), device.controller.namespaces[0].backing
+    drawn = random.Random(4)
+    tries = [[(0, 8), (2, 2), (4, 6)], [(4, 4), (0, 4)], [(0, 1), (2, 1)]]
+    tries += [[(drawn.randrange(40), drawn.randrange(1, 12)) for _ in range(drawn.randrange(8))] for _ in range(200)]
+    for ranges in tries:
+        copy.begin_saving()
+        assert backing.log is not None
+        backing.log.extend(ranges)
+        told = copy.take_written()
+        assert [place for at, size in told for place in range(at, at + size)] == sorted(
+            {place for at, size in ranges for place in range(at, at + size)}
+        ), ranges
+        assert all(sum(one) < other[0] for one, other in itertools.pairwise(told)), ranges
+    device.close()
 
 
 def test_writes_are_told_once_and_joined(tmp_path: Path) -> None:
