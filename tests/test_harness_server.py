@@ -18,7 +18,7 @@ from vfio_user.harness.cache import ENVIRONMENT
 from vfio_user.harness.device import Device, server_command
 from vfio_user.harness.interposition import Interposition
 from vfio_user.harness.scratch import Scratch, listen
-from vfio_user.harness.server import DeviceServer, ServerError
+from vfio_user.harness.server import DeviceServer, ServerError, ServerFailure
 from vfio_user.harness.site import Site
 from vfio_user.traces import open_trace
 
@@ -215,6 +215,31 @@ def test_a_virtio_device_that_cannot_be_had_is_told_before_qemu_waits_for_it(scr
     with pytest.raises(ServerError, match="status 2") as caught:
         DeviceServer(Device.parse("vhost-user-net --ip nowhere"), Site(scratch, tmp_path), "net")
     assert "nowhere" in caught.value.hint
+
+
+def test_an_option_that_a_device_of_ours_has_not_is_told_without_the_usage_of_serve(
+    scratch: Scratch, tmp_path: Path
+) -> None:
+    """Whether it says so before it listens or, as one that inherits its socket, behind that: neither is a verdict."""
+
+    def serve(name: str) -> None:
+        server = DeviceServer(Device.parse(f"{name} --hihg 3"), Site(scratch, tmp_path), name)
+        server.check(30)
+
+    for name in ("vhost-user-rng", "edu"):
+        with pytest.raises(ServerError, match=r"status 2.*'--hihg'") as caught:
+            serve(name)
+        assert "Usage" not in f"{caught.value} {caught.value.hint}"
+        assert f"serve {name.removeprefix('vhost-user-')} --help" in caught.value.hint
+
+
+def test_a_server_that_came_up_and_died_has_failed(scratch: Scratch, tmp_path: Path) -> None:
+    server = DeviceServer(Device(served="edu"), Site(scratch, tmp_path), "edu")
+    server.check()
+    server.kill()
+    with pytest.raises(ServerFailure, match="SIGKILL"):
+        server.check()
+    server.stop()
 
 
 def test_a_server_that_never_listens_has_a_deadline(scratch: Scratch, tmp_path: Path) -> None:

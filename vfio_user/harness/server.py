@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import signal
 from collections.abc import Callable
@@ -11,12 +12,18 @@ from pathlib import Path
 from typing import Protocol
 
 from userdev.errors import UserError, VerdictError
-from userdev.process import Child, Deadline
+from userdev.process import Child, Deadline, tail
 from vfio_user.harness.device import Device, server_command
 from vfio_user.harness.interposition import InterposerProcess, Interposition
+from vfio_user.harness.last_words import end_of
 from vfio_user.harness.scratch import listen
 from vfio_user.harness.site import Site
 from vfio_user.interposer.control.client import InterposerControl
+
+_COULD_NOT_BE_DONE = 2
+"""What a server of ours ends with that was asked for what it cannot do (docs/reference/exit-statuses.md)."""
+_FOR_HELP = re.compile(r"^Try '.*--help' for help", re.MULTILINE)
+"""What click says of a mistake in a command line, between how it is used and what is wrong."""
 
 
 class ServerError(UserError):
@@ -111,7 +118,7 @@ class OwnProcess:
         if path is not None and not site.host.await_listening(self.child, path, deadline):
             hint = f"its last lines:\n{self.child.last_words()}"
             if not self.child.running:
-                raise ServerError(f"the device server {name!r} {self.child.fate()}", hint=hint)
+                raise _not_up(device, self.child)
             raise ServerError(
                 f"the device server {name!r} does not listen on {path} after {deadline.seconds:g} s", hint=hint
             )
@@ -268,9 +275,16 @@ class DeviceServer:
         return bool(self.device.served)
 
     def check(self, wait: float = 0.0) -> None:
-        """Raise `ServerFailure` with its last words when it has ended, or ends within `wait` seconds."""
-        if self.child.wait(wait) is not None:
-            raise ServerFailure.of(f"the device server {self.name!r} {self.child.fate()}", self.child)
+        """Raise `ServerFailure` with its last words when it has ended, or ends within `wait` seconds.
+
+        Raises:
+            ServerError: instead, where it is one of ours that says that it cannot be had so.
+        """
+        if self.child.wait(wait) is None:
+            return
+        if self.device.served and self.child.exit_code == _COULD_NOT_BE_DONE:
+            raise _not_up(self.device, self.child)
+        raise ServerFailure.of(_told_end(self.child), self.child)
 
     def refused(self, reason: str) -> ServerFailure:
         """The failure of a server whose device QEMU does not take, for this reason."""
@@ -332,3 +346,15 @@ class DeviceServer:
         """How an interposer is told of a server to start; one of ours inherits its socket as {fd}."""
         served = server_command(self.device, self.server_path, ("{fd}",), site.host.name) if self.device.served else []
         return ["--keep-alive", "--server-command", self.device.command or shlex.join(served)]
+
+
+def _told_end(child: Child) -> str:
+    return f"the device server {end_of(child.name, child.fate(), tail(child.log))}"
+
+
+def _not_up(device: Device, child: Child) -> ServerError:
+    """The error for a server that ended at its start; where the command line of one of ours was wrong, what helps."""
+    if device.served and _FOR_HELP.search(tail(child.log)):
+        name = device.served.removeprefix(f"{device.family.name}-").removeprefix(f"{device.family.name}:")
+        return ServerError(_told_end(child), hint=f"`{device.family.name} serve {name} --help` shows its options")
+    return ServerError(_told_end(child), hint=f"its last lines:\n{child.last_words()}")
