@@ -6,6 +6,7 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import pytest
@@ -20,6 +21,7 @@ from userdev.fuzz.drawing import sequences
 from userdev.fuzz.process import Holdings, Watched
 from userdev_servers.edu import Edu
 from vfio_user.cli import cli
+from vfio_user.cli._fuzzing import _Teller
 from vfio_user.client import Client
 from vfio_user.device import PciDevice, register
 from vfio_user.fuzz import ORACLES, VfioUserSubject
@@ -328,9 +330,18 @@ def test_the_seed_is_told_before_anything_that_may_be_interrupted(
 
     monkeypatch.setattr(VfioUserSubject, "prepare", interrupted)
     with Server(Edu(), f"unix:{tmp_path / 's'}"):
-        ended = CliRunner().invoke(cli, ["fuzz", str(tmp_path / "s"), "--seed", "4711"])
-    assert ended.exit_code != 0
-    assert "seed 4711" in ended.output
+        for quiet in ([], ["--quiet"]):
+            ended = CliRunner().invoke(cli, ["fuzz", str(tmp_path / "s"), "--seed", "4711", *quiet])
+            assert ended.exit_code != 0
+            assert "seed 4711" in ended.output, quiet
+
+
+def test_what_probing_shows_is_told_as_that_and_not_as_no_steps(tmp_path: Path) -> None:
+    """As of a server that dies of it, or describes itself wrongly."""
+    find = Find("vfio-user", "death", "a rule", "death of it", "it died", (), 1, 0)
+    told: list[str] = []
+    _Teller(1.0, SimpleNamespace(say=told.append)).kept(find, tmp_path / "f.json")  # type: ignore[arg-type]
+    assert "probing" in told[0]
 
 
 def test_what_cannot_be_asked_for_is_said(tmp_path: Path) -> None:

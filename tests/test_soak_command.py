@@ -187,6 +187,21 @@ def test_what_cannot_be_meant_is_refused_before_anything_starts(
     assert not [*results.iterdir()]
 
 
+def test_what_is_refused_before_a_program_is_started_leaves_nothing(
+    results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But the journal of a soak before it, as it was; hosts and QEMUs are looked for by the lab."""
+    for before in (None, '{"kind": "end"}\n'):
+        if before is not None:
+            (results / "soak.jsonl").write_text(before)
+        for words in (["--hosts", "nowhere,sonowhere"], ["--qemu", "nothing"]):
+            with pytest.raises(UserError) as refused:
+                soak_command.command.main(["--until", "1", *words], standalone_mode=False)
+            assert not getattr(refused.value, "__notes__", []), words
+            assert [path.name for path in results.iterdir()] == ["soak.jsonl"] * (before is not None), words
+        assert before is None or (results / "soak.jsonl").read_text() == before
+
+
 ON_A_TERMINAL = """
 import sys
 from pathlib import Path

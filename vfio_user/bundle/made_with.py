@@ -15,6 +15,7 @@ from vfio_user.bundle.model import Program, QemuFacts
 from vfio_user.harness.artifacts import installed_version
 from vfio_user.harness.digests import file_digest, sources_digest
 from vfio_user.harness.qemu import Qemu, manifest_name, program_of
+from vfio_user.page.names import COMMANDS
 from vfio_user.page.texts import json_of, text_of
 
 
@@ -28,7 +29,7 @@ def recorded(folder: Path) -> dict[str, Any]:
         "images": {str(name): str(digest) for name, digest in (facts.get("images") or {}).items()},
         "devices": facts.get("devices") or {},
         "accelerator": ", ".join(sorted(accelerators)),
-        "programs": tuple(_programs(folder / "commands.txt")),
+        "programs": tuple(_programs(folder / COMMANDS)),
         "versions": own_versions(),
     }
 

@@ -16,7 +16,7 @@ from vfio_user.bundle.model import INPUTS, MANIFEST, Bundle, Content, Outcome, R
 from vfio_user.bundle.secrets import Secrets
 from vfio_user.harness.artifacts import write_text
 from vfio_user.harness.digests import file_digest
-from vfio_user.page.names import GUEST_COMMANDS, INDEX, MIGRATIONS, PROCESSES, RECORD, TIMELINE
+from vfio_user.page.names import COMMANDS, GUEST_COMMANDS, INDEX, MIGRATIONS, PROCESSES, RECORD, TIMELINE
 
 USUAL_MIB = 200
 """What a bundle may have, where nothing else is said: what is sent and kept without a thought."""
@@ -30,7 +30,7 @@ TAKEN = (
     "versions.json",
     TIMELINE,
     PROCESSES,
-    "commands.txt",
+    COMMANDS,
     "*.faults.yaml",
     "*.backtrace.txt",
     MIGRATIONS,

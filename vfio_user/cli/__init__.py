@@ -71,6 +71,9 @@ _EXTRAS = {"fuzz": "fuzz", "nightly": "test", "test-e2e": "test"}
 """Which extra a command needs where its packages are missing; the others need `harness`."""
 
 
+_WORDS = f"{__name__}.words"
+
+
 class LazyGroup(click.Group):
     """A group whose subcommands are imported when they are asked for: `serve` must start in milliseconds."""
 
@@ -78,6 +81,11 @@ class LazyGroup(click.Group):
         """`table` has {name: (module, one line of help)}."""
         super().__init__(**attributes)
         self._table = table
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Keep the words of the command line, for what is said of a mistake in them."""
+        ctx.meta[_WORDS] = list(args)
+        return super().parse_args(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The names of the subcommands."""
@@ -129,6 +137,11 @@ class LazyGroup(click.Group):
         if error.ctx is not None or command is None:
             return error
         within = click.Context(command, info_name=name, parent=ctx)
+        words = ctx.meta[_WORDS][1:]
+        while isinstance(command, click.Group) and words:  # its subcommand is meant, `trace show` or `serve edu`
+            name, *words = words
+            if not name.startswith("-") and (below := command.get_command(within, name)) is not None:
+                command, within = below, click.Context(below, info_name=name, parent=within)
         records = [each.get_help_record(within) for each in command.params if error.option_name in each.opts]
         told = "".join(f" {names}: {text}" for names, text in filter(None, records))
         return click.UsageError(f"{error.message}{told}", within)

@@ -135,7 +135,12 @@ def _campaign(asked: Asked, subject: ProbedSubject) -> None:
         click.echo(f"seed {seed}", err=True)
     with needing("fuzz", "drawing sequences"):
         from userdev.fuzz.drawing import sequences
-    wrong = subject.prepare()
+    try:
+        wrong = subject.prepare()
+    except KeyboardInterrupt:
+        if asked.quiet:
+            click.echo(f"interrupted; seed {seed}", err=True)
+        raise
     kinds = subject.kinds()
     drawn = sequences(kinds, seed, LENGTH) if kinds else iter(())
     if not asked.quiet:
@@ -164,6 +169,8 @@ def _report(asked: Asked, seed: int, summary: Summary) -> None:
     said = f"{done} in {summary.seconds:.0f} s, {rate:.0f} steps/s"
     if not asked.quiet:
         click.echo(f"{said}; seed {seed}" + (", interrupted" if summary.interrupted else ""), err=asked.as_json)
+    elif summary.interrupted:
+        click.echo(f"interrupted; seed {seed}", err=True)
     if finds:
         evidence = "\n".join(f"  {asked.output / find.name}.json: {find.what.splitlines()[0]}" for find in finds)
         raise VerdictError(counted(len(finds), "find"), evidence=evidence)
@@ -198,7 +205,7 @@ class _Teller:
     def kept(self, find: Find, path: Path | None) -> None:
         """Tell what is left of it."""
         told = "" if find.reproduced else ", which do not show it by themselves"
-        self._waiting.say(f"  {path}: {counted(len(find.steps), 'step')}{told}")
+        self._waiting.say(f"  {path}: {_steps_of(find)}{told}")
         for step in find.steps[:10]:
             self._waiting.say(f"    {step}")
 
@@ -221,10 +228,15 @@ def play_again(find: Find, subject: ProbedSubject, path: Path, *, as_json: bool,
         return
     if found is None:
         if not quiet:
-            click.echo(f"{path}: {counted(len(find.steps), 'step')}, and nothing is wrong any more")
+            click.echo(f"{path}: {_steps_of(find)}, and nothing is wrong any more")
         return
     same = "is still there" if found.cause == find.cause else f"is not there, but: {found.cause}"
     raise VerdictError(f"{path}: {find.cause} {same}", evidence=str(found))
+
+
+def _steps_of(find: Find) -> str:
+    """How many there are; of what is wrong with a server that is only probed there are none."""
+    return counted(len(find.steps), "step") if find.steps else "no step, probing the server shows it"
 
 
 def _played(find: Find, subject: ProbedSubject) -> Found | None:

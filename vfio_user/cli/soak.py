@@ -25,11 +25,12 @@ from vfio_user.cli._hardware import (
 from vfio_user.cli._progress import quiet_option
 from vfio_user.cli._soak_again import Again, keep_soak
 from vfio_user.cli._soak_line import Teller
-from vfio_user.harness.artifacts import results_folder
+from vfio_user.harness.artifacts import drop_results, results_folder
 from vfio_user.harness.command_line import HardwareOptions
 from vfio_user.harness.hosts import KINDS as HOSTS
 from vfio_user.harness.interruption import interruptible
 from vfio_user.harness.migration.workload import all_kinds
+from vfio_user.page.names import COMMANDS
 from vfio_user.soak import (
     EVENTS,
     FIRST,
@@ -171,7 +172,7 @@ class _Results:
         again: Again,
     ) -> None:
         self.page = folder / "soak.html"
-        self._again = again
+        self._again, self._done_before = again, journal.done.events
         self._journal, self._spec, self._weights, self._teller = journal, spec, weights, teller
 
     def run(self, soak: Soak, numbers: Sequence[int]) -> Failed | None:
@@ -191,11 +192,22 @@ class _Results:
             self._teller.say(f"interrupted after {done}; the same command goes on. page: {self.page}")
             raise
         except (UserError, VerdictError, OSError) as error:
+            began = self._journal.done.events > self._done_before or any(self.page.parent.glob(f"*/{COMMANDS}"))
+            if isinstance(error, UserError) and not began:
+                self._leave_nothing(error)
+                raise
             try:
                 self.write("ended by an error")
             except OSError as unwritten:
                 error.add_note(f"there is no page: {unwritten}")
             raise
+
+    def _leave_nothing(self, error: UserError) -> None:
+        """It was refused before any program was started: there is nothing to look at, as after a lab's refusal."""
+        self._journal.take_back()  # first: the folder of all results goes too where it is empty then
+        drop_results(self.page.parent)
+        for note in [note for note in getattr(error, "__notes__", ()) if str(self.page.parent) in note]:
+            error.__notes__.remove(note)
 
     def write(self, ended: str) -> dict[str, Any]:
         """Write both; the summary."""

@@ -174,6 +174,8 @@ class BootedGuest(Guest):
                 server.check(wait=1.0)  # the cause, if it is one
                 if isinstance(error, QmpError) and attachment.blames_server(error.description):
                     raise server.refused(error.description) from error
+                if server.last_words():  # as where it is the interposer that starts the server, again and again
+                    error.add_note(f"{server.child.name}, last lines:\n{server.last_words()}")
             raise
         return self._plugged(attachment, wanted, slot, f"{slot_address(slot)}/????:??:??.?", server)
 

@@ -13,7 +13,7 @@ from userdev.errors import about
 from userdev.process import Child
 from vfio_user.harness import evidence
 from vfio_user.harness.artifacts import record_versions, write_text
-from vfio_user.page.names import PROCESSES
+from vfio_user.page.names import COMMANDS, PROCESSES
 
 if TYPE_CHECKING:
     from vfio_user.harness.image import GuestImage
@@ -33,7 +33,7 @@ class Records:
     def note(self, child: Child) -> None:
         """Remember a child, and write down its command."""
         self.children.append(child)
-        path = self._folder / "commands.txt"
+        path = self._folder / COMMANDS
         with about(path), path.open("a", encoding="utf-8", errors="backslashreplace") as commands:
             commands.write(f"# {child.name}\n{shlex.join(child.argv)}\n\n")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from userdev.printable import printable
 from userdev.process import tail
+from vfio_user.page.names import COMMANDS
 from vfio_user.page.noise import NOISE
 from vfio_user.page.texts import text_of
 
@@ -53,7 +54,7 @@ _SECTIONS = (
     ("The last QMP traffic", "*.qmp.log"),
     ("The last messages on the wire, as QEMU traced them", "*.trace.log"),
     ("PCI, as QEMU has it", "*.pci.log"),
-    ("Command lines", "commands.txt"),
+    ("Command lines", COMMANDS),
     ("Versions", "versions.json"),
 )
 

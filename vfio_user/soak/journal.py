@@ -41,6 +41,7 @@ class Journal:
         self._began = time.monotonic()
         begun = self._go_on(_lines(path), json.loads(json.dumps(dict(soaked))), seed)
         self.resumed = begun is not None
+        self._size_before = path.stat().st_size if path.exists() else None
         self.seed = begun if begun is not None else secrets.randbelow(1 << 32) if seed is None else seed
         if not self.resumed:
             self._write({"kind": "begin", "soaked": dict(soaked), "seed": self.seed, "when": time.time()})
@@ -89,6 +90,13 @@ class Journal:
     def end(self, verdict: str) -> None:
         """Say that the soak has done all that it was to do."""
         self._write({"kind": "end", "events": len(self.events), "failures": len(self.failures), "verdict": verdict})
+
+    def take_back(self) -> None:
+        """Have nothing in the file of a soak that was refused before anything began."""
+        if self._size_before is None:
+            self.path.unlink(missing_ok=True)
+        elif not self.resumed:
+            os.truncate(self.path, self._size_before)
 
     def _go_on(self, lines: list[Line], soaked: Line, seed: int | None) -> int | None:
         """Take over the last soak of these lines if it can be gone on with: its seed, else None."""
