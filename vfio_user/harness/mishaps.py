@@ -74,11 +74,6 @@ class Mishaps:
         console.listen(self._hear)
         events.listen(self._on_event)
 
-    @property
-    def guest_is_up(self) -> bool:
-        """Whether a reset would be a mishap."""
-        return self._is_up
-
     def __contains__(self, kind: Kind) -> bool:
         return kind in self._happened
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+from userdev.counted import counted
 from userdev.errors import UserError
 from vfio_user.harness.cache import cache_dir, locked
 from vfio_user.harness.checkpoint import checkpoints
@@ -52,7 +53,8 @@ def _make_room(_progress: Progress) -> str:
         with locked(f"checkpoint-{checkpoint.name}"):
             shutil.rmtree(checkpoint.folder, ignore_errors=True)
     freed = shutil.disk_usage(cache_dir()).free - before
-    return f"removed {len(found)} checkpoints of guests, {max(0, freed) / 1e9:.1f} GB" if found else ""
+    removed = counted(len(found), "checkpoint")
+    return f"removed {removed} of guests, {max(0, freed) / 1e9:.1f} GB" if found else ""
 
 
 REMEDIES: Mapping[str, Callable[[Progress], str]] = {
