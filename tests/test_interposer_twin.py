@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import PATIENCE
 from tests.interposer_bench import Bench, request
+from tests.scripted_server import ScriptedServer
 from tests.test_harness_interposed import interposed
 from userdev.relay.direction import Direction
 from userdev.trace import Note, View
@@ -21,8 +23,11 @@ from vfio_user.harness.device import Device
 from vfio_user.harness.interposition import Interposition
 from vfio_user.interposer.capture import CaptureDma
 from vfio_user.interposer.replay import replay
+from vfio_user.interposer.replay.outcome import What
+from vfio_user.interposer.replay.player import Player
+from vfio_user.interposer.replay.script import Script
 from vfio_user.interposer.trace import MessageRecord, read_trace
-from vfio_user.wire import CURRENT, Command
+from vfio_user.wire import CURRENT, Capabilities, Command, Message, encode_version
 from vfio_user.wire import layouts as at
 
 REACHING = Device(served=f"{Path(__file__).with_name('reaching.py')}:Reaching")
@@ -82,6 +87,20 @@ def test_what_was_captured_is_replayed_without_a_difference(tmp_path: Path) -> N
     outcome = replay(tmp_path / "device.trace", command)
     assert not outcome.differences
     assert len(outcome.dma_writes) == 20
+
+
+def test_what_is_no_message_is_told_in_a_replay_on_whichever_socket_it_comes() -> None:
+    def garbage(server: ScriptedServer, _: Message) -> None:
+        (server.twin or server.stream).send(bytes(16))
+
+    for has_twin in (False, True):
+        offered = encode_version(CURRENT, 0, Capabilities(max_msg_fds=8, twin_socket=has_twin or None))
+        asked = [Message(1, CURRENT.number(Command.VERSION), payload=offered)]
+        asked.append(Message(2, CURRENT.number(Command.DEVICE_RESET)))
+        with ScriptedServer(garbage, twin=has_twin) as server:
+            with Player(Script.of(asked), server.client_stream, patience=PATIENCE) as player:
+                outcome = player.play()
+            assert [each.what for each in outcome.differences] == [What.UNEXPECTED], has_twin
 
 
 def test_memory_without_a_descriptor_is_asked_of_the_client(tmp_path: Path) -> None:

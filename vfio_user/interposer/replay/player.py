@@ -337,18 +337,29 @@ class Player:
                 time.sleep(max(0.0, until - time.monotonic()))
 
     def _receive(self, seconds: float) -> None:
-        """Deal with what the server does, waiting for the first thing at most so long."""
-        for fd, _ in self._poll.poll(seconds * 1000):
-            if fd == self._stream.fileno():
-                self._receive_messages()
-            elif fd in self._twins:
-                self._receive_asked(self._twins[fd])
-            else:
-                where = next(place for place, eventfd in self._eventfds.items() if eventfd == fd)
-                count = os.eventfd_read(fd)
-                self._fired.append(where)
-                self.outcome.interrupts.append(where)
-                self._played.interrupt(where, count)
+        """Deal with what the server does, waiting for the first thing at most so long.
+
+        Raises:
+            Ended: it has sent what is no message.
+        """
+        try:
+            for fd, _ in self._poll.poll(seconds * 1000):
+                self._receive_from(fd)
+        except ProtocolError as error:
+            self._comparison.garbage(str(error))
+            raise Ended from None
+
+    def _receive_from(self, fd: int) -> None:
+        if fd == self._stream.fileno():
+            self._receive_messages()
+        elif fd in self._twins:
+            self._receive_asked(self._twins[fd])
+        else:
+            where = next(place for place, eventfd in self._eventfds.items() if eventfd == fd)
+            count = os.eventfd_read(fd)
+            self._fired.append(where)
+            self.outcome.interrupts.append(where)
+            self._played.interrupt(where, count)
 
     def _receive_messages(self) -> None:
         try:
@@ -362,18 +373,14 @@ class Player:
             return
         self._patience = self._once_it_speaks
         self._framer.received(count, fds)
-        try:
-            for message in self._framer.messages():
-                if message.is_reply and message.command == self._version:
-                    self._take_twin(message)
-                close_all(message.fds)
-                if message.is_reply:
-                    self._replied(message)
-                else:
-                    self._serve(message)
-        except ProtocolError as error:
-            self._comparison.garbage(str(error))
-            raise Ended from None
+        for message in self._framer.messages():
+            if message.is_reply and message.command == self._version:
+                self._take_twin(message)
+            close_all(message.fds)
+            if message.is_reply:
+                self._replied(message)
+            else:
+                self._serve(message)
 
     def _take_twin(self, reply: Message) -> None:
         """Serve the second socket of a server that was offered one, as who recorded the trace did."""
@@ -396,7 +403,7 @@ class Player:
             for message in twin.framer.messages():
                 close_all(message.fds)
                 self._serve(message, twin.stream)
-        except (OSError, ProtocolError):
+        except OSError:
             count = 0
         if not count:
             self._poll.unregister(twin.stream.fileno())
