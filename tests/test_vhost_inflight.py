@@ -144,6 +144,38 @@ def test_after_any_store_all_that_was_lost_is_done_and_nothing_twice(kind: type[
                 check_recovery(again, other)
 
 
+@pytest.mark.parametrize("kind", [SplitDriver, PackedDriver])
+@pytest.mark.parametrize(("size", "under_way"), [(2, 0), (4, 1)])
+def test_who_goes_on_may_die_after_any_store_too(kind: type[AnyDriver], size: int, under_way: int) -> None:
+    """What one that died has left half said must not be taken for what the next has begun, which gives back others."""
+
+    def batch(driver: AnyDriver, region: bytearray, taken: list[int], count: int) -> None:
+        """Take what there is, and give back so many of them together."""
+        ring = driver.ring(inflight=inflight(memoryview(region), driver))
+        chains = []
+        while (chain := ring.pop()) is not None:
+            chains.append(chain)
+            number = number_of(chain)
+            taken.extend([number] if number not in taken else [])
+        for chain in chains[:count]:
+            ring.push(chain, 0)
+        ring.publish()
+
+    with Guest(SIZE) as first, Guest(SIZE) as second, Guest(SIZE) as third:
+        driver = kind(first, size, FEATURES)
+        region, taken = inflight_region(driver), list[int]()
+        for _ in range(size):
+            driver.request(writable=())
+        for moment in moments_of(driver, region, taken, lambda: batch(driver, region, taken, size - under_way)):
+            next_, kept = moment.revive(second)
+            next_.collect()
+            while len(next_.given) < size:
+                next_.request(writable=())
+            again = [number for number in moment.taken if number not in next_.seen]
+            for later in moments_of(next_, kept, again, lambda: batch(next_, kept, again, 1)):  # noqa: B023
+                check_recovery(later, third)
+
+
 @pytest.mark.parametrize(("kind", "start"), DRIVERS)
 def test_a_request_that_fills_the_ring_is_not_done_twice(kind: type[AnyDriver], start: int) -> None:
     """Afterwards a packed ring is at the same place as before, in the next lap."""

@@ -94,14 +94,19 @@ class Driver:
         self.guest.memory[at : at + len(data)] = data
         return at, len(data)
 
-    def request(self, payload: bytes = b"", writable: Sequence[int] = (64,), *, indirect: bool = False) -> int:
-        """Make a request available: 4 bytes that number it, a payload and buffers to be written; return its number."""
+    def request(
+        self, payload: bytes = b"", writable: Sequence[int] = (64,), *, indirect: bool = False, direct: int = 0
+    ) -> int:
+        """Make a request available: 4 bytes that number it, a payload and buffers to be written; return its number.
+
+        Where it is `indirect`, so many of its buffers are `direct` all the same, before the table of the others.
+        """
         number = len(self.added) + 1
         readable = [self.buffer(struct.pack("<I", number)), *([self.buffer(payload)] if payload else [])]
         into = [self.buffer(size) for size in writable]
         chain = [(at, size, 0) for at, size in readable] + [(at, size, 2) for at, size in into]
         if indirect:
-            chain = [(*self.table(chain), 4)]
+            chain = [*chain[:direct], (*self.table(chain[direct:]), 4)]
         self.given[self.put(chain)] = number, into
         self.added.append(number)
         return number

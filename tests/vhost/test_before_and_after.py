@@ -12,6 +12,7 @@ from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
+from tests.test_vhost_memory import maps_of
 from userdev.errors import ProtocolError
 from vhost_user.memory import Iotlb, IotlbMiss, MemoryTable
 from vhost_user.wire.payloads import IotlbMessage, IotlbType, Permission, Region
@@ -83,18 +84,24 @@ class Regions(RuleBasedStateMachine):
         with pytest.raises(ProtocolError):
             self.table.remove(Region(guest, size - PAGE, user, offset))
 
-    @rule(place=places, all_=st.booleans())
-    def share_what_is_refused(self, place: int, all_: bool) -> None:
-        """One that is beyond its file, or over another; what was there stays."""
+    @rule(place=places)
+    def share_what_is_refused(self, place: int) -> None:
+        """One that is beyond its file, or over another; what was there stays, and nothing is mapped that was not."""
         generation, (guest, _, user, _) = self.table.generation, self.region(place)
         fd, long = os.memfd_create("short"), self.region(place)
         os.ftruncate(fd, PAGE)
-        short = Region(guest, PAGE, user, 0)
-        refused = partial(self.table.set, [short, short], [fd, fd]) if all_ else partial(self.table.add, long, fd)
-        with pytest.raises(ProtocolError):
-            refused()
+        short, over = Region(guest, PAGE, user, 0), Region(guest + PAGE, PAGE, user, 0)
+        ways = [partial(self.table.set, [short, short], [fd, fd]), partial(self.table.set, [short, long], [fd, fd])]
+        ways += [
+            partial(self.table.add, long, fd),
+            *([partial(self.table.add, over, fd)] if place in self.there else []),
+        ]
+        for refused in ways:
+            with pytest.raises(ProtocolError):
+                refused()
         os.close(fd)
         assert self.table.generation == generation
+        assert not maps_of("short")
 
     @rule(first=places, second=places)
     def look(self, first: int, second: int) -> None:

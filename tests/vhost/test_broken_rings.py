@@ -139,6 +139,22 @@ def test_what_a_split_ring_cannot_have_breaks_it(guest: Guest, wrong: Any) -> No
         driver.ring().pop()
 
 
+def test_an_available_index_is_ahead_of_the_ring_by_its_size_at_most(guest: Guest) -> None:
+    size = 8
+    for place in (0, 3, 0x7FFF, 0xFFFC, 0xFFFF):
+        for ahead in (*range(size + 2), 0x7FFF, 0x8000, 0xFFFF - size, 0xFFFE, 0xFFFF):
+            driver = SplitDriver(guest, size, ALL, start=place)
+            driver._store(0x1002, place + ahead & 0xFFFF)
+            ring = driver.ring()
+            try:
+                found = ring.pop() is not None
+            except BrokenRing:
+                assert ahead > size, (place, ahead)
+            else:
+                assert ahead <= size, (place, ahead)
+                assert found == (ahead > 0), (place, ahead)
+
+
 def test_a_packed_chain_without_an_end_breaks_the_ring(guest: Guest) -> None:
     driver = PackedDriver(guest, 4)
     driver.put(one_buffer(4))

@@ -17,6 +17,8 @@ SIZE = 1 << 16
 PAGE = 1 << 12
 _FEW = 120
 """Steps of a walk: the guest's memory has room for so many requests."""
+_HEIGHT = 15
+"""Of them in which the ring becomes fuller, before as many in which it becomes emptier."""
 
 
 class Marks(DirtyLog):
@@ -95,11 +97,21 @@ class Walk:
 
     def go(self) -> None:
         """Take so many steps, and bring everything to its end."""
-        steps = [self.put, self.put, self.take, self.take, self.leave, self.push, self.push, self.publish, self.publish]
-        steps += [self.wants, self.kicks, self.restart, self.die]
+        filling = [
+            self.put,
+            self.put,
+            self.take,
+            self.take,
+            self.leave,
+            self.push,
+            self.wants,
+            self.kicks,
+            self.publish,
+        ]
+        emptying = [self.take, self.push, self.push, self.publish, self.leave, self.wants, self.restart, self.die]
         with self.guest:
-            for _ in range(_FEW):
-                self.chance.choice(steps)()
+            for step in range(_FEW):
+                self.chance.choice(emptying if step // _HEIGHT % 2 else filling)()
             while self.waiting or self.taken:
                 self.take()
                 self.push()
@@ -114,9 +126,10 @@ class Walk:
         under_way = sum(request.slots for request in (*self.waiting, *self.taken))
         indirect = F.INDIRECT_DESC in self.features and self.chance.random() < 0.5
         sizes = [self.chance.randint(1, 24) for _ in range(self.chance.randint(0, most))]
-        slots = 1 if indirect else 1 + len(sizes)
+        direct = self.chance.randint(0, len(sizes)) if indirect else len(sizes)
+        slots = 1 + direct
         if under_way + slots <= self.driver.size:
-            number = self.driver.request(writable=sizes, indirect=indirect)
+            number = self.driver.request(writable=sizes, indirect=indirect, direct=direct)
             self.waiting.append(Request(number, slots, sum(sizes)))
 
     def take(self) -> None:

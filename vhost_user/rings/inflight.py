@@ -17,6 +17,7 @@ _VERSION = 1
 _SPLIT_ENTRY, _SPLIT_HEADER = 16, 16
 _PACKED_ENTRY, _PACKED_HEADER = 32, 32
 _AVAIL, _USED = 1 << 7, 1 << 15
+_BOTH = _AVAIL | _USED
 
 SavedDescriptor = tuple[int, int, int, int]
 """A descriptor of a packed ring: (addr, len, id, flags)."""
@@ -154,12 +155,12 @@ class PackedInflight(_QueueRegion):
     entry = _PACKED_ENTRY
 
     def recover(
-        self, used: int, wrap: int, size: int, flags_at: Callable[[int], int]
+        self, used: int, wrap: int, size: int, flags: memoryview
     ) -> tuple[int, int, list[tuple[int, list[SavedDescriptor]]]]:
         """Begin at `used`, or go on where somebody has died: place and wrap counter of the next used descriptor, and
         entries with their descriptors to be submitted again, in order.
 
-        `flags_at` looks at the flags of a descriptor in the ring. To die in here changes nothing.
+        `flags` are those of the descriptors in the ring. To die in here changes nothing.
 
         Raises:
             ProtocolError: what the region says cannot be.
@@ -175,10 +176,11 @@ class PackedInflight(_QueueRegion):
         if max(used, old_used) >= size or max(wrap, old_wrap) > 1:
             raise ProtocolError(f"places {used} and {old_used} in an in-flight region for a ring of {size}")
         if (used, wrap) != (old_used, old_wrap):
-            available = _AVAIL if old_wrap else _USED
-            if flags_at(old_used) & (_AVAIL | _USED) != available:  # what was begun has reached the driver
+            if flags[old_used] & _BOTH != _available(old_wrap):  # what was begun has reached the driver
                 shorts[7] = shorts[6]
                 old_used, old_wrap = used, wrap
+            else:
+                _take_back(flags, old_used, old_wrap, size, (used, wrap))
         self._put_places(old_used, old_used, old_wrap, old_wrap)
         shorts[6] = shorts[7]
         for entry in self._free_entries():
@@ -302,3 +304,18 @@ class PackedInflight(_QueueRegion):
             )
             for at in self._linked(entry, count)
         ]
+
+
+def _available(wrap: int) -> int:
+    """The flags of what the driver has made available in this round."""
+    return _AVAIL if wrap else _USED
+
+
+def _take_back(flags: memoryview, place: int, wrap: int, size: int, end: tuple[int, int]) -> None:
+    """Of a batch whose first descriptor is not used none is: whoever uses the first alone would use the others too."""
+    while (place, wrap) != end:
+        if flags[place] & _BOTH == _BOTH * wrap:
+            flags[place] = flags[place] & ~_BOTH | _available(wrap)
+        place += 1
+        if place == size:
+            place, wrap = 0, wrap ^ 1

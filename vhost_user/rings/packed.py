@@ -274,7 +274,7 @@ class PackedRing(Ring):
     def _resubmit(self, inflight: PackedInflight) -> None:
         try:
             self._used, self._used_wrap, requests = inflight.recover(
-                self._used, self._used_wrap, self.size, lambda index: self._shorts[8 * index + 7]
+                self._used, self._used_wrap, self.size, self._shorts[7::8]
             )
         except ProtocolError as error:
             self._break(str(error))
