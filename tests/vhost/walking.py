@@ -17,6 +17,8 @@ SIZE = 1 << 16
 PAGE = 1 << 12
 _FEW = 120
 """Steps of a walk: the guest's memory has room for so many requests."""
+_REGIONS = (0x2025, *range(300, 3300, 300), SIZE - 0x2025 - sum(range(300, 3300, 300)))
+"""Of memory: the ring is in the first, and buffers and tables go over the borders of the others."""
 _HEIGHT = 15
 """Of them in which the ring becomes fuller, before as many in which it becomes emptier."""
 
@@ -56,7 +58,7 @@ class Walk:
     ) -> None:
         self.chance = Random(seed)
         self.features = features
-        self.guest = Guest(SIZE)
+        self.guest = Guest(*_REGIONS)
         self.driver = kind(self.guest, size, features, start=start)
         self.packed = kind is PackedDriver
         self.region = inflight_region(self.driver) if tracked else None
