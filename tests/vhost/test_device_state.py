@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import select
 import socket
@@ -116,6 +117,39 @@ def test_a_state_is_what_the_other_device_had(migrating: FrontEnd, device: Keepe
         queue.start()
         queue.exchange(b"more")
         assert other.kept == device.kept + b"more"
+
+
+class Now:
+    """A watcher whose descriptors are always worth a try."""
+
+    def watch(self, *_: Any, **__: Any) -> None: ...
+    def unwatch(self, _: int) -> None: ...
+    def call_soon(self, work: Any) -> None: ...
+    def wait_for(self, *_: Any, **__: Any) -> bool:
+        return True
+
+
+def test_a_state_goes_whole_however_little_a_pipe_takes_or_gives_at_a_time() -> None:
+    state = bytes(number * 7 & 0xFF for number in range(3 * (1 << 16) + 1234))
+    for step in (1000, 4096, 5001):
+        reader, writer = os.pipe()
+        fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 1 << 13)
+        saving, came = transfer.Saving(writer, Now(), state), bytearray()
+        while saving.outcome is None:
+            saving._go_on()
+            came += os.read(reader, step)
+        while piece := os.read(reader, step):
+            came += piece
+        os.close(reader)
+        assert bytes(came) == state, step
+        loaded: list[bytes] = []
+        reader, writer = os.pipe()
+        loading, left = transfer.Loading(reader, Now(), loaded.append, len(state)), memoryview(state)
+        while left:
+            left = left[os.write(writer, left[:step]) :]
+            loading._go_on()
+        os.close(writer)
+        assert (loading.finish(), loaded) == (0, [state]), step
 
 
 IDENTITY = {"device": "Keeper", "virtio_id": 42}

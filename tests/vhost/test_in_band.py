@@ -11,6 +11,7 @@ import pytest
 from tests.vhost.channel import Channel
 from tests.vhost.reverse import Reverse
 from tests.vhost_frontend import FEATURES, PROTOCOL, Disconnected, FrontEnd, P, Queue, R, no_fd, split
+from userdev.transport import Stream
 from vhost_user.device import Chain, Taken, queue
 from vhost_user.wire import BackEndRequest
 from vhost_user.wire.payloads import VringState
@@ -186,6 +187,19 @@ def test_a_kick_that_was_not_agreed_on_is_refused(front_end: FrontEnd) -> None:
 
 def test_a_kick_of_no_queue_is_refused(simulated: FrontEnd) -> None:
     assert simulated.tell(R.VRING_KICK, VringState(2, 0)) == errno.EINVAL
+
+
+def test_a_channel_that_takes_half_a_message_is_given_up(
+    simulated: FrontEnd, channel: Channel, ring: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What would come behind that half would be taken for the other."""
+    usual = Stream.try_send
+    with monkeypatch.context() as patch:
+        patch.setattr(Stream, "try_send", lambda stream, data, fds=(): usual(stream, data[:7], fds))
+        ring.put(b"ab", 2)
+        kick(simulated)
+    with pytest.raises(EOFError):
+        channel.receive()
 
 
 @pytest.mark.parametrize("without", [P.BACKEND_REQ, P.REPLY_ACK])

@@ -21,6 +21,7 @@ from tests.vhost_kit import WRITE, AnyDriver, Guest
 from vhost_user.backend import Server, misses
 from vhost_user.backend.misses import Misses
 from vhost_user.device import Chain, Taken, queue
+from vhost_user.frontend.memory import GuestMemory
 from vhost_user.memory import IotlbMiss, Permission
 from vhost_user.rings import RingAddresses
 from vhost_user.wire import BackEndRequest
@@ -149,6 +150,16 @@ def test_ring_and_buffers_are_asked_for_page_by_page(
     os.close(kick)
 
 
+def test_a_request_on_many_pages_asks_for_each_of_them(behind: FrontEnd, channel: Channel, ring: Queue) -> None:
+    """More than may be asked for one address in vain."""
+    pieces = [bytes((number,)) * PAGE for number in range(misses.MAX_TRIES + 4)]
+    behind.memory.allocate(1)
+    ring.put(*pieces, PAGE)
+    ring.kick()
+    asked = answer_until_done(behind, channel, ring)
+    assert len(asked - pages(ring)) >= len(pieces)
+
+
 def test_a_ring_that_waits_keeps_no_other_and_no_message(
     behind: FrontEnd, channel: Channel, ring: Queue, device: Reverse
 ) -> None:
@@ -228,6 +239,33 @@ def test_a_ring_whose_own_memory_is_taken_back_asks_for_that(behind: FrontEnd, c
     ring.put(b"cd", 2)
     ring.kick()
     assert answer_until_done(behind, channel, ring) == pages(ring)
+
+
+def test_translations_to_memory_that_was_there_are_not_for_what_is_there_now(server: Server) -> None:
+    with FrontEnd(str(server.listener.address), memory=GuestMemory(MEMORY, regions=2)) as behind:
+        behind.negotiate(FEATURES | V.ACCESS_PLATFORM, PROTOCOL | P.BACKEND_REQ | P.CONFIGURE_MEM_SLOTS)
+        behind.share_memory()
+        with Channel(behind) as channel:
+            know_rings(behind)
+            ring = behind.queue()
+            ring.start()
+            upper = behind.memory.regions[1]
+            behind.memory.allocate(upper.guest_address - (1 << 20), at=1 << 20)
+
+            def again_by_slot() -> None:
+                behind.do(R.REM_MEM_REG, upper)
+                behind.do(R.ADD_MEM_REG, upper, [behind.memory.fd])
+
+            def again_by_table() -> None:
+                behind.do(R.SET_MEM_TABLE, behind.memory.regions, [behind.memory.fd] * 2)
+
+            for change in (again_by_slot, again_by_table):
+                for is_known in (False, True):
+                    ring.put(b"ab" * (1 << 19), 2)
+                    ring.kick()
+                    asked = {page for page in answer_until_done(behind, channel, ring) if page >= upper.guest_address}
+                    assert bool(asked) != is_known, (change.__name__, is_known)
+                change()
 
 
 def test_a_device_that_was_stopped_asks_anew(behind: FrontEnd, channel: Channel, ring: Queue) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 from tests.vhost_frontend import FEATURES, PROTOCOL, FrontEnd, P, Queue, R, V, split
@@ -56,6 +57,16 @@ def test_a_second_owner_has_neither_status_nor_log_nor_in_flight_region_of_the_f
         assert again.exchange(b"cd", 2).data == b"dc"
     assert not log.pages()
     assert os.pread(region.fd, region.described.mmap_size, 0) == before
+
+
+def test_nobody_is_told_how_a_transfer_ended_that_was_another_owners_or_before_a_reset(stranger: FrontEnd) -> None:
+    protocol = PROTOCOL | P.DEVICE_STATE
+    for ends in (R.SET_OWNER, R.RESET_DEVICE, R.RESET_OWNER):
+        stranger.negotiate(protocol=protocol)
+        stranger.save_state()
+        assert stranger.ask(R.CHECK_DEVICE_STATE) == 0
+        stranger.send(ends)
+        assert stranger.ask(R.CHECK_DEVICE_STATE) == errno.EINVAL, ends
 
 
 def test_a_second_owner_is_told_by_nobody_but_whom_it_names(front_end: FrontEnd, ring: Queue) -> None:

@@ -16,11 +16,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.descriptors import fd_count
 from tests.test_vhost_program import serving
 from tests.vhost_frontend import PROTOCOL, Disconnected, FrontEnd, P, Queue, R
 from userdev.errors import ProtocolError
+from vhost_user.backend.postcopy import Postcopy
 from vhost_user.frontend.memory import GuestMemory
-from vhost_user.memory import userfault
+from vhost_user.memory import MemoryTable, userfault
 from vhost_user.wire import VERSION, Message
 from vhost_user.wire.payloads import NUMBER, Region
 
@@ -148,6 +150,37 @@ def test_a_page_that_has_not_come_is_waited_for(tmp_path: Path, as_table: bool) 
         queue.start()
         destination.take_out(page)
         assert queue.exchange(b"ab", 2).data == b"ba"
+
+
+def test_memory_of_a_second_migration_is_told_to_the_kernel_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[int, int]] = []
+
+    class Fault:
+        def __init__(self) -> None:
+            self.fd = os.eventfd(0)
+
+        def register(self, _: mmap.mmap, start: int, size: int) -> None:
+            told.append((start, size))
+
+        def close(self) -> None:
+            os.close(self.fd)
+
+    monkeypatch.setattr("vhost_user.backend.postcopy.UserFault", Fault)
+    table, postcopy, memory = MemoryTable(), Postcopy(), GuestMemory(regions=2)
+    table.set(memory.regions, [memory.fd] * 2)
+    before = fd_count()
+    for _ in range(2):
+        os.close(postcopy.advise())
+        postcopy.listen()
+        for region in (*table.regions, *table.regions):
+            postcopy.register(region)
+        postcopy.agree()
+        postcopy.end()
+    half = memory.size // 2
+    assert told == [(0, half), (half, half)] * 2
+    assert fd_count() == before
+    table.clear()
+    memory.close()
 
 
 @needs_userfaultfd

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.descriptors import fd_count
 from tests.vhost.reverse import Reverse
 from tests.vhost_frontend import FEATURES, MEMORY, PROTOCOL, USER, FrontEnd, P, Queue, R, V, no_fd, split
-from vhost_user.backend import Server
+from userdev.eventfd import drain
+from vhost_user.backend import Server, Session
 from vhost_user.backend.lifecycle import TRANSITIONS, RingEvent, RingState, after
 from vhost_user.wire import DeviceStatus
 from vhost_user.wire.payloads import Region, VringState
@@ -120,6 +122,12 @@ def test_without_protocol_features_a_ring_runs_once_it_is_started_and_as_often(s
     for _ in range(2):
         ring.start(base, enable=False)
         assert ring.exchange(b"ab", 2).data == b"ba"
+        base = ring.stop()
+    for on in (0, 1):  # whatever somebody has said before a reset
+        stranger.do(R.SET_VRING_ENABLE, VringState(0, on))
+        stranger.send(R.RESET_OWNER)
+        ring.start(base, enable=False)
+        assert ring.exchange(b"ab", 2).data == b"ba", on
         base = ring.stop()
 
 
@@ -417,6 +425,38 @@ def test_a_ring_without_a_kick_is_looked_at_by_itself(front_end: FrontEnd) -> No
     ring.put(b"ab", 2)
     assert len(ring.wait_used()) == 1
     ring.stop()
+
+
+def test_a_kick_that_cannot_be_waited_for_leaves_the_one_before(
+    front_end: FrontEnd, ring: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    before, other = fd_count(), os.eventfd(0)
+    with monkeypatch.context() as patch:
+        patch.setattr(Session, "watch", refuse)
+        assert front_end.tell(R.SET_VRING_KICK, ring.index, [other])
+    os.close(other)
+    assert ring.exchange(b"ab", 2).data == b"ba"
+    assert fd_count() == before
+
+
+def test_a_ring_that_broke_is_not_mended_by_being_disabled_and_enabled(
+    front_end: FrontEnd, ring: Queue, device: Reverse
+) -> None:
+    ring.put(b"fail", 2)
+    ring.kick()
+    assert ring.wait_err()
+    ring.enable(False)
+    ring.enable()
+    ring.put(b"ab", 2)
+    ring.kick()
+    front_end.settle()
+    front_end.settle()
+    assert device.events.count("start 0") == 1
+    assert not drain(ring.err_fd)
+    assert ring.take_used() == []
 
 
 def test_a_ring_at_whose_start_its_device_fails_is_broken_until_it_is_started_again(
