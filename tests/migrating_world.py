@@ -120,7 +120,7 @@ class Qemu:
     def check(self) -> None:
         self._happens("check")
 
-    def kill(self) -> None:
+    def abandon(self) -> None:
         self._happens("kill")
         self.alive = self.running = self.child.running = False
 

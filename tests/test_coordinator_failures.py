@@ -237,3 +237,19 @@ def test_what_is_found_to_be_wrong_behind_a_migration_is_in_its_verdict(before: 
     report.judge("the disk", False, "block 7 is another's")
     assert (report.verdict, report.reason) == (after, "the disk: block 7 is another's")
     assert [check.what for check in report.wrong] == ["the disk"]
+
+
+def test_a_verdict_says_where_the_guest_is_and_why() -> None:
+    said = {
+        Verdict.MIGRATED: ("", ["is on there"]),
+        Verdict.STAYED: (
+            "in phase start: no room",
+            ["to there failed in phase start: no room", "on here the guest goes"],
+        ),
+        Verdict.LOST: ("the disk: block 7", ["the disk: block 7"]),
+        Verdict.DEAD: ("in phase start: no room", ["nowhere", "in phase start: no room"]),
+    }
+    for verdict, (reason, words) in said.items():
+        sentence = Report(Mode.COORDINATED, "here", "there", verdict=verdict, reason=reason).sentence
+        assert sentence.startswith(f"{verdict}: "), sentence
+        assert all(word in sentence for word in words), sentence

@@ -15,7 +15,7 @@ import pytest
 
 from userdev.errors import UserdevError
 from userdev.process import Child
-from vfio_user.harness import machine
+from vfio_user.harness import evidence, machine
 from vfio_user.harness.attachment import Attachment, SocketChardev, VhostUserNetdev
 from vfio_user.harness.command_line import MachineConfig, Start
 from vfio_user.harness.machine import Launch, Machine, MachineError, open_sockets
@@ -123,6 +123,14 @@ def test_nothing_stays_open_of_a_machine_that_fails_to_start(
     assert not started[0].group_is_alive()
     assert threading.active_count() == threads
     del failure
+
+
+def test_the_end_of_a_machine_that_was_given_up_is_none_of_what_went_wrong(tmp_path: Path) -> None:
+    """As that of the destination of a migration that failed: what failed is said, and not what followed."""
+    with Machine(Script((sys.executable, "-c", QMP)), launch(tmp_path)) as guest:
+        guest.abandon()
+        assert not guest.child.running
+        assert not evidence.deaths(tmp_path, [guest.child])
 
 
 QMP = """

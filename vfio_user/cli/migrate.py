@@ -122,7 +122,7 @@ def command(
         for check in report.checks:
             kept.looked_at(check.what, ok=check.ok, seen="" if check.ok else check.detail)
         if not report.ok:
-            lab.failure = VerdictError(f"{report.verdict}: {report.reason}", evidence=f"evidence: {lab.folder}")
+            lab.failure = VerdictError(report.sentence, evidence=f"evidence: {lab.folder}")
     if lab.failure is not None:
         raise lab.failure
 

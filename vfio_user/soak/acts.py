@@ -27,7 +27,7 @@ def hop(scene: Scene, _: SoakedDevice, chance: float) -> Facts:
     machine = scene.guest.name
     report = scene.lab.migrate(scene.guest, to=scene.pair.other(scene.guest.host), plan=_MIGRATION)
     if not report.ok:
-        raise Failed("migration", f"{report.verdict}: {report.reason}")
+        raise Failed("migration", report.sentence)
     scene.left(machine)
     return _measured(report)
 
@@ -49,7 +49,7 @@ def cut(scene: Scene, _: SoakedDevice, chance: float) -> Facts:
     finally:
         cable.mend()
     if report.verdict is not Verdict.STAYED:
-        raise Failed("migration over a link that was cut", f"{report.verdict}: {report.reason}")
+        raise Failed("migration over a link that was cut", report.sentence)
     scene.left(report.machine)
     return {}
 

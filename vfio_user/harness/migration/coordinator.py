@@ -320,7 +320,7 @@ class Coordinator:
         if isinstance(error, MigrationFailed) and error.machine is self._destination:
             reason = error.explain()
         dead = self._casualties(wait=_DEATH_SECONDS if isinstance(error, QmpLost) else 0.0)
-        self._destination.kill()
+        self._destination.abandon()
         if self._switching:
             qemu_side.hang_up(self._source)
         # Not a word to the source's main loop before this: a processor may wait for the device, and hold the big lock.

@@ -106,6 +106,20 @@ class Report:
         return self.verdict is Verdict.MIGRATED
 
     @property
+    def sentence(self) -> str:
+        """The verdict, what it means for the guest, and why."""
+        match self.verdict:
+            case Verdict.MIGRATED:
+                return f"{self.verdict}: the guest is on {self.destination}"
+            case Verdict.STAYED:
+                failed = f"the migration to {self.destination} failed {self.reason}".rstrip()
+                return f"{self.verdict}: {failed}; on {self.source} the guest goes on as before"
+            case Verdict.LOST:
+                return f"{self.verdict}: the guest is not what it was: {self.reason}"
+            case Verdict.DEAD:
+                return f"{self.verdict}: the guest runs nowhere any more: {self.reason}"
+
+    @property
     def wrong(self) -> list[MigrationCheck]:
         """The checks that found a difference, in their order."""
         return [check for check in self.checks if not check.ok]
