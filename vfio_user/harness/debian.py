@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from userdev.counted import counted
 from userdev.errors import UserError
 from vfio_user.harness.cache import FULL, cache_dir, disk_full, locked
 
@@ -264,7 +265,7 @@ class _PrivateApt:
         missing = [deb for deb in wanted if not self._has(deb)]
         if missing:
             size = sum(deb.size for deb in missing) / 1e6
-            progress(f"downloading {len(missing)} packages, {size:.0f} MB")
+            progress(f"downloading {counted(len(missing), 'package')}, {size:.0f} MB")
             self._apt_get([*install, "--download-only"], f"cannot download {' '.join(packages)}", progress)
         return sorted(self.archives / deb.name for deb in wanted)
 

@@ -22,6 +22,7 @@ import yaml
 from packaging.version import Version
 from pydantic import BaseModel, ConfigDict, field_validator
 
+from userdev.counted import counted
 from userdev.errors import UserError, meant
 from userdev.process import answer_of
 from vfio_user.harness.cache import cache_dir, locked, publish
@@ -144,7 +145,7 @@ def install_qemu(name: str = "default", *, progress: Progress = quiet) -> Qemu:
         have = installed_qemu(name)
         if have and have.digest == digest:
             return have
-        progress(f"QEMU: unpacking {len(debs)} packages")
+        progress(f"QEMU: unpacking {counted(len(debs), 'package')}")
         with publish(_home(name)) as root:
             archive.unpack(debs, root)
             (root / _RECORD).write_text(json.dumps({"digest": digest, "packages": [deb.name for deb in debs]}))

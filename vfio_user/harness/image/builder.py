@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from userdev.counted import counted
 from userdev.errors import UserError
 from vfio_user.harness.cache import cache_dir, locked, publish
 from vfio_user.harness.debian import DebianArchive, Progress, quiet
@@ -211,7 +212,7 @@ def _build_base(recipe: ImageRecipe, progress: Progress) -> Path:
     folder = link.parent / _digest(link.name, *(deb.name for deb in debs))[:16]
     if not folder.exists():
         with publish(folder) as making:
-            progress(f"building guest image {recipe.name} from {len(debs)} packages")
+            progress(f"building guest image {recipe.name} from {counted(len(debs), 'package')}")
             packages = making / "packages"
             archive.unpack(debs, packages)
             _pack_base(recipe, packages, making, [deb.name for deb in debs])
