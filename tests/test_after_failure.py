@@ -230,6 +230,19 @@ def test_behind_half_a_line_qtest_says_nothing_any_more() -> None:
     peer.close()
 
 
+def test_behind_half_a_command_a_program_is_told_nothing_any_more(tmp_path: Path) -> None:
+    """It would take the next command for the rest of it; what it answers to those before is heard."""
+    controlling = ControllingRaw(tmp_path)
+    before = controlling.asker.post("get")
+    with pytest.raises(TimeoutError):
+        controlling.asker.post("put", behind=bytes(4 << 20))
+    controlling.peer.sendall(controlling.answer(1))
+    assert int(before.result()["raw"]) == 1
+    with pytest.raises(ControlError, match="in part"):
+        controlling.ask()
+    controlling.close()
+
+
 # Readers
 
 

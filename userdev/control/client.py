@@ -67,6 +67,7 @@ class ControlClient:
         self._stream = Stream(connection)
         self._input = bytearray()
         self._told: dict[str, Any] | None = None  # a line of which the bytes behind it have not all come
+        self._cut_off = False  # a command may have been sent in part
         self._unanswered: deque[PendingAnswer] = deque()
         self._events: deque[dict[str, Any]] = deque()
 
@@ -82,13 +83,23 @@ class ControlClient:
     def post(self, command: str, *, fds: Sequence[int] = (), behind: bytes = b"", **parameters: Any) -> PendingAnswer:
         """Send a command without waiting for its end. Commands of one connection are run in their order, each whether
         or not the one before it failed.
+
+        Raises:
+            TimeoutError: the program does not take it; it is told nothing more then.
+            ControlError: it did not take one before.
         """
         announced = {"raw": len(behind)} if behind else {}
         line = json.dumps({"command": command, **parameters, **announced}).encode() + b"\n"
-        with suppress(ConnectionError):  # whoever has hung up has said why, which `hear` finds
-            self._stream.send(line, fds)
-            if behind:
-                self._stream.send(behind)
+        if self._cut_off:
+            raise ControlError(f"{self._path}: a command was sent in part, and the next would be taken for its rest")
+        try:
+            with suppress(ConnectionError):  # whoever has hung up has said why, which `hear` finds
+                self._stream.send(line, fds)
+                if behind:
+                    self._stream.send(behind)
+        except (TimeoutError, KeyboardInterrupt):
+            self._cut_off = True
+            raise
         answer = PendingAnswer(self, command)
         self._unanswered.append(answer)
         return answer
