@@ -12,7 +12,6 @@ import pytest
 from hypothesis import settings
 
 from tests.forked_starts import ForkedStarts
-from tests.forked_workers import pytest_addoption, pytest_runtestloop  # noqa: F401 - hooks
 from vfio_user.client import Client, EventFd
 from vfio_user.client.connection import ClientConnection
 
