@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from itertools import product
@@ -37,13 +38,21 @@ COMMANDS = st.lists(
 @settings(max_examples=60, deadline=None)
 @given(COMMANDS, st.lists(st.integers(1, 30), min_size=1))
 def test_lines_are_the_same_however_they_come(commands: list[tuple[bytes, bytes]], cuts: list[int]) -> None:
+    """With the descriptors of the pieces whose last byte is one of theirs."""
+    owners = [number for number, (text, behind) in enumerate(commands) for _ in text + b"\n" + behind]
     stream = b"".join(text + b"\n" + behind for text, behind in commands)
     reader, found, at = LineReader(1 << 16), [], 0
-    for turn in range(len(stream)):
+    fds: list[list[int]] = [[] for _ in commands]
+    turns = itertools.count()
+    while at < len(stream):
+        turn = next(turns)
         piece = stream[at : at + cuts[turn % len(cuts)]]
-        found += [(line.text, line.behind) for line in reader.feed(piece)]
         at += len(piece)
-    assert found == [(text, behind) for text, behind in commands if text.strip()]
+        given = [] if turn % 4 else [100_000 + turn]  # numbers that no descriptor has
+        fds[owners[at - 1]] += given
+        found += [(line.text, line.behind, line.fds) for line in reader.feed(piece, given)]
+    wanted = [(text, behind, beside) for (text, behind), beside in zip(commands, fds, strict=True)]
+    assert found == [line for line in wanted if line[0].strip() or line[2]]
     assert not reader.refused
 
 

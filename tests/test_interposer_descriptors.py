@@ -167,6 +167,27 @@ def test_what_a_fault_keeps_from_the_server_changes_nothing(capture: Any, posted
     os.close(memory)
 
 
+@pytest.mark.parametrize(
+    "act", [None, "hold", {"delay": 60}, {"delay": {"seconds": 60, "overtake": True}}, {"reorder": 5}], ids=str
+)
+def test_what_is_kept_until_later_is_closed_with_the_session(act: Any) -> None:
+    """Held on request, or by a fault in each of its ways."""
+    with Bench() as bench:
+        bench.negotiate()
+        before = fd_count(collect=True)
+        if act is None:
+            bench.session.holding.hold()
+        else:
+            scenario = Scenario.model_validate({"rules": [{"match": {"command": "DMA_MAP"}, "act": act}]})
+            Faults(bench.session, scenario, lambda _: 0)
+        for page in range(3):
+            with_an_eventfd(bench.client, dma_map(page << 12, 4096))
+        bench.settle()
+        assert fd_count(collect=True) == before + 3
+        bench.session.close()
+        assert fd_count(collect=True) == before - 2, "but for the session's two ends"
+
+
 # A server that asks and does not listen
 
 
@@ -221,7 +242,23 @@ def test_a_server_whose_client_does_not_answer_is_not_asked_for_more_questions_o
         theirs.close()
         bench.client.receive()
         ours.setblocking(False)
-        assert sent_until_it_waits(bench, ours, access(Command.DMA_READ, 4), most) < most
+        count = sent_until_it_waits(bench, ours, access(Command.DMA_READ, 4), most)
+        assert count < most
+        answers = b""
+        for _ in range(count):  # and is asked again as they are answered
+            asked = bench.client.receive()
+            bench.client.send(asked.reply(at.DMA_ACCESS.pack(0x10, 4, tail=b"data")))
+            bench.settle()
+            answers += received(ours)
+        assert len(answers) == count * (16 + 16 + 4)
+
+
+def received(sock: socket.socket) -> bytes:
+    """What has come; nothing where that is so."""
+    try:
+        return sock.recv(1 << 16)
+    except BlockingIOError:
+        return b""
 
 
 def access(command: Command, length: int, data: bytes = b"") -> Message:

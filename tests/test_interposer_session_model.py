@@ -14,7 +14,16 @@ from vfio_user.interposer.restore import irq_messages
 from vfio_user.interposer.session_model import MAX_INDEXES, SessionModel
 from vfio_user.wire import DRAFT_V6, Command, Message
 from vfio_user.wire import layouts as at
-from vfio_user.wire.constants import MOST_VECTORS, IrqIndex, IrqSetFlags, RegionIndex, UnmapFlags
+from vfio_user.wire.constants import (
+    MOST_VECTORS,
+    Feature,
+    FeatureFlags,
+    IrqIndex,
+    IrqSetFlags,
+    MigrationState,
+    RegionIndex,
+    UnmapFlags,
+)
 
 CONFIG = RegionIndex.CONFIG
 DEVICE_CONTROL = 0x48
@@ -55,6 +64,24 @@ def test_memory_that_is_unmapped_is_forgotten(bench: Bench, model: SessionModel)
     bench.exchange(dma_map(0x7000, 4096))
     unmap(bench, 0, 0, UnmapFlags.ALL)
     assert not model.maps
+
+
+def test_a_migration_state_is_learnt_where_it_was_set_or_told(bench: Bench, model: SessionModel) -> None:
+    """Not by a probe, which asks whether that can be, nor where it was refused."""
+    kind, state = int(Feature.MIG_DEVICE_STATE), at.DEVICE_STATE.pack(MigrationState.STOP, 0)
+
+    def said(flags: int, *, asked: bytes = state, told: bytes = b"", errno: int = 0) -> tuple[MigrationState, bool]:
+        message = request(Command.DEVICE_FEATURE, at.FEATURE.pack(at.FEATURE.size + 8, kind | flags, tail=asked))
+        bench.exchange(message, at.FEATURE.pack(at.FEATURE.size + 8, kind | flags, tail=told), errno)
+        return model.migration_state, model.client_migrates
+
+    running, stopped = MigrationState.RUNNING, MigrationState.STOP
+    assert said(FeatureFlags.PROBE | FeatureFlags.SET) == (running, False)
+    assert said(FeatureFlags.PROBE | FeatureFlags.GET, told=state) == (running, False)
+    assert said(FeatureFlags.PROBE, asked=b"") == (running, False)
+    assert said(FeatureFlags.SET, errno=22) == (running, False)
+    assert said(FeatureFlags.SET) == (stopped, True)
+    assert said(FeatureFlags.GET, told=at.DEVICE_STATE.pack(running, 0)) == (running, True)
 
 
 def test_masks_are_known(bench: Bench, model: SessionModel) -> None:

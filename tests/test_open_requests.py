@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from vfio_user.interposer.pairing import LIMIT, Pairing, PendingRequest
 from vfio_user.wire.open_requests import IDS, OpenRequests, free_id
+from vhost_user.interposer import unanswered
 
 SENT_OR_REPLIED = st.lists(st.tuples(st.booleans(), st.integers(0, 3)), max_size=60)
 
@@ -25,6 +26,22 @@ def test_a_reply_answers_the_oldest_request_of_its_id(messages: list[tuple[bool,
         assert sorted(found) == sorted(chain.from_iterable(oracle.values()))
         assert len(found) == sum(map(len, oracle.values()))
         assert [each in found for each in range(4)] == [bool(oracle.get(each)) for each in range(4)]
+
+
+def test_who_waits_for_an_answer_is_told_once_that_nobody_will_know_it() -> None:
+    """Of either protocol: beyond so many requests an old one is forgotten."""
+    told: list[int] = []
+    waiting = unanswered.Unanswered()
+    for number in range(unanswered.LIMIT + 3):
+        tell = (lambda reply, number=number: told.append(number),)
+        waiting.sent(unanswered.SentRequest(1, 0, tell))
+    assert (told, len(waiting)) == ([0, 1, 2], unanswered.LIMIT)
+    told.clear()
+    pairing = Pairing()
+    for number in range(LIMIT + 3):
+        pairing.sent(5, PendingRequest(0, 1, None, answered=(lambda reply, number=number: told.append(number),)))  # type: ignore[misc]
+    assert told == [1, 2]
+    assert len(pairing) == LIMIT + 1
 
 
 def test_of_one_id_so_many_are_kept_and_an_older_one_is_let_go() -> None:

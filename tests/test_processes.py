@@ -97,6 +97,21 @@ def test_what_a_child_prints_is_waited_for_until_its_end(tmp_path: Path, prints:
         child.stop()
 
 
+def test_the_last_words_of_a_child_are_found_though_it_ended_between_two_looks(tmp_path: Path) -> None:
+    class Ending:
+        log = tmp_path / "log"
+
+        @property
+        def running(self) -> bool:
+            self.log.write_bytes(b"ready, and gone")
+            return False
+
+    Ending.log.touch()
+    assert await_text(Ending(), b"ready", 1)  # type: ignore[arg-type]
+    Ending.log.write_bytes(b"")
+    assert not await_text(Ending(), b"nothing", 1)  # type: ignore[arg-type]
+
+
 def test_what_a_child_does_not_print_in_time_is_not_waited_for(tmp_path: Path) -> None:
     child = Child("silent", ["sleep", "60"], log=tmp_path / "log")
     try:

@@ -110,6 +110,16 @@ def served_beside(image: Path) -> Iterator[Blk]:
         disk.close()
 
 
+def test_after_a_reset_writes_are_kept_as_configuration_says(image: Path) -> None:
+    """Whatever the driver had chosen before, and whether or not its front-end says its features again."""
+    with served(image) as (disk, front_end):
+        for chosen in (THROUGH, BACK, THROUGH):
+            choose(front_end, chosen)
+            assert disk.disk.write_back == (chosen == BACK)
+            front_end.do(R.RESET_DEVICE)
+            assert (cache(front_end), disk.disk.write_back) == (BACK, True), chosen
+
+
 def test_people_are_told_where_an_image_cannot_be_marked(
     image: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

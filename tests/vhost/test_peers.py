@@ -7,7 +7,8 @@ import errno
 import pytest
 
 from tests.device_kit import open_fds
-from tests.vhost_frontend import FEATURES, PROTOCOL, FrontEnd, P, R, V, split
+from tests.vhost.said import listening
+from tests.vhost_frontend import FEATURES, PROTOCOL, FrontEnd, P, Queue, R, V, split
 from vhost_user.backend import Server
 from vhost_user.wire import FrontEndRequest, Negotiated
 from vhost_user.wire.payloads import Config, Region, VringState
@@ -69,6 +70,22 @@ def test_a_request_that_is_answered_anyway_may_ask_for_it_and_is_answered_once(
     front_end.send(request_, need_reply=True)
     front_end.send(R.SET_VRING_ENABLE, VringState(0, 1), need_reply=True)
     assert [front_end.receive().request for _ in range(2)] == [request_, R.SET_VRING_ENABLE]
+
+
+def test_a_front_end_that_comes_again_says_everything_again(server: Server, front_end: FrontEnd, ring: Queue) -> None:
+    """In the order of the first time: a back-end that was started anew knows of nothing."""
+    said = []
+    for _ in range(2):
+        front_end.stream.close()
+        front_end.reconnect(str(server.listener.address))
+        with listening() as heard:
+            front_end.negotiate()
+            front_end.share_memory()
+            ring.start()
+            ring.exchange(b"ab", 2)
+            said.append(list(heard.names))
+    assert said[0] == said[1]
+    assert {"SET_OWNER", "SET_FEATURES", "SET_PROTOCOL_FEATURES", "SET_VRING_KICK"} <= set(said[0])
 
 
 def test_the_end_may_come_without_a_word(server: Server, front_end: FrontEnd) -> None:
