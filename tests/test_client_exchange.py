@@ -469,6 +469,25 @@ def test_a_server_of_another_dialect_is_recognised() -> None:
         client.negotiate()
 
 
+def test_descriptors_of_a_reply_that_came_too_late_are_closed() -> None:
+    late: list[Message] = []
+
+    def answer(server: ScriptedServer, message: Message) -> list[Message]:
+        if message.command == server.number(Command.GET_REGION_INFO):
+            late.append(message)
+            return []
+        return [*(each.reply(bytes(REGION_INFO.size), [devnull.fileno()]) for each in late), message.reply()]
+
+    with open(os.devnull) as devnull, talking(answer) as (client, _):
+        before = fd_count()
+        asked = client.submit_all(Command.GET_REGION_INFO, [bytes(REGION_INFO.size)] * 2)
+        with pytest.raises(NoAnswer):
+            client.gather(asked, timeout=0.02)
+        client.reset()
+        assert all(each.reply is not None for each in asked), "they are taken all the same"
+        assert fd_count() == before
+
+
 def test_the_servers_requests_may_come_on_a_twin_socket() -> None:
     def script(server: ScriptedServer, message: Message) -> Message:
         assert server.twin is not None

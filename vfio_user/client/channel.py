@@ -39,6 +39,15 @@ class Pending:
     id: int
     name: str
     reply: Message | None = None
+    given_up: bool = False
+    """Whether nobody waits for it any more, so that descriptors of its reply are nobody's."""
+
+    def give_up(self) -> None:
+        """Wait no more: descriptors of the reply, which may be still to come, are closed."""
+        self.given_up = True
+        if self.reply is not None:
+            fds, self.reply.fds = self.reply.fds, []
+            close_all(fds)
 
 
 @dataclass(eq=False)
@@ -191,6 +200,7 @@ class Channel:
             if self._main.gone:
                 raise Disconnected(f"{self._main.gone} while {pending.name} was under way")
             if not self._turn(deadline) and pending.reply is None:
+                pending.give_up()
                 raise NoAnswer(f"no reply to {pending.name} within {limit:g} s")
         return pending.reply
 
@@ -286,6 +296,8 @@ class Channel:
                 f"the server replied to id {message.id} (command {message.command}), which nobody asked"
             )
         pending.reply = message
+        if pending.given_up:
+            pending.give_up()
 
     def close(self) -> None:
         """End the connection; idempotent."""

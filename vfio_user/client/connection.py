@@ -167,7 +167,7 @@ class ClientConnection:
             return [self.wait(request, timeout=timeout) for request in requests]
         except BaseException:
             for request in requests:
-                close_all(request.reply.fds if request.reply is not None else ())
+                request.give_up()
             raise
 
     def request(
