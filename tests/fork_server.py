@@ -39,6 +39,13 @@ IMPORTED = (
 )
 """What the programs that tests start need."""
 
+LATER = {
+    "tests.avocado_job": ("vfio_user.avocado_job.job", "avocado.core.suite", "avocado.plugins.jobscripts"),
+    "tests.night_of_plan": ("vfio_user.nightly.night", "vfio_user.nightly.place", "vfio_user.nightly.staging"),
+}
+"""What these need is imported when one is started first: a second for each, and few test files start them."""
+
+ROOT = str(Path(__file__).parent.parent)
 MOST_BYTES = 1 << 17
 """Of a `Start`: arguments and an environment."""
 MOST_DESCRIPTORS = 250  # SCM_MAX_FD is 253
@@ -60,6 +67,16 @@ class Start(NamedTuple):
     """-1: that of whoever starts it."""
     before: bytes
     """A pickled function to be called before the program; nothing: none."""
+
+    @property
+    def is_safe(self) -> bool:
+        """Whether nothing is imported from the folder (-P)."""
+        return self.arguments[0] == "-P"
+
+    @property
+    def module(self) -> str:
+        """What is run."""
+        return self.arguments[self.is_safe + 1]
 
 
 class _CloneArguments(ctypes.Structure):
@@ -127,13 +144,15 @@ def main() -> None:
         message, fds, _, _ = socket.recv_fds(asked, MOST_BYTES, MOST_DESCRIPTORS)
         if not message:
             return
+        start: Start = pickle.loads(message)
+        for name in LATER.get(start.module, ()):
+            importlib.import_module(name)
         if not fork():
             break
         for fd in fds:
             os.close(fd)
-    start: Start = pickle.loads(message)
     _become(start, fds, asked.detach())
-    _run(start.arguments)
+    _run(start)
 
 
 def _become(start: Start, fds: Sequence[int], asked: int) -> None:
@@ -181,15 +200,16 @@ def _take(fds: Sequence[int], numbers: Sequence[int], asked: int) -> int:
     return above + len(fds)
 
 
-def _run(arguments: Sequence[str]) -> None:
+def _run(start: Start) -> None:
     """Be the program to its end. What ends it otherwise than by a status goes on to the interpreter, as ever."""
-    safe, (_, module, *own) = arguments[0] == "-P", arguments[arguments[0] == "-P" :]
-    if not safe:
+    if start.environment.get("PYTHONPATH") == ROOT:
+        sys.path[:] = [ROOT, *(folder for folder in sys.path if folder != ROOT)]
+    if not start.is_safe:
         sys.path.insert(0, str(Path.cwd()))
-    sys.argv = [module, *own]
+    sys.argv = start.arguments[start.is_safe + 1 :]
     status = 0
     try:
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        runpy.run_module(start.module, run_name="__main__", alter_sys=True)
     except SystemExit as end:
         if not isinstance(end.code, int):
             raise

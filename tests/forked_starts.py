@@ -22,10 +22,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.fork_server import Start
+from tests.fork_server import LATER, ROOT, Start
 
-MODULES = frozenset({"vfio_user", "vhost_user", "tests.one_client_server"})
-ROOT = Path(__file__).parent.parent
+MODULES = frozenset({"vfio_user", "vhost_user", "tests.one_client_server", *LATER})
 ENOUGH = 2
 """Programs that were started plainly before a server of forks is worth its start."""
 SECONDS = 120
@@ -157,8 +156,12 @@ def is_ours(words: Sequence[str], asked: dict[str, Any]) -> bool:
 
 
 def settings(environment: dict[str, str]) -> tuple[object, ...]:
-    """What a fork cannot change, so that it must be the same in the server."""
-    own = sorted((name, value) for name, value in environment.items() if name.startswith(DECISIVE))
+    """What a fork cannot change, so that it must be the same in the server; this checkout's folder it finds anyway."""
+    own = sorted(
+        (name, value)
+        for name, value in environment.items()
+        if name.startswith(DECISIVE) and (name, value) != ("PYTHONPATH", ROOT)
+    )
     return os.getpid(), own, [resource.getrlimit(limit) for limit in LIMITS]
 
 

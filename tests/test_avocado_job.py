@@ -116,6 +116,12 @@ def processes_of(folder: Path) -> Iterator[psutil.Process]:
                 yield process
 
 
+def all_end(folder: Path) -> bool:
+    """Whether none of them stays: what ends when its job has may still be at it."""
+    _, still = psutil.wait_procs(list(processes_of(folder)), timeout=30)
+    return not still
+
+
 def left(folder: Path, name: str) -> Path:
     """A file of the job's folder."""
     (found,) = folder.glob(f"results/job-*/{name}")
@@ -139,7 +145,7 @@ def test_a_job_that_does_not_go_on_is_ended_with_all_that_it_started(tmp_path: P
     said, _ = running.communicate(timeout=150)
     assert running.returncode == 3, said
     assert "has not ended" in said
-    assert not list(processes_of(tmp_path))
+    assert all_end(tmp_path)
 
 
 def test_a_run_that_is_told_twice_ends_at_once_and_leaves_nothing(tmp_path: Path) -> None:
@@ -152,7 +158,7 @@ def test_a_run_that_is_told_twice_ends_at_once_and_leaves_nothing(tmp_path: Path
         said, _ = running.communicate(timeout=30)
     assert running.returncode == 130
     assert "ended at once" in said
-    assert not list(processes_of(tmp_path))
+    assert all_end(tmp_path)
 
 
 def test_tests_are_forks_of_one_process_and_leave_nothing_in_it(tmp_path: Path) -> None:

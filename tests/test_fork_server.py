@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from tests.device_kit import open_fds
+from tests.fork_server import ROOT
 from tests.forked_starts import ENOUGH, ForkedStarts
 from tests.seeded_bugs.planting import environment
 from userdev.process import spawn
@@ -79,6 +80,7 @@ def both(starts: ForkedStarts, start: Callable[[], Any]) -> tuple[Any, Any]:
         SimpleNamespace(umask=0o31),
         SimpleNamespace(cwd="/"),
         SimpleNamespace(env={"OF_THE_TEST": "1"}),
+        SimpleNamespace(env={"PYTHONPATH": ROOT}),
         SimpleNamespace(stdin=subprocess.DEVNULL),
         SimpleNamespace(passes=True),
     ],
