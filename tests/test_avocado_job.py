@@ -168,8 +168,7 @@ def test_tests_are_forks_of_one_process_and_leave_nothing_in_it(tmp_path: Path) 
     results = json.loads(left(tmp_path, "results.json").read_text())
     [template] = {int(test["whiteboard"]) for test in results["tests"]}
     assert template != running.pid
-    _, still = psutil.wait_procs(list(processes_of(tmp_path)), timeout=60)
-    assert not still
+    assert all_end(tmp_path)
 
 
 def test_no_program_is_started_to_ask_what_the_runner_of_forks_can_do(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,9 +50,18 @@ class Bug:
         Raises:
             CatalogueError: the old lines are not there, or there more than once: the entry no longer fits the code.
         """
-        lines = self.path.read_text().splitlines()
+        return self.planted_in(self.path.read_text())
+
+    def planted_in(self, text: str) -> str:
+        """The same of this text, which may have other bugs in other places.
+
+        Raises:
+            CatalogueError: the old lines are not there, or there more than once.
+        """
+        lines = text.splitlines()
         old = self.old.rstrip().splitlines()
-        places = [at for at in range(len(lines) - len(old) + 1) if _matches(lines[at : at + len(old)], old)]
+        starts = [at for at in range(len(lines) - len(old) + 1) if lines[at].endswith(old[0])]
+        places = [at for at in starts if _matches(lines[at : at + len(old)], old)]
         if len(places) != 1:
             raise CatalogueError(
                 f"bug {self.id} no longer fits {self.file}: its old lines are there {len(places)} times, not once"
