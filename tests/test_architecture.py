@@ -67,17 +67,31 @@ def statements_in(node: ast.AST) -> Iterator[ast.AST]:
 
 
 @functools.cache
+def import_statements(path: Path) -> list[tuple[ast.Import | ast.ImportFrom, bool]]:
+    """Those of a file, and whether each is done when the file is imported: not within functions, not for types."""
+    found: list[tuple[ast.Import | ast.ImportFrom, bool]] = []
+    waiting: list[tuple[ast.AST, bool]] = [(ast.parse(path.read_text()), True)]
+    while waiting:
+        node, at_once = waiting.pop()
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            found.append((node, at_once))
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            waiting += [(each, False) for each in node.body] + [(each, at_once) for each in node.orelse]
+        else:
+            at_once = at_once and not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+            waiting += [(each, at_once) for each in statements_in(node)]
+    return found
+
+
+@functools.cache
 def imports(path: Path) -> Collection[str]:
     """Absolute names of the modules that a file imports, also those for typing only and inside functions."""
     names: list[str] = []
-    waiting: list[ast.AST] = [ast.parse(path.read_text())]
-    while waiting:
-        node = waiting.pop()
+    for node, _ in import_statements(path):
         if isinstance(node, ast.Import):
             names += (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
+        elif node.module:
             names += (node.module, *(f"{node.module}.{alias.name}" for alias in node.names))
-        waiting += statements_in(node)
     return names
 
 
@@ -145,23 +159,17 @@ def exported(room: str) -> list[str]:
 
 def imported_modules(path: Path, modules: Collection[str], *, at_once: bool) -> Iterator[str]:
     """Those of `modules` that a file imports; `at_once`: when it is imported, not within functions, not for types."""
-    waiting: list[ast.AST] = [ast.parse(path.read_text())]
-    while waiting:
-        node = waiting.pop()
-        if at_once and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            continue
-        if at_once and isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-            waiting += node.orelse
+    for node, is_at_once in import_statements(path):
+        if at_once and not is_at_once:
             continue
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name in modules)
-        elif isinstance(node, ast.ImportFrom) and node.module:
+        elif node.module:
             for alias in node.names:
                 within = f"{node.module}.{alias.name}"
                 name = within if within in modules else node.module
                 if name in modules:
                     yield name
-        waiting += statements_in(node)
 
 
 def in_circles(folders: Collection[Path], *, at_once: bool) -> list[str]:
