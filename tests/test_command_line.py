@@ -18,12 +18,36 @@ import click
 import pytest
 from click.shell_completion import get_completion_class
 
+from userdev.trace import TraceWriter
 from vfio_user.cli import COMMANDS, VHOST_USER_COMMANDS, cli, run_command, vhost_user_cli
 from vfio_user.cli.exec import NOT_RUN
 
 GUESTS = ("boot", "exec", "migrate", "run")
 SHELLS = ("bash", "zsh", "fish")
 ROOTS: dict[str, click.Command] = {"vfio-user": cli, "vhost-user": vhost_user_cli}
+
+
+BESIDE = (
+    # What of these words would say nothing beside the others.
+    ("--workload", "migrate --device edu --workload dma --workload dma"),
+    ("--only-events", "soak --hops 3 --only-events flr"),
+    ("--until", "soak --only 3 --seed 1 --until 5"),
+    ("--hops", "soak --only 3 --seed 1 --hops 5"),
+    ("--tries", "soak --only 3 --seed 1 --tries 5"),
+    ("--journal", "soak --only 3 --seed 1 --journal j"),
+    ("--qmp-log", "trace export t --format pcapng --qmp-log q"),
+    ("--console-log", "trace export t --format json --console-log c"),
+    ("--json", "trace stats t --watch --json"),
+    ("--interval", "trace stats t --interval 2"),
+    ("--wait", "nightly --plan p --wait compare . ."),
+    ("--interpose", "boot --print-command --interpose"),
+    ("--faults", "boot --print-command --faults /dev/stdin"),
+    ("--trace", "boot --print-command --trace"),
+    ("--bundle-size", "run --bundle-size 3"),
+    ("--bundle-size", "soak --bundle-size 3"),
+    ("--bundle-size", "test-e2e --bundle-size 3"),
+    ("--bundle-size", "nightly --plan p --bundle-size 3"),
+)
 
 
 @dataclass(frozen=True)
@@ -69,6 +93,27 @@ def table_of(program: str) -> dict[str, tuple[str, str]]:
 def command_of(program: str, name: str) -> click.Command:
     command: click.Command = import_module(f"vfio_user.cli.{table_of(program)[name][0]}").command
     return command
+
+
+def test_an_option_that_would_say_nothing_beside_another_is_refused(say: Say) -> None:
+    for option, words in BESIDE:
+        done = say(*words.split())
+        assert done.status == 2, words
+        assert option in done.stderr or "2 workloads for 1 device" in done.stderr, words
+        assert not done.stdout, words
+
+
+def test_nothing_is_written_over_what_it_is_made_of(say: Say, tmp_path: Path) -> None:
+    trace = tmp_path / "t"
+    TraceWriter(trace, "vfio-user", {}).close()
+    written = trace.read_bytes()
+    (tmp_path / "link").symlink_to(trace)
+    for output in ("t", "link"):
+        for words in ("trace export --format json", "show --no-open", "minimize --server-command false"):
+            done = say(*words.split(), str(trace), "-o", str(tmp_path / output))
+            assert done.status == 2, (words, output)
+            assert str(tmp_path / output) in done.stderr, (words, output)
+            assert trace.read_bytes() == written, (words, output)
 
 
 @pytest.mark.parametrize("flag", ["--device", "--qemu", "--memory", "--cpus", "--iommu", "--modules", "--root-bus"])

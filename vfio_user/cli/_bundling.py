@@ -14,6 +14,7 @@ from click.core import ParameterSource
 from vfio_user.bundle import ALWAYS, AUTO, USUAL_MIB, Keeping, Recipe
 from vfio_user.bundle.model import OWN_INPUTS
 from vfio_user.bundle.packing import checked_place
+from vfio_user.cli._beside import refuse_beside
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -58,8 +59,15 @@ def place_of_bundles(bundle: str) -> Path | None:
 
     Raises:
         UserError: something is there already.
+        UsageError: there is to be none, of a size.
     """
+    _refuse_size_of_none(bundle)
     return checked_place(Path(bundle)) if bundle not in ("", AUTO) else None
+
+
+def _refuse_size_of_none(bundle: str) -> None:
+    if not bundle:
+        refuse_beside("without --bundle none is kept", "bundle_size")
 
 
 def bundled(name: str) -> Callable[[F], F]:
@@ -74,6 +82,7 @@ def _bundled(name: str, command: F) -> F:
     @functools.wraps(command)
     def with_bundle(*arguments: Any, **given: Any) -> Any:
         wanted, size = given.pop("bundle"), given.pop("bundle_size")
+        _refuse_size_of_none(wanted)
         recipe, inputs = recipe_of(name, click.get_current_context())
         title = shlex.join(("vfio-user", recipe.command, *recipe.arguments))
         with Keeping(wanted, recipe, of=title, inputs=inputs, most=size << 20) as kept:

@@ -14,6 +14,7 @@ from userdev.errors import UserError
 from userdev.trace.stats import Report, Stats, report
 from userdev.trace.view import opened
 from userdev.trace.writer import INHERITED
+from vfio_user.cli._beside import refuse_beside
 from vfio_user.cli._registers import REGISTERS_HELP, registers
 from vfio_user.traces import PROTOCOLS, shown_by
 
@@ -34,6 +35,10 @@ def stats(file: Path, names: str | None, watch: bool, interval: float, everythin
 
     FILE is a trace, which may still grow, or the control socket of an interposer that records one.
     """
+    if watch:
+        refuse_beside("--watch draws tables", "as_json")
+    else:
+        refuse_beside("without --watch it is counted once", "interval")
     path = traced_file(file)
     with opened(path, *PROTOCOLS) as reader:
         shown = shown_by(reader.header, registers(names) if names is not None else None)

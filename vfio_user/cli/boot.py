@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from vfio_user.cli._beside import refuse_beside
 from vfio_user.cli._hardware import devices_option, guest_hardware, image_option
 from vfio_user.cli._progress import Waiting
 from vfio_user.harness.accelerator import probe_accelerator
@@ -59,6 +60,7 @@ def command(
     """
     wanted = [Device.parse(text) for text in devices]
     if print_command:
+        refuse_beside("--print-command prints QEMU and servers", "interpose", "faults", "fresh", "trace")
         _print_command(wanted, image, qemu, hardware, root_bus=root_bus)
         return
     waiting = Waiting()

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import click
 
-from userdev.errors import VerdictError
+from userdev.counted import counted
+from userdev.errors import UserError, VerdictError
 from vfio_user.bundle import Keeping
 from vfio_user.cli._bundling import bundled
 from vfio_user.cli._choice import Choice
@@ -128,8 +129,14 @@ def command(
 
 
 def _assignments(devices: Sequence[str], workloads: Sequence[str], interrupts: str | None) -> list[Assignment]:
-    """What works on each device: of those behind the last that is named nothing, where one is named at all."""
-    kinds = [*workloads, *len(devices) * [NONE]][: len(devices)] if workloads else len(devices) * [None]
+    """What works on each device: of those behind the last that is named nothing, where one is named at all.
+
+    Raises:
+        UserError: there are more workloads than devices.
+    """
+    if len(workloads) > len(devices):
+        raise UserError(f"{counted(len(workloads), 'workload')} for {counted(len(devices), 'device')}")
+    kinds = [*workloads, *(len(devices) - len(workloads)) * [NONE]] if workloads else len(devices) * [None]
     return [Assignment.of(device, kind, interrupts) for device, kind in zip(devices, kinds, strict=True)]
 
 

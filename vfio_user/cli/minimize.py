@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from userdev.counted import counted
+from userdev.trace.view import apart_from
 from vfio_user.cli._durations import Duration
 from vfio_user.cli._progress import Waiting, quiet_option
 from vfio_user.cli._registers import registers as named_registers
@@ -51,6 +52,7 @@ def command(
     """
     if check is not None and (against or record):
         raise click.UsageError("--check decides by itself, without --against and --record")
+    output = apart_from(trace, output or trace.with_name(trace.name + ".min"))
     with Waiting(quiet=quiet) as waiting:
         found = minimize(
             trace,
@@ -67,7 +69,6 @@ def command(
                 f"{counted(left, 'message')} left after {counted(replays, 'replay')}, {spent:.0f} s"
             ),
         )
-    output = output or trace.with_name(trace.name + ".min")
     found.script.write(output)
     text = _text(found, output, _why_all_stays(found, against, check))
     click.echo(json.dumps({"output": str(output), **found.json()}, indent=2) if as_json else text)

@@ -15,6 +15,7 @@ from userdev.counted import counted
 from userdev.errors import UserError, VerdictError
 from vfio_user.avocado_job.selection import package_folders, suite_folder
 from vfio_user.avocado_job.surroundings import prepare_environment
+from vfio_user.cli._beside import refuse_beside
 from vfio_user.cli._bundling import place_of_bundles, with_bundle_options
 from vfio_user.cli._progress import quiet_option
 from vfio_user.harness.artifacts import RESULTS_VARIABLE
@@ -62,6 +63,7 @@ def command(
     2 when the night could not be done. Ctrl-C ends it in order, with a summary of what was run; again, at once.
     """
     if context.invoked_subcommand is not None:
+        refuse_beside(f"{context.invoked_subcommand} runs no night", *context.params)
         return
     if path is None:
         raise click.UsageError("--plan says which plan")

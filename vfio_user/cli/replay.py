@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import click
-from click.core import ParameterSource
 
 from userdev.errors import VerdictError
 from userdev.fuzz.finds import is_find
+from vfio_user.cli._beside import refuse_beside
 from vfio_user.cli._choice import Choice
 from vfio_user.cli._progress import quiet_option
 from vfio_user.cli._registers import registers as named_registers
@@ -50,7 +50,7 @@ def command(
     if is_find(Path(trace)):
         from vfio_user.cli.fuzz import replay_find
 
-        _refuse_what_a_find_has_not(context, trace)
+        refuse_beside(f"{trace} is a find of `fuzz`, which is played as it is", *_OF_A_TRACE)
         replay_find(Path(trace), server_command, connect, timeout=patience, as_json=as_json, quiet=quiet)
         return
     outcome = replay(
@@ -71,10 +71,3 @@ def command(
         raise VerdictError(f"{trace}: the server does not do what was recorded", evidence=outcome.text())
     if not quiet:
         click.echo(outcome.text())
-
-
-def _refuse_what_a_find_has_not(context: click.Context, path: str) -> None:
-    given = [name for name in _OF_A_TRACE if context.get_parameter_source(name) is not ParameterSource.DEFAULT]
-    if given:
-        options = ", ".join(f"--{name}" for name in given)
-        raise click.UsageError(f"{path} is a find of `fuzz`, which is played as it is: no {options}", context)

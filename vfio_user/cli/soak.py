@@ -12,6 +12,7 @@ import click
 from userdev.counted import counted
 from userdev.errors import UserError, VerdictError, meant
 from vfio_user.bundle import Keeping
+from vfio_user.cli._beside import refuse_beside
 from vfio_user.cli._bundling import bundled
 from vfio_user.cli._choice import Choice
 from vfio_user.cli._hardware import (
@@ -121,8 +122,11 @@ def command(
     status 0: nothing was lost, and nothing grew.
     """
     if hops is not None:
-        only_events, untils = only_events or "hop", (str(hops), "first-failure")
+        refuse_beside("--hops says which events", "only_events")
+        only_events, untils = "hop", (*untils, str(hops), "first-failure")
         devices = devices or ("edu",)
+    if only:
+        refuse_beside("--only does these events once", "untils", "hops", "tries", "journal")
     spec = SoakedSpec(devices or DEVICES, workloads, interrupts or "", hosts, image or "", hardware, capture_dma)
     if capture_dma:
         check_capture_dma(spec.devices)

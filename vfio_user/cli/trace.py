@@ -16,7 +16,8 @@ from userdev import trace
 from userdev.errors import UserError, about
 from userdev.relay.direction import DIRECTIONS
 from userdev.trace import as_json, text
-from userdev.trace.view import TraceView
+from userdev.trace.view import TraceView, apart_from
+from vfio_user.cli._beside import refuse_beside
 from vfio_user.cli._choice import Choice
 from vfio_user.cli._registers import REGISTERS_HELP
 from vfio_user.cli._registers import registers as names
@@ -102,6 +103,10 @@ def export(
     console_log: Path | None,
 ) -> None:
     """Write a trace for Wireshark (pcapng), for programs (json) or as a picture (perfetto)."""
+    if kind != "perfetto":
+        refuse_beside(f"logs are for pictures (perfetto), and not in {kind}", "qmp_log", "console_log")
+    if output is not None:
+        apart_from(file, output)
     view = open_trace(file, names(registers) if registers is not None else None)
     header, shown = view.header, view.shown
     with about(output or "the standard output"), _output(output) as stream:

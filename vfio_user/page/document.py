@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 from userdev.errors import UserError, about
 from userdev.printable import printable
+from userdev.trace.view import apart_from
 from vfio_user.interposer.trace.registers import RegisterMap
 from vfio_user.page import logs, run
 from vfio_user.page.axis import Axis
@@ -49,12 +50,13 @@ def write_page(what: Path, out: Path, *, registers: RegisterMap | None = None) -
     """Write the page of a folder of a run, or of one trace; `registers` name those of vfio-user's.
 
     Raises:
-        UserError: it is neither, or the page cannot be written.
+        UserError: it is neither, or the page cannot be written, or would be written over it.
     """
     if not what.exists():
         raise UserError(f"there is no {what}", hint="give a folder of a run, or a trace")
     if not what.is_dir() and not what.is_file():
         raise UserError(f"{what} is no file that can be read twice", hint="give a folder of a run, or a trace")
+    apart_from(what, out)
     axis = Axis()
     if what.is_dir():
         if not any(found for pattern in _KNOWN for found in what.glob(pattern)):
