@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Sequence
-from itertools import islice
+from collections.abc import Iterator, Sequence
+from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,22 @@ import pytest
 
 from tests.fuzz_kit import Quiet
 from userdev.errors import UserError
-from userdev.fuzz import Blob, Bounds, Campaign, Few, Find, Found, Kind, Number, Oracle, Pick, Several, Step, Summary
+from userdev.fuzz import (
+    Blob,
+    Bounds,
+    Campaign,
+    Few,
+    Find,
+    Found,
+    Kind,
+    Number,
+    Oracle,
+    Pick,
+    Several,
+    Step,
+    Summary,
+    compared,
+)
 from userdev.fuzz.drawing import sequences
 from userdev.fuzz.finds import corpus, silence_of
 
@@ -156,14 +171,62 @@ def test_what_does_not_come_again_is_told_as_that() -> None:
     assert summary.sequences == 2, "it is not sure enough to end for"
 
 
-def test_what_shows_only_in_a_few_steps_is_reduced_too() -> None:
+def test_where_a_few_steps_show_it_alone_they_are_found_at_the_beginning_within_and_at_the_end() -> None:
     class Forgets(Pretended):
         def play(self, steps: Sequence[Step]) -> Found | None:
             return None if self.renewed and len(steps) > 12 else super().play(steps)
 
-    (find,) = campaign([steps("x " * 20 + "a b " + "x " * 20)], subject=Forgets()).finds.values()
-    assert find.reproduced
+    for before in (0, 20, 40):
+        names = "x " * before + "a b " + "x " * (40 - before)
+        (find,) = campaign([steps(names)], subject=Forgets()).finds.values()
+        assert find.reproduced, before
+        assert [step.name for step in find.steps] == ["a", "b"], before
+
+
+def test_whatever_was_found_the_next_sequence_has_a_fresh_server() -> None:
+    class Spoilt(Pretended):
+        is_spoilt = False
+
+        def play(self, steps: Sequence[Step]) -> Found | None:
+            found = super().play(steps)
+            self.is_spoilt |= found is not None
+            return found
+
+        def renew(self) -> None:
+            super().renew()
+            self.is_spoilt = False
+
+    subject, were_spoilt = Spoilt(), []
+
+    def drawn() -> Iterator[tuple[Step, ...]]:
+        for names in ("x", "a b", "x", "a b", "c", "c", "x"):
+            were_spoilt.append(subject.is_spoilt)
+            yield steps(names)
+
+    Campaign(subject, drawn(), seed=5, bounds=Bounds(), listener=Quiet(), folder=None).run([Found(RULE, "d", "known")])
+    assert were_spoilt == [False] * 7
+
+
+def test_what_is_found_as_the_time_ends_is_reduced_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = chain([0.0, 0.0], repeat(100.0))
+    monkeypatch.setattr("userdev.fuzz.campaign.monotonic", lambda: next(times))
+    (find,) = campaign([steps("x y a x b")], seconds=50.0).finds.values()
     assert [step.name for step in find.steps] == ["a", "b"]
+    assert find.minimal
+
+
+def test_a_reference_is_compared_as_far_as_it_was_asked_the_same() -> None:
+    ours = [("a", "1"), ("b", "2"), ("c", "3")]
+    for theirs, cause in {
+        (("a", "1"), ("b", "2"), ("c", "3")): None,
+        (("a", "1"), ("b", "0"), ("c", "3")): "rule: b",
+        (("a", "1"), ("other", "2"), ("c", "0")): None,
+        (("a", "1"), ("b", "2")): None,
+        (): None,
+    }.items():
+        for one, other in ((ours, [*theirs]), ([*theirs], ours)):
+            found = compared(RULE, one, other)
+            assert (found and found.cause) == cause, (one, other)
 
 
 # finds as files
