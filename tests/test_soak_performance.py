@@ -1,0 +1,191 @@
+"""What is done around each event of a soak, and what an event changes for its time: without a guest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from userdev.errors import UserError
+from vfio_user.harness import Assignment, Phase
+from vfio_user.soak import EVENTS, Failed, Happening, acts
+from vfio_user.soak.guest import Scene, SoakedDevice
+from vfio_user.soak.performance import Performance
+
+DISK, CARD, EDU = "nvme", "vhost-user-net", "edu"
+SOAKED = {EDU: ("edu --flr yes", "dma"), DISK: ("nvme --image disk.img", "fio"), CARD: ("vhost-user-net", "ping")}
+
+ENDS: Mapping[str, tuple[str, ...]] = {
+    # Whose work ends by an event, and begins anew behind it; others' goes on through it.
+    "hop": (),
+    "cut": (),
+    "system-reset": (EDU, DISK, CARD),
+    "reboot": (EDU, DISK, CARD),
+    "flr": (EDU, CARD),
+    "replug": (EDU, DISK, CARD),
+    "kill": (EDU, CARD),
+    "upgrade": (CARD,),
+    "interposer": (CARD,),
+    "pause-server": (),
+    "pause-qemu": (),
+}
+BOOTS = ("system-reset", "reboot")
+KEEPS = tuple(name for name in ENDS if not name.startswith("pause"))
+"""Events behind which a disk has to have what was written just before them."""
+
+
+class Told:
+    """A scene that writes down what is done with it, and goes wrong at one thing where it is told to."""
+
+    def __init__(self, wrong: str = "") -> None:
+        self.devices = [SoakedDevice(name, Assignment.of(*said)) for name, said in SOAKED.items()]
+        self.done: list[str] = []
+        self.guest = None
+        self._wrong = wrong
+
+    def do(self, what: str) -> None:
+        self.done.append(what)
+        if what == self._wrong:
+            raise UserError("it went wrong")
+
+    def device(self, name: str) -> SoakedDevice:
+        return next(device for device in self.devices if device.name == name)
+
+    def end_work(self, device: SoakedDevice) -> None:
+        self.do(f"end {device.name}")
+
+    def begin_work(self, device: SoakedDevice) -> None:
+        self.do(f"begin {device.name}")
+
+    def keep(self, device: SoakedDevice, seed: str) -> None:
+        self.do(f"write to {device.name} {seed}")
+
+    def find_kept(self, device: SoakedDevice) -> None:
+        self.do(f"find on {device.name}")
+
+    def came_up(self) -> None:
+        self.do("came up")
+
+    def verify(self) -> None:
+        self.do("verify")
+
+    def perform(self, monkeypatch: pytest.MonkeyPatch, name: str, target: str) -> dict[str, Any]:
+        def act(scene: Any, device: SoakedDevice, chance: float) -> dict[str, Any]:
+            scene.do("act")
+            return {"measured": chance}
+
+        told = {each: replace(event, act=act, lacks=lambda *_: "") for each, event in EVENTS.items()}
+        monkeypatch.setattr("vfio_user.soak.performance.EVENTS", told)
+        monkeypatch.setattr("vfio_user.soak.performance.sizes", lambda guest: {"harness_fds": 7})
+        return Performance(cast(Scene, self), 5).do(Happening(9, name, target, 0.5))
+
+
+def wanted(name: str, target: str) -> list[str]:
+    """All that has to be done, in its order: work ends before, what was kept is looked for once the guest is up."""
+    touched = SOAKED if EVENTS[name].of_guest else (target,)
+    ends = [device for device in touched if device in ENDS[name]]
+    kept = [DISK] if DISK in touched and name in KEEPS else []
+    return [
+        *(f"end {device}" for device in ends),
+        *(f"write to {device} 5/9" for device in kept),
+        "act",
+        *(["came up"] if name in BOOTS else []),
+        *(f"find on {device}" for device in kept),
+        *(f"begin {device}" for device in ends),
+        "verify",
+    ]
+
+
+def cases() -> list[tuple[str, str]]:
+    return [(name, target) for name, event in EVENTS.items() for target in ([""] if event.of_guest else SOAKED)]
+
+
+def test_around_each_event_work_ends_disks_are_written_and_read_and_all_is_verified(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert ENDS.keys() == EVENTS.keys()
+    for name, target in cases():
+        scene = Told()
+        facts = scene.perform(monkeypatch, name, target)
+        assert scene.done == wanted(name, target), (name, target)
+        assert (facts["measured"], facts["harness_fds"]) == (0.5, 7), (name, target)
+
+
+def test_whatever_goes_wrong_around_an_event_is_a_failure_and_nothing_is_done_behind_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, target in cases():
+        whole = wanted(name, target)
+        for at, wrong in enumerate(whole):
+            scene = Told(wrong)
+            with pytest.raises(Failed, match="it went wrong"):
+                scene.perform(monkeypatch, name, target)
+            assert scene.done == whole[: at + 1], (name, target, wrong)
+
+
+def test_the_end_of_a_soak_judges_the_work_of_every_device() -> None:
+    for wrong in ("", "end edu", "end vhost-user-net"):
+        scene = Told(wrong)
+        performance = Performance.__new__(Performance)
+        performance._scene = cast(Scene, scene)
+        if wrong:
+            with pytest.raises(Failed):
+                performance.finish()
+        else:
+            performance.finish()
+            assert scene.done == [f"end {device}" for device in SOAKED]
+
+
+def test_an_event_of_the_guest_is_possible_where_it_is_with_each_device_and_others_with_those_that_can(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def lacks(scene: Any, device: SoakedDevice) -> str:
+        return "it cannot" if device.name == CARD else ""
+
+    told = {name: replace(EVENTS[name], lacks=lacks) for name in ("hop", "flr")}
+    monkeypatch.setattr("vfio_user.soak.performance.EVENTS", told)
+    found = Performance(cast(Scene, Told()), 5)
+    assert found.possible == {"flr": [EDU, DISK]}
+    assert found.left_out == {f"hop {CARD}": "it cannot", f"flr {CARD}": "it cannot"}
+
+
+# -- what an event changes for its time -------------------------------------------------------------------------------
+
+
+def staged(done: list[str], ends: Callable[[], None]) -> Scene:
+    """A scene whose server, QEMU and cable write down what is done to them; `ends` comes in the middle of it."""
+
+    def migrate(guest: Any, *, to: Any, plan: Any, conductor: Any) -> Any:
+        conductor.watch(Phase.PRE_COPY)
+        ends()
+
+    def noting(*names: str) -> dict[str, Callable[..., None]]:
+        return {name: lambda *_, said=name: done.append(said) for name in names}
+
+    server = SimpleNamespace(owner=SimpleNamespace(**noting("pause", "go_on")))
+    pair = SimpleNamespace(cable=SimpleNamespace(**noting("cut", "mend")), other=lambda host: host)
+    guest = SimpleNamespace(qmp=SimpleNamespace(command=done.append), host="a", name="guest")
+    scene = SimpleNamespace(server=lambda _: server, pair=pair, guest=guest, lab=SimpleNamespace(migrate=migrate))
+    return cast(Scene, scene)
+
+
+def test_what_an_event_changes_for_its_time_is_undone_whatever_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = SoakedDevice(EDU, Assignment.of(*SOAKED[EDU]))
+    for error in (UserError("it failed"), KeyboardInterrupt()):
+
+        def ends(*_: object, error: BaseException = error) -> None:
+            raise error
+
+        monkeypatch.setattr("vfio_user.soak.acts.time.sleep", ends)
+        for act, changes in (
+            (acts.cut, ["cut", "mend"]),
+            (acts.pause_server, ["pause", "go_on"]),
+            (acts.pause_qemu, ["stop", "cont"]),
+        ):
+            done: list[str] = []
+            with pytest.raises(type(error)):
+                act(staged(done, ends), device, 0.5)
+            assert done == changes, (act.__name__, error)
