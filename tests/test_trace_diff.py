@@ -176,6 +176,16 @@ def test_a_back_end_is_compared_too(tmp_path: Path) -> None:
 # -- asked for
 
 
+def test_what_is_ignored_has_to_be_in_one_of_the_two(good: Path, tmp_path: Path) -> None:
+    flag_at_work(tmp_path / "other", 60)
+    with Written(tmp_path / "more", REGISTERS) as trace:
+        trace.ask(request(Command.GET_INFO, at.DEVICE_INFO.pack(16, 0, 0, 0)), at.DEVICE_INFO.pack(16, 2, 9, 1))
+    for a, b in ((good, tmp_path / "more"), (tmp_path / "more", good)):
+        assert not any("DEVICE_GET_INFO" in text for _, text, _, _ in differences(a, b, "--ignore", "DEVICE_GET_INFO"))
+        with pytest.raises(UserError, match="neither trace has"):
+            diff(a, b, "--ignore", "DEVICE_GET_INF")
+
+
 def test_what_is_ignored_is_no_difference(good: Path, tmp_path: Path) -> None:
     flag_at_work(tmp_path / "other", 60, stale=33, lost=3)
     everything = differences(good, tmp_path / "other")

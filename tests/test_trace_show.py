@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 import os
 import struct
@@ -16,7 +17,8 @@ from tests.interposer_bench import Bench, answer, dma_map, read, request, write
 from tests.traced import Written, flag_at_work
 from tests.wireshark import Wireshark
 from userdev.errors import UserError
-from userdev.trace import TraceLine
+from userdev.relay.direction import Direction
+from userdev.trace import TraceLine, TraceRecord, decoded_lines
 from userdev.trace.view import TraceView
 from vfio_user.cli import cli
 from vfio_user.interposer.trace import read_trace
@@ -403,6 +405,47 @@ def test_requests_that_overlap_are_in_lanes_beside_each_other(tmp_path: Path) ->
     reads = [event for event in events if event["name"].startswith("REGION_READ")]
     assert len({event["tid"] for event in reads}) == 3
     assert {lanes[event["tid"]] for event in reads} == {"client to server"}
+
+
+def test_requests_that_follow_each_other_at_once_share_a_lane(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    times = itertools.chain(
+        [0], ((number + 3) // 2 * 1000 for number in itertools.count())
+    )  # a reply when the next request comes
+    monkeypatch.setattr("userdev.trace.writer.time.monotonic_ns", lambda: next(times))
+    with Written(tmp_path / "t") as trace:
+        for _ in range(5):
+            trace.read(8, 7)
+    run("export", tmp_path / "t", "--format", "perfetto", "-o", tmp_path / "p")
+    events = json.loads((tmp_path / "p").read_text())["traceEvents"]
+    assert len({event["tid"] for event in events if event["name"].startswith("REGION_READ")}) == 1
+
+
+def test_a_note_is_of_no_direction_and_is_shown_with_either(tmp_path: Path) -> None:
+    with Written(tmp_path / "t") as trace:
+        trace.writer.note("mark")
+        trace.read(8, 7)
+        trace.writer.raw(Direction.TO_CLIENT, b"no message")
+    for direction, messages in (("to-server", 1), ("to-client", 2)):
+        lines = shown(tmp_path / "t", "--direction", direction)
+        assert [line["event"] for line in lines if "event" in line] == ["mark"], direction
+        assert len(lines) == 1 + messages, direction
+
+
+def test_lines_wait_for_a_reply_that_does_not_come_no_longer_than_so_many_are_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("userdev.trace.lines.MOST_HELD", 4)
+    with Written(tmp_path / "t") as trace:
+        trace.read(8, None)
+        for _ in range(20):
+            trace.read(8, 7)
+    view, taken = open_trace(tmp_path / "t"), itertools.count()
+    entries = (entry for entry in view.entries() if next(taken) >= 0)
+    lines = decoded_lines(entries, view.shown.decode)
+    first = next(line for line in lines if isinstance(line.entry, TraceRecord))
+    assert first.answer is None
+    assert next(taken) <= 4 + 1, "what is held, and what comes then"
+    assert len(list(lines)) == 2 * 20
 
 
 def test_json_holds_every_entry(trace: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from userdev.trace import TraceReader, View
 from userdev.trace.exchanges import Exchange
 from userdev.trace.stats import Stats, report
 from userdev.trace.stats.latencies import Latencies
+from userdev.trace.stats.stats import MOST_PENDING
 from userdev.trace.view import TraceView
 from vfio_user.cli import cli, vhost_user_cli
 from vfio_user.client import Client
@@ -235,6 +237,30 @@ def test_an_interrupt_that_was_lost_once_in_two_hundred_is_named_with_the_write(
     [lost] = found(tmp_path / "t", "no interrupt")
     assert lost["records"] == [records["lost"]]
     assert re.search(r"MSIX 0 .* up but 1 of 200", lost["text"])
+
+
+def test_of_too_many_registers_that_were_written_the_one_is_given_up_that_was_written_longest_ago(
+    tmp_path: Path,
+) -> None:
+    """What is written again and again is waited for, however many were written once."""
+    with Written(tmp_path / "t") as trace:
+        for number in range(2 * MOST_PENDING):
+            trace.write(0x1000 + 4 * number, 1)
+        written = [trace.write(0x60, 1, interrupt=number != 50) for number in range(101)]
+    [told] = found(tmp_path / "t", "no interrupt")
+    assert told["records"] == [written[50]]
+
+
+def test_latencies_together_have_the_longest_of_all_and_as_many() -> None:
+    for times in permutations(((), (5,), (900, 30), (70, 80, 90))):
+        together = Latencies()
+        for some in times:
+            one = Latencies()
+            for ns in some:
+                one.add(ns)
+            together.update(one)
+        assert (together.longest, together.count) == (900, 6), times
+        assert [together.percentile(share) for share in (0.0, 0.5, 1.0)] == [5, 70, 900 // 8 * 8], times
 
 
 def test_an_interrupt_is_expected_behind_the_register_that_it_comes_behind_most_often(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from userdev.counted import times
-from userdev.trace.exchanges import POSTED, Place
+from userdev.trace.exchanges import Place
 from userdev.trace.format import View
 from userdev.trace.stats.stats import Stats
 from userdev.trace.stats.tally import EXAMPLES, Answers, Tally
@@ -67,7 +67,7 @@ def _unanswered(stats: Stats) -> Iterator[Finding]:
     for exchange in stats.exchanges.rest():
         if exchange.reply:
             unpassed.setdefault(exchange.place, []).append(exchange.number)
-        elif exchange.view != View.RECEIVED and exchange.place.kind != POSTED:
+        elif exchange.view != View.RECEIVED:
             lost.setdefault(exchange.place, []).append(exchange.number)
     for place, numbers in lost.items():
         yield Finding("unanswered", f"{place.title} {times(len(numbers))}", numbers[:EXAMPLES])
