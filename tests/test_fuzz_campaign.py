@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.fuzz_kit import Quiet
+from userdev.conformance import CheckFailed
 from userdev.errors import UserError
 from userdev.fuzz import (
     Blob,
@@ -31,6 +32,7 @@ from userdev.fuzz import (
 )
 from userdev.fuzz.drawing import sequences
 from userdev.fuzz.finds import corpus, silence_of
+from vfio_user.cli._fuzzing import corpus_checks
 
 KINDS: list[Kind[Any]] = [
     Kind("one", lambda session: None, {"number": Number(0, 9), "data": Blob(0, 4)}),
@@ -227,6 +229,41 @@ def test_a_reference_is_compared_as_far_as_it_was_asked_the_same() -> None:
         for one, other in ((ours, [*theirs]), ([*theirs], ours)):
             found = compared(RULE, one, other)
             assert (found and found.cause) == cause, (one, other)
+
+
+def test_a_find_of_a_corpus_is_a_check_that_fails_whatever_is_found_with_it(tmp_path: Path) -> None:
+    class Probed(Pretended):
+        def __init__(self, wrong: list[Found]) -> None:
+            super().__init__()
+            self.wrong, self.closed = wrong, False
+
+        def prepare(self) -> list[Found]:
+            return self.wrong
+
+        def kinds(self) -> list[Kind[Any]]:
+            return KINDS
+
+        def close(self) -> None:
+            self.closed = True
+
+    at_once = [Found(RULE, "d", "it is so at once")]
+    for names, wrong, said in (
+        ("x", [], ""),
+        ("c", [], "^c was said$"),
+        ("a b", [], "^rule: a before b: b behind a, of 2$"),
+        ("", at_once, "^rule: d: it is so at once$"),
+        ("", [*at_once, Found(RULE, "c", "c was said")], "^c was said$"),
+        ("", [], ""),
+    ):
+        Find("p", "rule", "a rule", "rule: c", "c was said", steps(names)).write(tmp_path)
+        subject = Probed(wrong)
+        (check,) = corpus_checks(tmp_path, "p", dict.fromkeys([None], subject).__getitem__)
+        if said:
+            with pytest.raises(CheckFailed, match=said):
+                check.run(None)
+        else:
+            check.run(None)
+        assert subject.closed, names
 
 
 # finds as files

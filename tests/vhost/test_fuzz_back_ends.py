@@ -59,7 +59,7 @@ def never(faulty: Faulty) -> None:
     """No fault."""
 
 
-def features_change(faulty: Faulty) -> None:
+def features_change(faulty: Faulty, offers: FrontEndRequest = FrontEndRequest.GET_FEATURES) -> None:
     """Offers something else once memory has come three times."""
     came: list[None] = []
 
@@ -71,7 +71,7 @@ def features_change(faulty: Faulty) -> None:
         return usual(back_end, value, fds) ^ (len(came) > 2) << 5
 
     faulty.at(FrontEndRequest.ADD_MEM_REG, memory)
-    faulty.at(FrontEndRequest.GET_FEATURES, features)
+    faulty.at(offers, features)
 
 
 def writes_elsewhere(faulty: Faulty) -> None:
@@ -141,6 +141,25 @@ def test_each_oracle_notices_what_it_is_for(oracle: str, tmp_path: Path, faulty:
     assert found is not None
     assert found.oracle.id == oracle, found
     assert oracle in {each.id for each in ORACLES}
+
+
+def test_protocol_features_are_offered_to_every_front_end_as_others_are(tmp_path: Path, faulty: Faulty) -> None:
+    features_change(faulty, FrontEndRequest.GET_PROTOCOL_FEATURES)
+    found = played(tmp_path, Reverse, REVERSE, [Step.of("join", kind=0, regions=1, as_table=0)] * 3)
+    assert found is not None
+    assert found.oracle.id == "offer"
+
+
+def test_a_fresh_disk_need_not_have_what_was_written_to_the_one_before(tmp_path: Path) -> None:
+    write, read = Step.of("write_blocks", sector=1, data="ab", cut=0, merged=0), Step.of("read_blocks", sector=1, cut=0)
+    with InProcess(tmp_path, Disk, pid=os.getpid()) as target:
+        player = VhostUserSubject(target, BLK, timeout=5)
+        assert player.prepare() == []
+        for steps in ([write], [read], [write, read]):
+            assert player.play(steps) is None
+        player.renew()
+        assert player.play([read]) is None
+        player.close()
 
 
 def test_a_reference_that_answers_otherwise_is_a_find(tmp_path: Path) -> None:
