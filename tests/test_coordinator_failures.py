@@ -200,6 +200,21 @@ def test_where_going_back_fails_as_well_the_rest_of_it_is_done(make: Make) -> No
             assert [(here.state, here.held) for here in others] == [("RUNNING", 0)]
 
 
+def test_command_registers_of_other_devices_are_put_back_where_that_of_one_cannot_be(make: Make) -> None:
+    """Its guest runs on with them: one that is left with INTx off is a device without interrupts."""
+    good = make()
+    good.source.breaks = True
+    good.migrate()
+    back = [at for at, call in enumerate(good.calls) if call == "source.write command"][-2:]
+    for refused in back:
+        world = make()
+        world.source.breaks = True
+        world.fails[refused] = UserError("no")
+        report = world.migrate()
+        assert (report.verdict, world.source.running) == (Verdict.STAYED, True)
+        assert world.calls.count("source.write command") == good.calls.count("source.write command")
+
+
 @pytest.mark.parametrize("refused", ["migration_state RUNNING", "dma_logging_stop"])
 def test_a_device_that_does_not_come_back_whole_is_held_no_longer(make: Make, refused: str) -> None:
     """Its guest runs: each access would take as long as QEMU waits, and then the device be lost."""

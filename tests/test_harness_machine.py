@@ -197,11 +197,17 @@ def test_a_character_device_that_goes_with_its_network_is_not_taken_back_again(t
 
 
 def test_nothing_is_left_of_a_device_that_qemu_refuses(tmp_path: Path) -> None:
-    attachment = Attachment({"driver": "none-such", "id": "vu0"}, (SocketChardev("one", tmp_path / "1"),))
+    chardevs = tuple(SocketChardev(name, tmp_path / name) for name in ("one", "two"))
     guest = Machine(Script((sys.executable, "-c", QMP)), launch(tmp_path))
     with guest, pytest.raises(QmpError, match="no such device"):
-        guest.attach(attachment)
-    assert asked_of(tmp_path) == ["chardev-add one", "device_add vu0", "chardev-remove one"]
+        guest.attach(Attachment({"driver": "none-such", "id": "vu0"}, chardevs))
+    assert asked_of(tmp_path) == [
+        "chardev-add one",
+        "chardev-add two",
+        "device_add vu0",
+        "chardev-remove two",
+        "chardev-remove one",
+    ]
 
 
 def test_what_a_device_needed_goes_though_it_has_gone_itself(tmp_path: Path) -> None:

@@ -145,6 +145,35 @@ def test_it_goes_along_to_another_machine(machine: Machine, tmp_path: Path) -> N
     other.close()
 
 
+def test_what_was_told_of_in_one_machine_is_not_told_again_in_the_next(machine: Machine, tmp_path: Path) -> None:
+    machine.mishaps.begin()
+    machine.says("[    1.000000] Oops: one")
+    machine.heard.get(timeout=60)
+    (tmp_path / "other").mkdir()
+    other = Machine(tmp_path / "other")
+    for inherits, told in ((False, True), (True, False)):
+        if inherits:
+            with pytest.raises(GuestCrash):
+                machine.mishaps.check()
+        other.mishaps.inherit(machine.mishaps)
+        assert (other.mishaps.untold() is not None) is told
+    other.mishaps.check()
+    other.close()
+
+
+def test_a_reset_that_nobody_was_told_of_is_over_once_the_guest_is_up_again_and_a_panic_is_not(
+    machine: Machine,
+) -> None:
+    machine.mishaps.begin()
+    machine.tells("RESET", guest=True, reason="guest-reset")
+    machine.mishaps.begin()
+    machine.mishaps.check()
+    machine.tells("GUEST_PANICKED")
+    machine.mishaps.begin()
+    with pytest.raises(GuestCrash, match="panicked"):
+        machine.mishaps.check()
+
+
 def test_who_waits_for_an_event_is_told_at_once(machine: Machine) -> None:
     threading.Timer(0.05, machine.says, ["[    1.000000] Kernel panic - not syncing: now"]).start()
     with pytest.raises(GuestCrash, match="now"):

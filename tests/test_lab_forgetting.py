@@ -5,7 +5,10 @@ from __future__ import annotations
 import gc
 import os
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -61,6 +64,57 @@ def test_a_lab_ends_all_else_where_one_thing_cannot_be_ended(tmp_path: Path, mon
     assert not second.child.running
     assert not scratch.exists()
     assert (tmp_path / "timeline.json").exists()
+
+
+def test_hosts_end_behind_all_that_runs_on_them_and_before_what_is_written_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[str] = []
+
+    @contextmanager
+    def hosts(kind: str) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            ended.append(kind)
+        if kind == "second":
+            raise UserError("it stays")
+
+    def noting(name: str) -> SimpleNamespace:
+        child = SimpleNamespace(group_is_alive=lambda: ended.append(f"look at {name}"))
+        return SimpleNamespace(stop=lambda: ended.append(name), child=child, name=name)
+
+    monkeypatch.setattr("vfio_user.harness.lab.two_hosts", hosts)
+    monkeypatch.setattr(Lab, "_write_records", lambda lab: ended.append("records"))
+    lab = Lab(folder=tmp_path)
+    for kind in ("first", "second"):
+        lab.hosts(kind)
+    lab.servers += [noting("one"), noting("two")]  # type: ignore[list-item]
+    with pytest.raises(UserError, match="it stays"):
+        lab.close()
+    assert ended == ["one", "two", "look at one", "look at two", "second", "first", "records"]
+
+
+def test_a_file_is_put_on_a_host_once_and_again_where_that_failed(tmp_path: Path) -> None:
+    put: list[tuple[Path, ...]] = []
+    fails = True
+
+    def provide(*paths: Path) -> None:
+        put.append(paths)
+        if fails:
+            raise UserError("the host is gone")
+
+    host = SimpleNamespace(name="a", provide=provide)
+    other = SimpleNamespace(name="b", provide=provide)
+    one, two = tmp_path / "1", tmp_path / "2"
+    lab = Lab(folder=tmp_path)
+    with pytest.raises(UserError):
+        lab._provide(host, one)
+    fails = False
+    for where, paths in ((host, (one,)), (host, (one, two)), (other, (one,)), (host, (two, one))):
+        lab._provide(where, *paths)
+    assert put == [(one,), (one,), (two,), (one,)]
+    lab.close()
 
 
 def test_what_ends_while_it_is_looked_for_was_not_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

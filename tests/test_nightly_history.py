@@ -148,7 +148,7 @@ def test_an_estimate_says_where_nothing_is_known_and_never_that_something_takes_
     cases = [("edu/t.py:A.a", "t.py:A.a")]
     assert "not known" in str(estimate(cases, [], 2))
     history = History(tmp_path)
-    history.add(nth(1, case("skipped", SKIP, seconds=9.0)))
+    history.add(nth(1, case("skipped", SKIP, seconds=9.0), case("a", WEDGED, seconds=9.0)))
     assert "not known" in str(estimate(cases, history.latest("ours", 5), 2))
     history.add(nth(2, case("a", seconds=0.4)))
     assert "about 1 s" in str(estimate(cases, history.latest("ours", 5), 2))

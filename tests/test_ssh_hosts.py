@@ -35,6 +35,7 @@ from vfio_user.harness.hosts.remote_agent import (
     SPAWN,
     STARTED,
     Frames,
+    Outgoing,
     Streams,
 )
 from vfio_user.harness.hosts.ssh_connection import connected, put
@@ -163,6 +164,38 @@ def test_what_a_socket_does_not_take_at_once_arrives_in_its_order_and_then_the_e
     with theirs, theirs.makefile("rb") as file:
         assert file.read() == b"".join(data)
     streams.drain(LIMIT)
+
+
+def test_what_comes_while_something_waits_goes_behind_it_though_the_socket_has_room_by_then() -> None:
+    class Slow:
+        """A socket that is full at first, and has room before what it did not take is written."""
+
+        def __init__(self) -> None:
+            self.written: list[bytes] = []
+            self.full, self.goes_on = True, threading.Event()
+
+        def send(self, data: bytes, flags: int) -> int:
+            if self.full:
+                raise BlockingIOError
+            self.written.append(bytes(data))
+            return len(data)
+
+        def sendall(self, data: bytes) -> None:
+            assert self.goes_on.wait(LIMIT)
+            self.written.append(bytes(data))
+
+        def shutdown(self, how: int) -> None:
+            self.written.append(b"end")
+
+    end = Slow()
+    way = Outgoing(cast(socket.socket, end))
+    way.sendall(b"first")
+    end.full = False
+    way.sendall(b"second")
+    way.shutdown(socket.SHUT_RDWR)
+    end.goes_on.set()
+    way.flush(LIMIT)
+    assert end.written == [b"first", b"second", b"end"]
 
 
 def test_a_near_end_that_falls_silent_has_gone_and_nothing_of_its_program_is_left(near: Near) -> None:
