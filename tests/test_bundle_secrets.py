@@ -59,6 +59,20 @@ def packed(
     return place
 
 
+def test_of_secrets_within_each_other_nothing_is_left(tmp_path: Path) -> None:
+    environment = {
+        "ONE_TOKEN": "swordfish",
+        "OTHER_TOKEN": "swordfish-and-more",
+        "THIRD_TOKEN": "the-swordfish-and-more",
+    }
+    said = " ".join(environment.values())
+    secrets = Secrets([], environment)
+    assert secrets.text(said).split() == ["{secret}"] * 3
+    assert secrets.words([said]) == [" ".join(["{secret}"] * 3)]
+    assert secrets.values({"said": said}) == {"said": " ".join(["{secret}"] * 3)}
+    assert secrets.data(said.encode()) == b" ".join(b"x" * len(value) for value in environment.values())
+
+
 @pytest.mark.parametrize("words", COMMANDS.values(), ids=COMMANDS)
 def test_a_secret_of_the_command_line_is_nowhere(tmp_path: Path, words: tuple[str, ...]) -> None:
     place = packed(tmp_path, said=f"connecting with {SECRET}!", words=words)

@@ -17,7 +17,7 @@ from userdev.errors import UserError
 from vfio_user.bundle import Outcome, Recipe, open_bundle
 from vfio_user.bundle import again as doing
 from vfio_user.bundle.again import Attempt, Command, do_again
-from vfio_user.bundle.difference import differences
+from vfio_user.bundle.difference import About, Difference, differences
 from vfio_user.bundle.model import QemuFacts
 from vfio_user.cli import repro
 from vfio_user.harness import qemu
@@ -61,6 +61,15 @@ def test_the_same_is_said_to_be_and_the_status_is_0(tmp_path: Path, monkeypatch:
     result = repeated(monkeypatch, tmp_path / "kept", guests=Guests(FAILED))
     assert result.exit_code == 0, result.output
     assert "1: FAIL, the same" in result.output
+
+
+def test_the_same_came_of_it_whatever_it_was_made_with_and_whatever_was_on_the_wire(tmp_path: Path) -> None:
+    make_bundle(tmp_path / "kept")
+    found = open_bundle(tmp_path / "kept")
+    for about in About:
+        attempt = Attempt(found, [Difference(about, "it", "so", "otherwise")], 0.1)
+        assert attempt.same is (about not in (About.VERDICT, About.CAUSE, About.SAW)), about
+    assert Attempt(found, [], 0.1).same
 
 
 @pytest.mark.parametrize(

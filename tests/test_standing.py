@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ from tests.traced import Written
 from userdev.errors import UserError
 from userdev.relay.direction import Direction
 from vfio_user.bundle import OpenBundle, open_bundle
-from vfio_user.bundle.standing import first_place, place_of
+from vfio_user.bundle.standing import Standing, first_place, place_of, stand
 from vfio_user.harness.breakpoint import Breakpoint
 from vfio_user.harness.interposition import Interposition
 from vfio_user.interposer.faults.scenario import Scenario
@@ -74,6 +76,53 @@ def test_a_place_is_a_match_of_a_scenario(recorded: Recorded, tmp_path: Path) ->
     scenario = Scenario.model_validate(breakpoint.within(None).faults)
     assert scenario.rules[0].match.nth == [2]
     assert scenario.rules[0].act[0].name == "hold"
+
+
+def test_each_time_that_a_run_stands_still_it_goes_on_and_nothing_stays_open_whoever_looks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+
+    class Control:
+        def __init__(self, path: Path) -> None:
+            done.append(f"connect {path}")
+
+        def call(self, command: str) -> dict[str, object]:
+            done.append(command)
+            return {"server_pid": 5}
+
+        def close(self) -> None:
+            done.append("close")
+
+    monkeypatch.setattr("vfio_user.bundle.standing.InterposerControl", Control)
+    child = SimpleNamespace(wait=lambda *_, **__: None, running=False)
+    told, trace = tmp_path / "processes.jsonl", tmp_path / "t"
+    of_server = {"server": "guest-dev0", "control": "c", "trace": str(trace)}
+    told.write_text("".join(f"{json.dumps(line)}\n" for line in ({"name": "guest", "pid": 7}, of_server)))
+    with Written(trace) as written:
+        for _ in range(2):
+            written.writer.note("held")
+            written.read(8, 7)
+    goes_on = ["connect c", "resume", "close"]
+
+    def only_looks(standing: Standing) -> None:
+        assert standing.qemu_pid == 7
+
+    def lets_it_go_on(standing: Standing) -> None:
+        standing.go_on()
+        standing.go_on()
+
+    def fails(standing: Standing) -> None:
+        raise KeyboardInterrupt
+
+    here = Breakpoint("guest-dev0-edu", {}, str(told))
+    for look in (only_looks, lets_it_go_on):
+        assert stand(child, here, look) == 2  # type: ignore[arg-type]
+        assert done == 2 * goes_on
+        done.clear()
+    with pytest.raises(KeyboardInterrupt):
+        stand(child, here, fails)  # type: ignore[arg-type]
+    assert done == goes_on
 
 
 def test_the_first_place_is_the_first_message(recorded: Recorded) -> None:
