@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -130,11 +131,22 @@ def test_millions_of_empty_lists_are_refused_before_they_are_made() -> None:
 
 
 def test_deep_nesting_is_refused_both_ways() -> None:
-    deep: list[Any] = []
-    for _ in range(MAX_DEPTH + 1):
-        deep = [deep]
-    with pytest.raises(TypeError):
+    class Derived(list[Any]):
+        pass
+
+    for kind in (
+        list,
+        Derived,
+        tuple,
+        lambda items: OrderedDict(enumerate(items)),
+        lambda items: dict(enumerate(items)),
+    ):
+        deep: Any = None
+        for _ in range(MAX_DEPTH):
+            deep = kind([deep])
         encode(deep)
+        with pytest.raises(TypeError):
+            encode(kind([deep]))
     with pytest.raises(ProtocolError):
         decode(b"l\x01" * 100_000 + b"n")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 import subprocess
@@ -14,7 +15,16 @@ from pathlib import Path
 import pytest
 
 from userdev.errors import UserError
-from userdev.process import Child, Deadline, ProcessEnd, ServerCommand, Watch, await_listening, await_text
+from userdev.process import (
+    Child,
+    Deadline,
+    ProcessEnd,
+    ServerCommand,
+    Watch,
+    await_listening,
+    await_text,
+    listening,
+)
 from userdev.process.spawning import spawn
 
 LISTENS = """
@@ -69,6 +79,22 @@ def test_a_socket_is_told_when_somebody_listens_on_it(tmp_path: Path) -> None:
         assert await_listening(path, end, 30)
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(str(path))
+
+
+def test_whether_somebody_listens_is_asked_of_the_program_that_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be in another network, where this process sees no socket of it."""
+    asked: list[object] = []
+
+    def is_listening(*what: object) -> bool:
+        asked.append(what)
+        return True
+
+    monkeypatch.setattr(listening, "is_listening", is_listening)
+    with ProcessEnd(os.getpid()) as end:
+        assert await_listening(tmp_path / "socket", end, 60)
+    assert asked == [(tmp_path / "socket", os.getpid())]
 
 
 def test_nobody_waits_for_a_program_that_has_ended(tmp_path: Path) -> None:

@@ -53,6 +53,15 @@ def test_reads_that_are_refused_are_no_loop_of_reading_the_same(tmp_path: Path) 
     assert not found(tmp_path / "t", "spinning")
 
 
+def test_what_is_refused_again_and_again_hides_no_loop_of_reading_the_same(tmp_path: Path) -> None:
+    with Written(tmp_path / "t", REGISTERS) as trace:
+        for value, reads in ((1, SPINS + 5), (None, 2 * SPINS), (2, SPINS)):
+            for _ in range(reads):
+                trace.read(CAUSES, value, errno=22 if value is None else 0)
+    [odd] = found(tmp_path / "t", "spinning")
+    assert odd["text"].startswith(f"causes was read {SPINS + 5} times and gave 0x1 each time")
+
+
 def test_the_longest_loop_is_told_first(tmp_path: Path) -> None:
     with Written(tmp_path / "t", REGISTERS) as trace:
         for place, reads in ((CAUSES, SPINS + 5), (DOWN, SPINS + 50)):

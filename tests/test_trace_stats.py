@@ -21,6 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.interposer_bench import DEADLINE, answer, read, request
+from tests.pages import happened
 from tests.test_harness_interposed import interposed
 from tests.traced import CAUSES, DOWN, REGISTERS, UP, Written, flag_at_work
 from tests.vhost.between import B, Between, R, V, channel
@@ -31,10 +32,11 @@ from userdev.trace.exchanges import Exchange
 from userdev.trace.stats import Stats, report
 from userdev.trace.stats.latencies import Latencies
 from userdev.trace.stats.stats import MOST_PENDING
-from userdev.trace.view import TraceView
+from userdev.trace.view import TraceView, opened
 from vfio_user.cli import cli, vhost_user_cli
 from vfio_user.client import Client
 from vfio_user.interposer.trace.files import PROTOCOL
+from vfio_user.page.document import write_page
 from vfio_user.traces import open_trace, shown_by
 from vfio_user.wire import Command
 from vfio_user.wire import layouts as at
@@ -164,6 +166,27 @@ def test_a_place_of_a_frame_buffer_is_not_kept_for_each_pixel(tmp_path: Path, mo
         "REGION_WRITE BAR0 elsewhere": 54,
         "REGION_READ": 1,
     }
+
+
+def test_nor_for_each_pixel_that_came_with_others_in_a_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vfio_user.interposer.trace.reading.MOST_PLACES", 11)
+    entries = [at.WRITE_MULTI_ENTRY.struct.pack(offset, 0, 4, bytes(4)) for offset in range(0x1000, 0x1100, 4)]
+    with Written(tmp_path / "t", REGISTERS) as trace:
+        for some in (entries[first : first + 4] for first in range(0, len(entries), 4)):
+            trace.ask(request(Command.REGION_WRITE_MULTI, at.WRITE_MULTI.pack(4, tail=b"".join(some))), bytes(8))
+    with opened(tmp_path / "t", PROTOCOL) as reader:
+        counted = Stats(reader, shown_by(reader.header, None).reading())
+        counted.take()
+        found = report(counted)
+    assert len(counted.tallies) == 12, "ten, elsewhere, and the messages themselves"
+    assert len(found.registers.rows) == 10
+    assert {row["message"]: row["count"] for row in found.messages.rows} == {
+        "REGION_WRITE_MULTI": 16,
+        "REGION_WRITE BAR0 elsewhere posted": 54,
+    }
+    write_page(tmp_path / "t", tmp_path / "page.html")
+    multi = [each for each in happened(tmp_path / "page.html") if each.title.startswith("REGION_WRITE_MULTI")]
+    assert len(multi) == 16
 
 
 def test_writes_that_come_in_one_message_are_their_registers(tmp_path: Path) -> None:

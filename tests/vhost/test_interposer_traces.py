@@ -380,6 +380,18 @@ def test_what_is_read_again_and_again_is_taken_apart_once_as_long_as_it_is_short
     assert [one is other for one, other in zip(first, again, strict=True)] == [True, False, True, False]
 
 
+def test_a_place_of_configuration_space_is_not_kept_for_each_offset_that_a_front_end_can_say(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("vhost_user.interposer.reading.MOST_PLACES", 10)
+    reading = VhostReading()
+    asked = [reading.asked(encode_request(R.GET_CONFIG, Config(at, 4, 0, bytes(4))).encode(), 0, 0) for at in range(64)]
+    places = [found[0] for found in asked if found is not None]
+    assert [place.offset for place in places] == [*range(10), *[None] * 54]
+    assert len(set(map(id, places))) == 11
+    assert {place.title for place in places[10:]} == {"GET_CONFIG config elsewhere"}
+
+
 def test_no_message_carries_others_and_none_is_an_interrupt() -> None:
     reading, record = VhostReading(), encode_request(R.SET_OWNER).encode()
     assert reading.carried(record, 0, 1) == []

@@ -142,7 +142,7 @@ class _Wire:
         """A request has come: what is no access is taken apart once it is answered."""
         self._last.append((exchange.number, self._reader.record))
         self._ended = exchange.time
-        if not exchange.place.is_access:
+        if not exchange.place.is_access and not exchange.place.carried:
             self._asked[exchange.number] = self._reader.record
 
     def _exchange(self, exchange: Exchange) -> None:
@@ -156,6 +156,8 @@ class _Wire:
                 self._left_out.append(exchange.time)
                 return
             row = self._row_of_access(place)
+        elif place.carried:
+            return  # one of too many places: its message says where
         else:
             row, said, kind = self._message(exchange)
         self._axis.add(row, exchange.time + self._zero, said, kind, lasted, exchange.number, exchange.reply)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from userdev.relay.direction import Direction
@@ -65,7 +66,8 @@ class VhostReading:
     def _place(self, decoded: DecodedMessage, towards: int) -> Place:
         """The same one for all requests that are about the same."""
         direction, channel = Direction(towards & 1), list(ASKERS)[towards >> 1]
-        key = (decoded.command, decoded.kind, direction, channel, decoded.ring, decoded.offset, decoded.size)
+        asked = (decoded.command, decoded.kind, direction, channel)
+        key: tuple[object, ...] = (*asked, decoded.ring, decoded.offset, decoded.size)
         place = self._places.get(key)
         if place is None:
             place = Place(
@@ -80,7 +82,9 @@ class VhostReading:
                 ring=decoded.ring,
                 detail=decoded.detail,
             )
-            self._places[key] = place
+            if len(self._places) >= MOST_PLACES and place.is_access:
+                key, place = asked, replace(place, offset=None, size=None, detail=f"{place.region} elsewhere")
+            place = self._places.setdefault(key, place)
         return place
 
 

@@ -92,8 +92,8 @@ def report(stats: Stats) -> Report:
 def _messages(stats: Stats) -> Iterator[dict[str, Any]]:
     grouped: dict[str, list[tuple[Place, Tally]]] = {}
     for place, tally in stats.tallies.items():
-        if place.carried:
-            continue
+        if place.carried and place.is_access:
+            continue  # it is in its message, and among the registers
         subject = place.detail if place.offset is None else ""
         kind = " posted" if place.kind == "posted" and not place.channel else ""
         grouped.setdefault(" ".join(filter(None, (place.command, subject))) + kind, []).append((place, tally))

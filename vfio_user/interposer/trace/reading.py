@@ -44,7 +44,7 @@ class VfioReading:
         self._accesses = {self._read, self._write}
         self._told_apart = {dialect.number(command) for command in _TOLD_APART if command in dialect}
         self._places: dict[tuple[int, bytes, bytes, bytes], Place] = {}
-        self._elsewhere: dict[tuple[str, str, Direction, str], Place] = {}
+        self._elsewhere: dict[tuple[str, str, Direction, str, bool], Place] = {}
 
     def asked(self, record: bytes, at: int, towards: int) -> tuple[Place, int | None] | None:
         """What a request is about, and the number that it writes; None for a reply."""
@@ -77,9 +77,7 @@ class VfioReading:
         place = self._places.get(key)
         if place is None:
             message = Message(0, self._write, NO_REPLY, payload=key[3])
-            place = replace(self._place(message, towards), carried=True)
-            if len(self._places) < MOST_PLACES:
-                self._places[key] = place
+            place = self._kept(key, replace(self._place(message, towards), carried=True))
         return place
 
     def answer(self, exchange: Exchange, record: bytes, at: int) -> None:
@@ -108,10 +106,13 @@ class VfioReading:
         return {**decoded.fields, **({"data": decoded.data.hex()} if decoded.data else {})}
 
     def _new_place(self, key: tuple[int, bytes, bytes, bytes], record: bytes, at: int) -> Place:
-        place = self._place(Message.decode(record, at, record[at + HEADER_SIZE :], []), key[0])
+        return self._kept(key, self._place(Message.decode(record, at, record[at + HEADER_SIZE :], []), key[0]))
+
+    def _kept(self, key: tuple[int, bytes, bytes, bytes], place: Place) -> Place:
+        """A place that was not known: its own, or that of all that are too many."""
         if len(self._places) >= MOST_PLACES and place.is_access and not place.register:
             return self._elsewhere.setdefault(
-                (place.command, place.kind, place.direction, place.region),
+                (place.command, place.kind, place.direction, place.region, place.carried),
                 replace(place, offset=None, detail=f"{place.region} elsewhere"),
             )
         self._places[key] = place
