@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import signal
 import socket
@@ -10,6 +11,8 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -18,6 +21,7 @@ from tests.interposed import Interposed, interposed_edu
 from tests.interposer_bench import Bench, dma_map, request
 from userdev import descriptors
 from userdev.eventfd import signal_eventfd
+from userdev.interposer.interposer import BaseInterposer
 from userdev.relay.direction import Direction
 from userdev.transport import close_all
 from vfio_user.client import Disconnected
@@ -211,3 +215,24 @@ def test_a_server_that_is_sent_no_message_is_not_replaced(tmp_path: Path) -> Non
         while client.recv(1 << 16):
             pass
         assert edu.control().server_pid() == pid
+
+
+def test_what_nobody_foresaw_costs_the_session_under_way_and_nothing_where_none_is(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for error, said in ((OSError(errno.EIO, "the disk"), "the disk"), (KeyError("x"), "internal: KeyError")):
+        for is_there, is_closed, is_closing in itertools.product((True, False), repeat=3):
+            done: list[str] = []
+            session = SimpleNamespace(closed=is_closed, close=lambda done=done: done.append("close"))
+            interposer: Any = SimpleNamespace(
+                session=session if is_there else None,
+                _closing=is_closing,
+                warn=done.append,
+                note=lambda event, why, done=done: done.append(f"{event}: {why}"),
+            )
+            goes_on = is_there and not is_closed and not is_closing
+            assert BaseInterposer._end_session(interposer, error) is goes_on
+            assert len(done) == (3 if goes_on else 0)
+            assert all(said in each for each in done[:2])
+            assert done[2:] == ["close"] * goes_on
+            assert ("KeyError" in capsys.readouterr().err) is (goes_on and isinstance(error, KeyError))
