@@ -25,7 +25,6 @@ give_up() {
 # set_up EXTRAS: make the environment hold the package with these extras; fast when it does already
 set_up() {
     extras=$1
-    stamp="$venv/.vfio-user-$(echo "$extras" | tr , -)"
     wanted=$(sha256sum <"$root/pyproject.toml" | cut -d' ' -f1)" $root"
     is_current && return
     began=$(date +%s)
@@ -33,13 +32,20 @@ set_up() {
     is_current || {
         make_venv
         install_package
-        printf '%s\n' "$wanted" >"$stamp"
+        for extra in $(each_extra); do printf '%s\n' "$wanted" >"$venv/.vfio-user-$extra"; done
         say "the Python environment is ready after $(($(date +%s) - began)) s"
     }
     exec 9>&-
 }
 
-is_current() { [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && [ -x "$venv/bin/vfio-user" ]; }
+each_extra() { echo "$extras" | tr , ' '; }
+
+is_current() {
+    [ -x "$venv/bin/vfio-user" ] || return 1
+    for extra in $(each_extra); do
+        [ "$(cat "$venv/.vfio-user-$extra" 2>/dev/null)" = "$wanted" ] || return 1
+    done
+}
 
 # Two runs at once: the second waits here, then finds the work done. The kernel frees a dead run's lock.
 lock_venv() {

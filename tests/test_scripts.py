@@ -1,4 +1,4 @@
-"""`scripts/test` over a virtual environment of stand-in tools: what it runs, says and returns."""
+"""`scripts/test` and `.ci/run` over a virtual environment of stand-in tools: what they run, say and return."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ def tools(tmp_path: Path) -> Path:
         tool.write_text(STAND_IN.format(name=name))
         tool.chmod(0o755)
     digest = hashlib.sha256((ROOT / "pyproject.toml").read_bytes()).hexdigest()
-    for extras in ("lint-test", "lint-test-docs"):
-        (tmp_path / f".vfio-user-{extras}").write_text(f"{digest} {ROOT}\n")
+    for extra in ("harness", "lint", "test", "docs"):
+        (tmp_path / f".vfio-user-{extra}").write_text(f"{digest} {ROOT}\n")
     return tmp_path
 
 
-def run(tools: Path, *arguments: str) -> tuple[int, list[str]]:
+def run(tools: Path, *arguments: str, script: str = "scripts/test") -> tuple[int, list[str]]:
     done = subprocess.run(
-        [ROOT / "scripts/test", *arguments],
-        env={"PATH": os.environ["PATH"], "VFIO_USER_VENV": str(tools)},
+        [ROOT / script, *arguments],
+        env={"PATH": f"{tools / 'bin'}:{os.environ['PATH']}", "VFIO_USER_VENV": str(tools)},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -70,6 +70,22 @@ def test_what_passed_is_said_once(tools: Path) -> None:
 
 def test_what_is_no_stage_is_refused_before_anything_runs(tools: Path) -> None:
     assert run(tools, "types", "smoke") == (2, [])
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_ci_runs_every_stage_and_a_fresh_machine_beside_them_whose_failure_is_the_end(tools: Path, fails: bool) -> None:
+    root = tools / "bin/id"
+    root.write_text("#!/bin/sh\necho 0\n")
+    root.chmod(0o755)
+    fresh = STAND_IN.format(name="python").replace("--fail", "tests.fresh" if fails else "--fail")
+    (tools / "bin/python").write_text(fresh)
+    status, lines = run(tools, script=".ci/run")
+    stages = [line.split()[0] for line in lines if " passed " in line]
+    assert sorted([*stages, "provisioning"]) == sorted(STAGES)
+    told = [number for number, line in enumerate(lines) if line.startswith("python -m tests.fresh ")]
+    assert (status, len(told)) == ((1, 2) if fails else (0, 1))
+    assert told[0] < lines.index("vfio-user test-e2e"), "the guests have the machine for themselves"
+    assert not fails or told[-1] == len(lines) - 2
 
 
 def test_a_command_beside_busy_loops_has_its_status_and_leaves_none() -> None:
