@@ -40,7 +40,9 @@ class VirtioUser:
             *("--vdev", f"net_pcap0,rx_pcap={self._in},tx_pcap={self._out}"),
             *("--vdev", card),
             # the core that reads the pipe waits in it, so that the other one is the card's; nothing read is thrown away
-            *("--", "--nb-cores=2", "--burst=1", "--no-flush-rx", "--total-num-mbufs=2048", "--stats-period=3600"),
+            *("--", "--nb-cores=2", "--burst=1", "--no-flush-rx", "--total-num-mbufs=2048"),
+            # its words come with its first statistics: at once, where the machine has been up for so many seconds
+            "--stats-period=10",
         ]
         environment = {**os.environ, "RUNTIME_DIRECTORY": str(folder), "XDG_RUNTIME_DIR": str(folder)}
         self.child = Child("testpmd", [*testpmd.argv, *arguments], log=folder / "log", environment=environment)
