@@ -11,7 +11,7 @@ from collections.abc import Generator, Iterator
 import pytest
 from hypothesis import settings
 
-from tests.forked_starts import ForkedStarts
+from tests.forked_starts import ENOUGH, ForkedStarts
 from vfio_user.client import Client, EventFd
 from vfio_user.client.connection import ClientConnection
 
@@ -64,8 +64,16 @@ def pytest_configure(config: pytest.Config) -> None:
         config.add_cleanup(folder.cleanup)
 
 
+MANY = 1000
+"""Tests, of which some hundreds start programs."""
 STARTS = ForkedStarts()
 STARTS.install()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Where most tests are run, each worker starts programs enough: none plainly."""
+    if len(session.items) >= MANY:
+        STARTS.starts = ENOUGH
 
 
 @pytest.hookimpl(tryfirst=True)

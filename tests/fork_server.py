@@ -134,10 +134,12 @@ def main() -> None:
     sys.path.pop(0)  # the folder that this was started in
     asked = socket.socket(fileno=int(sys.argv[1]))
     fork = Fork()
+    gc.disable()  # all of it lasts
     for name in IMPORTED:
         importlib.import_module(name)
     gc.collect()
     gc.freeze()
+    gc.enable()
     importlib.metadata.entry_points()  # which keeps what it has read
     asked.send(b"ready")
     while True:
