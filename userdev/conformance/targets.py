@@ -21,7 +21,9 @@ from userdev.transport import Address, Stream, connect
 Greet = Callable[[Stream, float], None]
 """Be one client that begins a conversation, with so many seconds for each answer; the stream is closed by the caller.
 
-Raises TimeoutError where the server does not answer, and UserdevError where it refuses, or goes.
+Raises:
+    TimeoutError: the server does not answer.
+    UserdevError: it refuses, or goes.
 """
 
 START_SECONDS = 20.0
