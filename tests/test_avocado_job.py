@@ -1,5 +1,7 @@
 """Avocado's jobs of guest-driven tests: bounded whatever a test does, and what they leave has all that one wants."""
 
+# Avocado, and what imports it, are imported where they are needed: each of pytest's workers imports this module, and
+# few of them run its tests.
 from __future__ import annotations
 
 import asyncio
@@ -17,19 +19,10 @@ from typing import Any
 
 import psutil
 import pytest
-from avocado.core.nrunner.runnable import (
-    RUNNERS_REGISTRY_STANDALONE_EXECUTABLE,
-    STANDALONE_EXECUTABLE_CONFIG_USED,
-    Runnable,
-)
-from avocado.core.nrunner.runner import check_runnables_runner_requirements
-from avocado.core.task.statemachine import TaskStateMachine
 from junitparser import JUnitXml
 
 from userdev.errors import UserError, VerdictError
 from vfio_user.avocado_job import job as avocado_job
-from vfio_user.avocado_job.forks import ForkSpawner
-from vfio_user.avocado_test import GuestTest
 from vfio_user.cli import test_e2e
 
 ROOT = Path(__file__).parent.parent
@@ -173,6 +166,15 @@ def test_tests_are_forks_of_one_process_and_leave_nothing_in_it(tmp_path: Path) 
 
 def test_no_program_is_started_to_ask_what_the_runner_of_forks_can_do(monkeypatch: pytest.MonkeyPatch) -> None:
     """Avocado would start a Python with all of itself in it, for each job."""
+    from avocado.core.nrunner.runnable import (
+        RUNNERS_REGISTRY_STANDALONE_EXECUTABLE,
+        STANDALONE_EXECUTABLE_CONFIG_USED,
+        Runnable,
+    )
+    from avocado.core.nrunner.runner import check_runnables_runner_requirements
+
+    from vfio_user.avocado_job.forks import ForkSpawner
+
     monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a program is started"))
     for registry in (RUNNERS_REGISTRY_STANDALONE_EXECUTABLE, STANDALONE_EXECUTABLE_CONFIG_USED):
         for name in list(registry):
@@ -228,11 +230,15 @@ PASSED_OVER = {
 
 @pytest.mark.parametrize("name", PASSED_OVER)
 def test_what_avocado_would_pass_over_in_silence_is_refused_when_the_class_is_made(name: str) -> None:
+    from vfio_user.avocado_test import GuestTest
+
     with pytest.raises(UserError, match=f"Mine.{name}"):
         type("Mine", (GuestTest,), {name: PASSED_OVER[name]})
 
 
 def test_what_is_like_it_and_run_is_taken() -> None:
+    from vfio_user.avocado_test import GuestTest
+
     type("Mine", (GuestTest,), {"yields": lambda self: (yield), "test_it": lambda self: None})
 
 
@@ -297,6 +303,8 @@ def test_what_failed_before_it_was_ended_is_told(tmp_path: Path, capsys: pytest.
 
 
 def test_a_run_is_ended_when_avocado_has_each_test_in_a_queue() -> None:
+    from avocado.core.task.statemachine import TaskStateMachine
+
     tests = [SimpleNamespace(task=SimpleNamespace(identifier=name)) for name in "ab"]
     machine = TaskStateMachine(tests, None)
     suite = SimpleNamespace(runner=SimpleNamespace(tsm=machine), enabled=True)
@@ -353,6 +361,8 @@ def test_settings_that_avocado_has_are_taken() -> None:
 
 
 def test_a_job_waits_as_long_as_the_longest_of_its_classes() -> None:
+    from vfio_user.avocado_test import GuestTest
+
     folder = ROOT / "avocado_tests"
     short = f"{folder}/test_dma.py:Dma.test_physical_memory"
     long = f"{folder}/test_migration.py:FailingWellEverywhere.test_file_fails"
