@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.vhost.faults import FAULTS, Faulty
+from tests.vhost.faults.clauses import CLAUSES
 from tests.vhost.faults.faulty import Usual, nothing
 from tests.vhost.reverse import Reverse
 from tests.vhost.test_conformance_suite import REVERSE, results
@@ -90,3 +91,17 @@ def test_what_most_others_need_is_one_finding(
     wrong = {result.check.id for result in found if result.outcome in (Outcome.FAIL, Outcome.DIFFERS)}
     assert wrong == {cause}
     assert sum(result.outcome is Outcome.NOT_JUDGED for result in found) > 10
+
+
+def test_whatever_a_check_requires_there_is_a_back_end_that_it_finds_by_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, faulty: Faulty
+) -> None:
+    """By the words of that requirement, as another one may find it later for what comes of it."""
+    checks = {check.id: check for check in CATALOGUE}
+    said: dict[tuple[str, str], str] = {}
+    for id, words, fault in CLAUSES:
+        with monkeypatch.context() as patch:
+            fault(Faulty(patch))
+            [result] = results(tmp_path, Reverse, REVERSE, checks[id], timeout=0.2)
+        said[id, words] = result.detail
+    assert {which: detail for which, detail in said.items() if which[1] not in detail} == {}
