@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,7 +18,7 @@ from vfio_user.client.conformance import CATALOGUE, run
 from vfio_user.server.session import Session
 from vfio_user.wire import CURRENT, Command, Message
 from vfio_user.wire.constants import FEATURE_MASK, Feature, IrqSetFlags, MigrationState, RegionIndex
-from vfio_user.wire.layouts import DEVICE_STATE, FEATURE, IRQ_SET, REGION_ACCESS
+from vfio_user.wire.layouts import DEVICE_STATE, FEATURE, IRQ_SET, REGION_ACCESS, VERSION
 
 C = Command
 Edit = Callable[[bytes], bytes]
@@ -85,6 +86,74 @@ class ForgetsItsPlace(Fault):
         return (u32(12, 9)(payload) if command is C.GET_INFO and self._was_reset else payload), fds
 
 
+class SaysVersion(Fault):
+    """VERSION is answered with this."""
+
+    def __init__(self, text: bytes, minor: int = 0, fds: int = 0) -> None:
+        self._payload, self._fds = VERSION.pack(0, minor, tail=text), fds
+
+    def sent(self, message: Message) -> list[Message]:
+        if message.command != CURRENT.number(C.VERSION):
+            return [message]
+        return [replace(message, payload=self._payload, fds=[os.memfd_create("unasked") for _ in range(self._fds)])]
+
+
+class RefusesWith(Fault):
+    """Every refusal has this number."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+
+    def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
+        try:
+            return proceed(command, message)
+        except ProtocolError as error:
+            raise ProtocolError(str(error), self._number) from error
+
+
+class IsAnotherForEach(Fault):
+    """Every client is told of one interrupt type more than the one before."""
+
+    def __init__(self) -> None:
+        self._seen: list[Session] = []
+
+    def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
+        if session not in self._seen:
+            self._seen.append(session)
+        payload, fds = proceed(command, message)
+        return (u32(12, 4 + len(self._seen))(payload) if command is C.GET_INFO else payload), fds
+
+
+class TakesItsIds(Fault):
+    """What is written to the ids is read back."""
+
+    def __init__(self) -> None:
+        self._written = b""
+
+    def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
+        payload, fds = proceed(command, message)
+        if at(0)(message.payload):
+            if command is C.REGION_WRITE:
+                self._written = message.payload[16:]
+            elif command is C.REGION_READ and self._written:
+                payload = payload[:16] + self._written
+        return payload, fds
+
+
+def at(offset: int, count: int = 4) -> Callable[[bytes], bool]:
+    """An access of so many bytes to this offset of config space."""
+    return lambda request: request[:16] == REGION_ACCESS.pack(offset, CONFIG, count)
+
+
+def of_feature(feature: Feature) -> Callable[[bytes], bool]:
+    """DEVICE_FEATURE with this one, in whatever way."""
+    return lambda request: len(request) >= 8 and FEATURE.unpack(request).flags & FEATURE_MASK == feature
+
+
+def ends_with(tail: bytes) -> Edit:
+    return lambda data: data[: -len(tail)] + tail
+
+
 def u32(at: int, value: int) -> Edit:
     """Have a number be this."""
     return lambda data: data[:at] + struct.pack("<I", value) + data[at + 4 :]
@@ -120,6 +189,12 @@ def of_region(index: int) -> Callable[[bytes], bool]:
     return lambda request: len(request) > 12 and struct.unpack_from("<I", request, 8)[0] == index
 
 
+def cut(request: bytes) -> bool:
+    """A request for a region whose answer has no room for more than the structure."""
+    return request[:4] == struct.pack("<I", 32)
+
+
+_STATE, _REPORT = Feature.MIG_DEVICE_STATE, Feature.DMA_LOGGING_REPORT
 CONFIG = RegionIndex.CONFIG
 NONE, TRIGGER, EVENTFD = IrqSetFlags.DATA_NONE, IrqSetFlags.TRIGGER, IrqSetFlags.DATA_EVENTFD
 
@@ -151,6 +226,44 @@ CLAUSES: list[tuple[str, str, Fault]] = [
     ("region_read/at-the-end", "still changed config space", Changes(0x3C)),
     ("dma_map/argsz-zero", "still changed config space", Changes(4)),
     ("set_irqs/no-action", "still changed config space", Changes(4)),
+    ("header/flags-of-replies", "past the end has errno 5000", RefusesWith(5000)),
+    (
+        "order/posted-write-comes-first",
+        "after a posted write",
+        Keeps(C.REGION_WRITE, lambda _: True, lambda it: it[:16]),
+    ),
+    ("region_read/pieces-agree", "in pieces of 1 bytes", Says(C.REGION_READ, ends_with(b"\x99"), at(9, 1))),
+    ("region_write/read-only", "the ids are", TakesItsIds()),
+    ("region_write/bar-sizing", "BAR0 sizes to 0x0", Says(C.REGION_READ, u32(16, 0), at(0x10))),
+    ("write_multi/in-order", "3 writes are answered with 2", Says(C.REGION_WRITE_MULTI, u32(0, 2))),
+    (
+        "write_multi/in-order",
+        "after writes of 01, 02, 03",
+        Keeps(C.REGION_WRITE_MULTI, lambda _: True, lambda it: it[:8]),
+    ),
+    ("region_info/two-steps", "argsz 32 is answered with 36 bytes", Says(C.GET_REGION_INFO, longer, cut)),
+    ("region_info/two-steps", "with the CAPS flag", Says(C.GET_REGION_INFO, u32(4, 15), cut)),
+    ("feature/probe", "is answered with something else", Says(C.DEVICE_FEATURE, u32(0, 99))),
+    ("feature/migration-flags", "argsz is not", Says(C.DEVICE_FEATURE, u32(0, 99), of_feature(Feature.MIGRATION))),
+    ("feature/migration-flags", "bytes instead of 32", Says(C.DEVICE_FEATURE, longer, of_feature(Feature.MIGRATION))),
+    ("feature/migration-flags", "STOP_COPY is not", Says(C.DEVICE_FEATURE, u32(8, 0), of_feature(Feature.MIGRATION))),
+    ("migration/initial-state", "the state is STOP", Says(C.DEVICE_FEATURE, u32(8, 1), of_feature(_STATE))),
+    (
+        "dirty_logging/clean-at-first",
+        "pages are dirty",
+        Says(C.DEVICE_FEATURE, ends_with(b"\xff"), of_feature(_REPORT)),
+    ),
+    ("dirty_logging/unmap-with-bitmap", "pages are dirty", Says(C.DMA_UNMAP, ends_with(b"\xff"))),
+    ("mig_data/reads-to-the-end", "a device without any state", Says(C.MIG_DATA_READ, lambda it: u32(4, 0)(it[:8]))),
+    ("session/next-client", "the next client finds another device", IsAnotherForEach()),
+    ("version/reply-has-json", "the reply has no JSON", SaysVersion(b"")),
+    ("version/reply-has-json", "does not end with a NUL", SaysVersion(b"{}")),
+    ("version/reply-has-json", "the reply's JSON is malformed", SaysVersion(b"{\0")),
+    ("version/reply-has-json", "capabilities are no object", SaysVersion(b"[]\0")),
+    ("version/limits-qemu-takes", "max_msg_fds is 17", SaysVersion(b'{"capabilities":{"max_msg_fds":17}}\0')),
+    ("version/limits-qemu-takes", "pgsizes is 512", SaysVersion(b'{"capabilities":{"pgsizes":512}}\0')),
+    ("version/agreed", "minor 1 answers minor 0", SaysVersion(b"{}\0", minor=1)),
+    ("version/no-unasked-fds", "1 descriptors came", SaysVersion(b"{}\0", fds=1)),
     (
         "migration/running-to-stop",
         "the state is RUNNING instead of STOP",
