@@ -11,9 +11,9 @@ import json
 import os
 import socket
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -216,6 +216,36 @@ def test_lines_that_were_sent_together_are_all_answered_before_the_next(
     assert qtest.readl(0) == 7
     qtest.close()
     peer.close()
+
+
+def test_seconds_that_were_for_a_block_of_qtest_end_with_it_however_it_ended() -> None:
+    class Quick:
+        """Answers at once, and keeps how long it was given for that."""
+
+        def __init__(self) -> None:
+            self.seconds: list[float] = []
+
+        def settimeout(self, seconds: float) -> None:
+            self.seconds.append(seconds)
+
+        def sendall(self, data: bytes) -> None:
+            pass
+
+        def recv(self, size: int) -> bytes:
+            return b"OK 0x5\n"
+
+    connection = Quick()
+    qtest = QTest(cast(socket.socket, connection), limit=1000.0)
+    for error in (None, KeyError(), KeyboardInterrupt()):
+        with suppress(KeyError, KeyboardInterrupt), qtest.within(5.0):
+            assert qtest.readl(0) == 5
+            assert max(connection.seconds) <= 5.0
+            if error is not None:
+                raise error
+        connection.seconds.clear()
+        assert qtest.readl(0) == 5
+        assert min(connection.seconds) > 5.0, error
+        connection.seconds.clear()
 
 
 def test_behind_half_a_line_qtest_says_nothing_any_more() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from vfio_user.bundle.made_with import own_versions
 from vfio_user.cli import cli
-from vfio_user.cli._bundling import recipe_of
+from vfio_user.cli._bundling import _text, recipe_of
 from vfio_user.harness import artifacts
 
 LINES = {
@@ -70,6 +70,20 @@ def test_files_that_were_named_are_inputs_by_names_that_differ(tmp_path: Path) -
     assert inputs == {"file.yaml": tmp_path / "one/file.yaml"}
     recipe, inputs = recipe_of("run", parsed("run", ["--faults", str(tmp_path / "two/file.yaml")])[0])
     assert inputs == {"file.yaml": tmp_path / "two/file.yaml"}
+
+
+def test_files_of_one_name_are_two_and_one_that_was_named_twice_is_one(tmp_path: Path) -> None:
+    found: list[Path] = []
+    for name in ("one", "two", "three"):
+        (tmp_path / name).mkdir()
+        found.append(tmp_path / name / "file.yaml")
+        found[-1].write_text(name)
+    inputs: dict[str, Path] = {}
+    words = [_text(path, inputs) for path in (*found, *found)]
+    assert len(inputs) == 3
+    assert set(inputs.values()) == {*found}
+    assert words[:3] == words[3:]
+    assert [inputs[word.removeprefix("{inputs}/")] for word in words[:3]] == found
 
 
 @pytest.mark.parametrize("name", ["run", "soak", "migrate", "test-e2e", "nightly"])

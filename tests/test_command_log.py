@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import Future
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from userdev.errors import UserError
 from vfio_user.harness.command_log import CommandLog
+from vfio_user.harness.log import LogFile
 
 LONG = 4096
 
@@ -64,3 +68,23 @@ def test_what_ends_in_another_machine_is_written_there_and_what_ends_later_nowhe
     assert lines(tmp_path / "one") == []
     assert [line["run"] for line in lines(tmp_path / "two")] == ["0"]
     assert log.failure is None
+
+
+def test_a_log_that_was_shortened_grows_again_before_it_is_shortened_once_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, size in {"MAX_SIZE": 400, "KEPT_BEGINNING": 40, "KEPT_END": 80}.items():
+        monkeypatch.setattr(f"vfio_user.harness.log.{name}", size)
+    log, sizes, first = LogFile(tmp_path / "log"), list[int](), b"the beginning\n"
+    log.write(first)
+    for number in range(200):
+        log.write(b"line %03d\n" % number)
+        sizes.append((tmp_path / "log").stat().st_size)
+    log.close()
+    said = (tmp_path / "log").read_bytes()
+    assert said.startswith(first)
+    assert said.endswith(b"line 199\n")
+    assert b"bytes are not kept" in said
+    assert max(sizes) <= 400
+    grown = [later > earlier for earlier, later in pairwise(sizes)]
+    assert 2 <= grown.count(False) <= 12, "each time of some 240 bytes more"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -250,3 +251,46 @@ def test_a_server_that_never_listens_has_a_deadline(scratch: Scratch, tmp_path: 
 def test_two_cannot_listen_at_one_path(tmp_path: Path) -> None:
     with listen(tmp_path / "socket"), pytest.raises(UserError, match="in use"):
         listen(tmp_path / "socket")
+
+
+def test_of_a_server_whose_interposer_does_not_start_and_of_one_that_ended_nothing_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+
+    class Owned:
+        def __init__(self, device: Device, site: Site, name: str, path: Path, limit: float) -> None:
+            path.touch()
+            self.child = Child.__new__(Child)
+            self.child.pid = 7
+
+        def stop(self) -> None:
+            done.append("stop server")
+
+    class Interposing:
+        def __init__(self, *_: object, **__: object) -> None:
+            if fails:
+                raise ServerError("it does not start")
+            self.child, self.path = Child.__new__(Child), tmp_path / "i"
+
+        def stop(self) -> None:
+            done.append("stop interposer")
+
+    monkeypatch.setattr("vfio_user.harness.server.OwnProcess", Owned)
+    monkeypatch.setattr("vfio_user.harness.server.InterposerProcess", Interposing)
+    for interposition, fails, wanted in (
+        (None, False, ["stop server"]),
+        (Interposition(), False, ["stop interposer", "stop server"]),
+        (Interposition(), True, ["stop server"]),
+    ):
+        done.clear()
+        with closing(Scratch()) as scratch:
+            site = Site(scratch, tmp_path)
+            if fails:
+                with pytest.raises(ServerError):
+                    DeviceServer(Device.parse("edu"), site, "one", interposition=interposition)
+            else:
+                server = DeviceServer(Device.parse("edu"), site, "one", interposition=interposition)
+                server.stop()
+                assert not (interposition and server.server_path.exists())
+        assert done == wanted, (interposition, fails)

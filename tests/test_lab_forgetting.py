@@ -140,3 +140,27 @@ def test_a_command_that_is_no_utf8_is_written_down_all_the_same(tmp_path: Path) 
     write_text(tmp_path / "error.txt", word)
     assert "\\udcff" in (tmp_path / "commands.txt").read_text()
     assert "\\udcff" in (tmp_path / "error.txt").read_text()
+
+
+def test_of_a_machine_that_is_forgotten_those_stay_that_run_or_crashed_with_their_files(tmp_path: Path) -> None:
+    def child(name: str, **state: object) -> SimpleNamespace:
+        usual = {"running": False, "crashed": False, "was_stopped": False}
+        return SimpleNamespace(name=name, **{**usual, **state})
+
+    for states, stays in (
+        ([{}, {}], False),
+        ([{}, {"running": True}], True),
+        ([{"crashed": True}, {}], True),
+        ([{"crashed": True, "was_stopped": True}, {}], False),
+    ):
+        records = Records(tmp_path)
+        ours = [child(f"guest-{number}", **state) for number, state in enumerate(states)]
+        other = child("guest.1-dev0")
+        records.children = [*ours, other]  # type: ignore[list-item]
+        for name in ("guest.qmp.log", "guest.1.qmp.log"):
+            (tmp_path / name).touch()
+        records.forget("guest")
+        kept = [one for one in ours if one.running or (one.crashed and not one.was_stopped)]
+        assert records.children == [*kept, other], states
+        assert (tmp_path / "guest.qmp.log").exists() is stays, states
+        assert (tmp_path / "guest.1.qmp.log").exists()

@@ -11,7 +11,8 @@ import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -220,3 +221,27 @@ def test_two_states_that_differ_are_compared_by_the_names_of_their_parts(stack: 
 def test_a_state_of_somebody_elses_has_no_parts_to_name(stack: ExitStack) -> None:
     for content in (b"", b"\0" * 100, b"VFUSTATE\2\0\0\0" + b"\xff" * 50):
         assert digests_in(io.BytesIO(content)) == {}
+
+
+def test_a_turn_takes_no_more_of_a_state_than_was_wanted_and_ends_where_there_is_no_more() -> None:
+    mib = 1 << 20
+    for has, limit, sizes in (
+        (10 * mib, 5 * mib, [4 * mib, mib]),
+        (10 * mib, None, [4 * mib] * 3),
+        (mib, 5 * mib, [4 * mib]),
+        (8 * mib, 8 * mib, [4 * mib, 4 * mib]),
+        (0, 5 * mib, [4 * mib]),
+    ):
+        asked: list[int] = []
+        left = [has]
+
+        def call(command: str, *, size: int, raw: bool, asked: list[int] = asked, left: list[int] = left) -> Any:
+            asked.append(size)
+            taken = min(size, left[0])
+            left[0] -= taken
+            return {"raw": bytes(taken), "bytes": taken, "complete": not left[0]}
+
+        server: Any = SimpleNamespace(shares_memory=False, control=SimpleNamespace(call=call))
+        with closing(StateSpool()) as spool:
+            assert spool.fill(server, limit) == spool.size == min(has, limit or has), (has, limit)
+        assert asked == sizes, (has, limit)

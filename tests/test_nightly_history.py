@@ -429,6 +429,10 @@ def test_two_nights_are_compared_and_new_wrong_is_a_status(tmp_path: Path) -> No
 def test_a_comparison_is_to_be_had_for_programs(tmp_path: Path) -> None:
     ran = run_compare(tmp_path, nth(1, case("a", FAIL)), nth(2, case("a", FAIL)), "--json")
     assert (ran.exit_code, json.loads(ran.output)["as_before"]) == (0, ["edu/t.py:A.a"])
+    (tmp_path / "again").mkdir()
+    ran = run_compare(tmp_path / "again", nth(1, case("a")), nth(2, case("a", FAIL)), "--json")
+    assert isinstance(ran.exception, VerdictError)
+    assert json.loads(ran.stdout)["new"] == ["edu/t.py:A.a"]
 
 
 def test_a_comparison_by_hand_leaves_out_nothing_that_one_for_programs_has(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import queue
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from userdev.errors import UserError
 from userdev.process import Deadline
 from vfio_user.harness.hosts import SshHost
 from vfio_user.harness.hosts.namespace import can_make_namespaces
-from vfio_user.nightly.place import this_machine
+from vfio_user.nightly.place import Ran, this_machine
 from vfio_user.nightly.plan import SlotText, read_plan
 from vfio_user.nightly.slot_spawner import Pool, SlotCommand, _Attempts
 from vfio_user.nightly.slots import Slots, _Found, described
@@ -333,6 +334,55 @@ def test_a_slot_that_has_died_is_not_taken_again() -> None:
     assert first is not None
     pool.give_back(first, died=True)
     assert pool.take() is None
+
+
+def test_whoever_waits_for_a_slot_has_one_that_is_free_again_or_hears_that_there_is_none() -> None:
+    for died in (False, True):
+        pool, taken = Pool([slot("a")]), queue.SimpleQueue[SlotCommand | None]()
+        first = pool.take()
+        assert first is not None
+        for _ in range(2):
+            threading.Thread(target=lambda pool=pool, taken=taken: taken.put(pool.take()), daemon=True).start()
+        pool.give_back(first, died=died)
+        found = taken.get(timeout=10)
+        assert (found is None) is died
+        if found is not None:
+            pool.give_back(found, died=True)
+        assert taken.get(timeout=10) is None
+
+
+def test_an_attempt_says_that_a_test_has_begun_once_and_is_not_repeated_where_somebody_has_ended_it(
+    tmp_path: Path,
+) -> None:
+    lines = [b"started on a\n", b'{"status": "started"}\n', b'{"status": "running"}\n', b'{"status": "finished"}\n']
+    for number, said in ((1, ["started", "running", "finished"]), (2, ["running", "finished"])):
+        posted: list[Mapping[str, object]] = []
+        attempts = _Attempts.__new__(_Attempts)
+        attempts._logdir = tmp_path
+        attempts._posts = [SimpleNamespace(post=posted.append)]
+        attempts._task = SimpleNamespace(identifier="1-x", job_id="y")
+        attempts._first = attempts._began = 0.0
+        assert attempts._pass_on(lines, Ran("a", number)) == (True, True)
+        assert [message["status"] for message in posted] == said
+        assert json.loads((tmp_path / "slot.json").read_text()) == {"slot": "a", "attempts": number}
+        assert attempts._pass_on(lines[:2], Ran("a", number)) == (True, False)
+
+
+def test_a_slot_has_died_where_its_connection_ended_before_the_test_and_nobody_had_ended_that(tmp_path: Path) -> None:
+    finished = """echo '{"status": "finished"}';"""
+    for says, status, ended, died in (
+        ("", 255, False, True),
+        ("", 255, True, False),
+        ("", 1, False, False),
+        ("", 0, False, False),
+        (finished, 255, False, False),
+    ):
+        attempts = _Attempts.__new__(_Attempts)
+        attempts._logdir, attempts._ended, attempts._posts = tmp_path, ended, []
+        attempts._task = SimpleNamespace(identifier="1-x", job_id="y", get_command_args=list)
+        attempts._first = 0.0
+        found = attempts._attempt(SlotCommand("a", 1, ["sh", "-c", f"{says} exit {status}"], "/x"), 0)
+        assert found == (False, bool(says), died), (says, status, ended)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,13 +12,14 @@ from typing import Any
 import pytest
 
 from userdev.errors import UserError
-from vfio_user.nightly.cases import Case
+from vfio_user.nightly.bundles import Bundles
+from vfio_user.nightly.cases import Case, cases_of
 from vfio_user.nightly.cells import NightCell
-from vfio_user.nightly.night import only_one
+from vfio_user.nightly.night import Night, only_one
 from vfio_user.nightly.place import Ran
 from vfio_user.nightly.plan import USUALLY
 from vfio_user.nightly.servers import Server, ServerIssue, our_servers
-from vfio_user.nightly.summary import Verdict
+from vfio_user.nightly.summary import Status, Verdict
 from vfio_user.nightly.verdicts import named, qemu_of, result_of, skipped, wedged
 from vfio_user.nightly.watch import Clock, Space
 
@@ -156,3 +158,79 @@ def test_a_clock_that_jumps_is_told_and_changes_no_duration() -> None:
     assert clock.seconds == 40.0
     assert len(clock.remarks) == 2
     assert "+3600 s" in clock.remarks[0]
+
+
+def test_artifacts_are_given_up_for_space_where_nobody_has_to_look_at_them_alone(tmp_path: Path) -> None:
+    night, given, place = Night.__new__(Night), case(), SimpleNamespace(ran=lambda test: Ran("here", 1))
+    for verdict in Verdict:
+        result = result_of(given, said(tmp_path, "PASS"), ran=Ran("here", 1), folder=tmp_path)
+        night.folder, night._cases, night._known, night._taken = tmp_path, {given.id: given}, {}, []
+        night._passed, night._qemus, night._say, night._bundles = [], {}, lambda _: None, Bundles()
+        night._space = Space(tmp_path, spare=0)
+        why = {"cause": "it read 7", "reason": "not here", "known_issue": "slow"}
+        told = result.model_copy(update={"verdict": verdict, **why})
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr("vfio_user.nightly.night.result_of", lambda *_, told=told, **__: told)
+            job = SimpleNamespace(result=SimpleNamespace(tests=[said(tmp_path, "PASS")]))
+            ending = SimpleNamespace(tests=lambda job: [])
+            assert night._take(job, place, ending) == 1  # type: ignore[arg-type]
+        assert bool(night._passed) is not verdict.is_wrong, verdict
+
+
+def test_of_what_was_given_up_for_space_the_summary_names_nothing(tmp_path: Path) -> None:
+    night = Night.__new__(Night)
+    night.folder, night._space = tmp_path, Space(tmp_path, spare=0)
+    result = result_of(case(), said(tmp_path, "PASS"), ran=Ran("here", 1), folder=tmp_path)
+    for evidence, bundle, kept, bundle_kept in (
+        ("a", "", "a", ""),
+        ("b", "", "", ""),
+        ("b", "b/data/bundle", "", ""),
+        ("b", "../bundles/b", "", "../bundles/b"),
+        ("a", "a/data/bundle", "a", "a/data/bundle"),
+        ("", "", "", ""),
+    ):
+        night._space.given_up = {tmp_path / "b"}
+        left = night._without_what_is_gone(result.model_copy(update={"evidence": evidence, "bundle": bundle}))
+        assert (left.evidence, left.bundle) == (kept, bundle_kept), (evidence, bundle)
+
+
+def test_a_case_of_which_a_finished_job_says_nothing_is_wedged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    night, given = Night.__new__(Night), case()
+
+    class Job(AbstractContextManager["Job", None]):
+        logdir, result = tmp_path, SimpleNamespace(tests=[])
+
+        def __exit__(self, *_: object) -> None: ...
+
+    monkeypatch.setattr("vfio_user.nightly.night.avocado", lambda: (lambda *_: Job(), Exception))
+    night.folder, night._cases, night._known = tmp_path, {given.id: given}, {}
+    for name in ("run_bounded", "complete_junit"):
+        monkeypatch.setattr(f"vfio_user.nightly.night.{name}", lambda *_, **__: None)
+    monkeypatch.setattr("vfio_user.nightly.night.Ending", lambda: SimpleNamespace(came=False))
+    monkeypatch.setattr("vfio_user.nightly.night.is_full", lambda folder: False)
+    finished: list[Status] = []
+    for name, value in {
+        "_suites": lambda *_: [1],
+        "_job_settings": dict,
+        "_take": lambda *_: 0,
+        "_finish": finished.append,
+    }.items():
+        setattr(night, name, value)
+    night._run(None, None, lambda _: None)  # type: ignore[arg-type]
+    assert finished == [Status.FINISHED]
+    assert night._known[given.id].verdict is Verdict.WEDGED
+
+
+def test_a_test_is_skipped_where_the_server_cannot_what_it_needs_or_nobody_knows_whether_it_can() -> None:
+    cell = case().cell
+    can = {"migration": "", "reset": "it says no"}
+    for needs, skipped_for in (
+        ([], []),
+        (["migration"], []),
+        (["reset"], ["reset: it says no"]),
+        (["dma"], ["dma: nobody knows of it"]),
+        (["migration", "reset", "dma"], ["dma: nobody knows of it", "reset: it says no"]),
+    ):
+        (found,) = cases_of([cell], {TEST: {"needs": needs}}, lambda _: can)
+        assert bool(found.skipped) is bool(skipped_for), needs
+        assert all(why in found.skipped for why in skipped_for), needs

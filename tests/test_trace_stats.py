@@ -451,6 +451,12 @@ def test_long_tables_are_cut_and_say_so(tmp_path: Path) -> None:
     with Written(tmp_path / "t") as trace:
         for offset in range(0, 200, 4):
             trace.read(offset, 0)
+    with Written(tmp_path / "odd") as trace:
+        for offset in range(0, 4 * 40, 4):
+            trace.read(offset, None, errno=22)
+    assert len(re.findall("^error: ", run(tmp_path / "odd"), re.MULTILINE)) == 30
+    assert "10 more" in run(tmp_path / "odd")
+    assert len(re.findall("^error: ", run(tmp_path / "odd", "--all"), re.MULTILINE)) == 40
     assert "30 more" in run(tmp_path / "t")
     assert "more" not in run(tmp_path / "t", "--all")
     assert "BAR0+0xc4" in run(tmp_path / "t", "--all")

@@ -8,7 +8,9 @@ import resource
 import socket
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,9 +19,10 @@ from tests.descriptors import fd_count
 from tests.vhost.between import B, Between, P, R, V, channel
 from userdev.trace import Note, read_trace
 from userdev.transport import close_all
+from vhost_user.interposer.interposer import _session_status as session_status
 from vhost_user.interposer.session_model import MAX_SLOTS, RingShown, SessionModel
 from vhost_user.interposer.traces import PROTOCOL
-from vhost_user.interposer.unanswered import LIMIT
+from vhost_user.interposer.unanswered import LIMIT, SentRequest, Unanswered
 from vhost_user.wire import (
     NEED_REPLY,
     NO_FD,
@@ -442,3 +445,52 @@ def test_a_request_that_has_lost_its_descriptors_and_is_not_answered_ends_the_se
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert between.front_end.at_end()
     assert between.ended
+
+
+def test_whoever_waits_for_a_reply_is_told_of_it_or_that_none_comes() -> None:
+    """By their order: a reply to a later request says that those before it get none, and so does the bound."""
+
+    def sent(*requests: FrontEndRequest) -> tuple[Unanswered, list[tuple[int, bool]]]:
+        unanswered, told = Unanswered(), []
+        for number, request in enumerate(requests, 1):
+            tell = partial(lambda number, reply: told.append((number, reply is not None)), number)
+            unanswered.sent(SentRequest(request, number, (tell,)))
+        return unanswered, told
+
+    features, queues = R.GET_FEATURES, R.GET_QUEUE_NUM
+    for requests, reply, record, wanted, left in (
+        ((features,), features, 1, [(1, True)], 0),
+        ((features,), queues, 0, [], 1),
+        ((features, queues), queues, 2, [(1, False), (2, True)], 0),
+        ((features, features, queues), features, 1, [(1, True)], 2),
+        ((queues, features, queues, queues), features, 2, [(1, False), (2, True)], 2),
+    ):
+        unanswered, told = sent(*requests)
+        assert unanswered.answered(acknowledge(reply)) == record, (requests, reply)
+        assert (told, len(unanswered)) == (wanted, left), (requests, reply)
+    unanswered, told = sent(*[features] * (LIMIT + 2))
+    assert (told, len(unanswered)) == ([(1, False), (2, False)], LIMIT)
+
+
+def test_the_status_shows_the_channel_that_the_back_end_has_now() -> None:
+    def side(number: int) -> Any:
+        counters = SimpleNamespace(messages=[number] * 2, bytes=[0, 0], unframed=0, held=0, faults=0)
+        return SimpleNamespace(counters=counters, waiting=[None] * number)
+
+    for channels, shown, waiting in (([], None, 0), ([2], 2, 2), ([2, 3], 3, 3), ([2, 3, 4], 4, 4)):
+        session: Any = side(1)
+        session.state, session.channels = "running", [side(number) for number in channels]
+        session.holding = Held()
+        status = session_status(session)
+        channel = status["back_end_channel"]
+        assert (channel and channel["messages"]["to-server"]) == shown, channels
+        assert status["waiting"] == {"to-server": 1, "to-client": waiting}, channels
+
+
+class Held:
+    """Nothing is."""
+
+    active = False
+
+    def __len__(self) -> int:
+        return 0

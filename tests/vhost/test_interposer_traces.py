@@ -451,3 +451,9 @@ def test_an_entry_of_a_table_is_behind_its_head() -> None:
 def test_the_known_fields_are_those_of_all_messages() -> None:
     assert {"vring", "num", "guest_address", "features", "status", "iova", "result", "data"} <= known_fields()
     assert "lenght" not in known_fields()
+
+
+def test_a_reply_is_an_error_by_its_number_and_not_by_the_bit_that_there_is_no_descriptor() -> None:
+    for request in (R.SET_DEVICE_STATE_FD, R.CHECK_DEVICE_STATE):
+        for value, kind in ((0, "reply"), (0x100, "reply"), (1, "error"), (0x101, "error"), (22, "error")):
+            assert describe(Asker.FRONT_END, acknowledge(request, value)).kind == kind, (request, value)
