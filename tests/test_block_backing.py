@@ -385,6 +385,20 @@ def test_as_many_pieces_as_a_system_call_takes_go_in_one_and_one_more_in_two(
         assert bytes(now) == (data if calls == 1 else bytes(count)), count
 
 
+def test_zeros_that_have_to_be_written_end_where_they_are_to(image: Backing, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block at a time, and what is left of the last."""
+    block = 256
+    monkeypatch.setattr(backing, "_ZEROS", bytes(block))
+    monkeypatch.setattr(image, "_fallocate", lambda *_: False)
+    for clear in (image.zero, image.discard):
+        for size in (1, block - 1, block, block + 1, 2 * block, 2 * block + 100):
+            for offset in (0, 100, block):
+                write(image, 0, b"x" * 4096)
+                clear(offset, size)
+                expected = b"x" * offset + bytes(size) + b"x" * (4096 - offset - size)
+                assert image.read_bytes(4096, 0) == expected, (clear, size, offset)
+
+
 def test_a_mark_is_there_from_its_making_to_its_taking_away_and_both_may_be_done_twice(image: Backing) -> None:
     for on in (False, True, True, False, False):
         image.mark("one", on=on)

@@ -6,6 +6,7 @@ import errno
 import logging
 import mmap
 import os
+import random
 import signal
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -83,6 +84,40 @@ class Scripted:
 
     def close(self) -> None:
         assert not self.given
+
+
+class Reading(Scripted):
+    """Reads at once, as the kernel's thread may."""
+
+    def read(self, fd: int, pieces: Sequence[memoryview], offset: int, flags: int, tag: int) -> None:
+        super().read(fd, pieces, offset, flags, tag)
+        self.results.append(os.preadv(fd, pieces, offset))
+
+
+def test_nothing_is_read_into_memory_whose_read_has_ended(
+    backing: Backing, image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is somebody else's by then, whatever is begun and ended in whatever order."""
+    monkeypatch.setattr(together, "Uring", Reading())
+    backing.together._is_possible = True
+    data, drawn, another = image.read_bytes(), random.Random(7), b"\xa5" * 16
+    under_way: list[tuple[int, Read, memoryview]] = []
+    ended: list[memoryview] = []
+    for step in range(60):
+        if drawn.random() < 0.5 or not under_way:
+            block = drawn.randrange(COUNT)
+            ((read, into),) = begin(backing, block)
+            under_way.append((block, read, into))
+        else:
+            block, read, into = under_way.pop(drawn.randrange(len(under_way)))
+            read.end()
+            assert into == data[block * LARGE : (block + 1) * LARGE], step
+            into[:16] = another
+            ended.append(into)
+        assert all(each[:16] == another for each in ended), step
+    for _, read, _into in under_way:
+        read.end()
+    backing.together.close()
 
 
 def test_the_kernels_thread_reads_into_one_piece_or_several_and_tells_what_it_cannot(image: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 
@@ -84,6 +85,21 @@ def test_of_the_descriptors_that_come_with_a_region_one_is_kept_until_it_is_desc
             server.fds.clear()
             assert fd_count() == connected + 1
     assert fd_count() == before
+
+
+def _refuse(number: int, _: ScriptedServer, message: Message) -> Message:
+    return message.error(number)
+
+
+def test_a_feature_that_a_server_does_not_have_is_told_from_one_that_it_refuses_to_tell_of() -> None:
+    for number in (errno.EINVAL, errno.ENOTTY, errno.EPERM, errno.EIO, 0):
+        with talking(partial(_refuse, number)) as (client, _):
+            if number in (errno.EINVAL, errno.ENOTTY):
+                assert not client.has_feature(1), number
+            else:
+                with pytest.raises(RemoteError) as refused:
+                    client.has_feature(1)
+                assert refused.value.errno == number
 
 
 IRQS: dict[str, tuple[Callable[[Client, list[EventFd]], object], int]] = {

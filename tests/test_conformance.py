@@ -6,6 +6,7 @@ import errno
 import json
 import shlex
 import sys
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from userdev.layout import Layout
 from userdev_servers.edu import Edu
 from vfio_user.cli.conformance import command as conformance
 from vfio_user.client.conformance import CATALOGUE, Level, Outcome
+from vfio_user.client.conformance.bench import Bench
 from vfio_user.client.conformance.dialects import CURRENT_FAMILY
 from vfio_user.server.session import Session
 from vfio_user.wire import CURRENT, DIALECTS, DRAFT_V6, NO_REPLY, REGION_MIGRATION, Command, Message
@@ -79,6 +81,14 @@ def test_a_device_passes_over_a_transport_without_descriptors(tmp_path: Path, di
         results = target.results(*own)
     assert failed(results) == {}
     assert "dma_map/map-and-unmap" not in skipped(results)
+
+
+def test_a_server_is_alive_though_a_check_has_a_client_left(tmp_path: Path) -> None:
+    """Whoever serves one at a time would turn the next away."""
+    with InProcess(tmp_path, Everything, CURRENT) as target, closing(Bench(target, CURRENT, timeout=5)) as bench:
+        assert bench.client.device_info()
+        bench.alive()
+        assert len(bench.clients) == 2
 
 
 REPLYS_OWN: dict[Command, tuple[Layout[Any], tuple[str, ...]]] = {

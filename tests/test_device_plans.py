@@ -225,3 +225,20 @@ def test_a_client_in_process_has_all_done_that_was_deferred_before_it_goes() -> 
         device.defer(lambda: done.append(function_of(device).link is link))
         assert not done
     assert done == [True]
+
+
+def test_a_client_in_process_goes_though_what_was_deferred_fails() -> None:
+    device, link = Timer(), RecordingLink()
+
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    def use() -> None:
+        with client_of(device, link):
+            device.dma.map(0, 0x1000, 3)
+            device.defer(fail)
+
+    with pytest.raises(ZeroDivisionError):
+        use()
+    assert function_of(device).link is not link
+    assert not device.dma.regions

@@ -196,3 +196,36 @@ def test_a_server_that_is_closed_waits_for_the_session_that_is_just_begun(
     assert [session.has_ended for session in sessions] == [True, True]
     for client in clients:
         client.close()
+
+
+def test_a_client_is_served_though_the_session_before_it_ends_only_once_it_was_freed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And takes a moment for that."""
+    monkeypatch.setattr("userdev.serving.server.GRACE_SECONDS", 0.0)
+    begun = threading.Semaphore(0)
+    refused = threading.Event()
+
+    class Leaving(Staying):
+        def run(self) -> None:
+            begun.release()
+            super().run()
+
+        def free(self) -> bool:
+            monkeypatch.setattr("userdev.serving.server.GRACE_SECONDS", 10.0)
+            threading.Timer(0.05, self.stop).start()
+            return True
+
+    def refuse(stream: Stream) -> None:
+        stream.close()
+        refused.set()
+        begun.release()
+
+    path = str(tmp_path / "s")
+    with Server(path, Leaving, refuse):
+        clients = [connect(path, timeout=10), connect(path, timeout=10)]
+        for _ in clients:
+            assert begun.acquire(timeout=10)
+        assert not refused.is_set()
+        for client in clients:
+            client.close()

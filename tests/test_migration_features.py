@@ -267,6 +267,18 @@ def test_malformed_writes_are_refused_and_take_nothing(payload: bytes) -> None:
     set_state(migration, RUNNING)
 
 
+def test_of_a_write_as_many_bytes_are_taken_as_it_says() -> None:
+    source, migration = Adder(), mapped()
+    source.values["total"] = 7
+    data = save(source)
+    set_state(migration, RESUMING)
+    for at in range(0, len(data), 100):
+        piece = data[at : at + 100]
+        mig_data_write(migration, struct.pack("<II", 8 + len(piece), len(piece)) + piece + b"no state", LIMIT)
+    set_state(migration, RUNNING)
+    assert migration.device.save_state() == source.values
+
+
 def test_the_end_of_the_state_is_a_read_of_no_bytes() -> None:
     migration = mapped()
     set_state(migration, STOP_COPY)

@@ -138,7 +138,10 @@ def test_a_feature_keeps_what_it_is_given_until_reset(host: Host, feature: int, 
     assert host.admin.do(Admin.SET_FEATURES, cdw10=feature, cdw11=value).status == 0
     seen = host.admin.do(Admin.GET_FEATURES, cdw10=feature, cdw11=value).result
     assert seen == (value & 0xFFFF if feature == Feature.TEMPERATURE_THRESHOLD else value)
-    assert host.admin.do(Admin.GET_FEATURES, cdw10=feature | 1 << 8, cdw11=value).result == default
+    for select in (1, 2):  # by default, and as saved: nothing can be
+        assert host.admin.do(Admin.GET_FEATURES, cdw10=feature | select << 8, cdw11=value).result == default
+    assert host.admin.do(Admin.GET_FEATURES, cdw10=feature | 3 << 8, cdw11=value).result == 1 << 2, "it can be changed"
+    assert host.admin.do(Admin.GET_FEATURES, cdw10=feature | 4 << 8).status == Status.INVALID_FIELD
     host.disable()
     host.enable()
     assert host.admin.do(Admin.GET_FEATURES, cdw10=feature, cdw11=value).result == default

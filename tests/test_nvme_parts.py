@@ -415,3 +415,17 @@ def test_blocks_that_cannot_be_cleared_fail_the_command_for_what_is_wrong_with_t
     bench.finish()
     assert [answer for _, answer, _ in bench.answers(0)] == [status]
     assert bench.state.statistics.media_errors == (number == errno.EIO)
+
+
+def test_the_line_is_up_for_what_is_not_masked_whatever_else_is(tmp_path: Path) -> None:
+    """Each queue has a vector, which it may have from a time with MSI-X."""
+    bench = Bench(tmp_path, active="intx")
+    queues = bench.controller.queues
+    queues.completion[1].vector = 1
+    bench.do(1, Io.FLUSH, nsid=1)
+    bench.finish()
+    for mask in (0b00, 0b01, 0b10, 0b11, 0b100):
+        bench.state.interrupt_mask = mask
+        queues.update_line()
+        assert bench.port.line() is not bool(mask & 0b10), mask
+    bench.close()

@@ -125,8 +125,10 @@ def attached(device: PciDevice, link: RecordingLink | None = None) -> Iterator[R
     try:
         yield link
     finally:
-        link.run_deferred()
-        function.detach()
+        try:
+            link.run_deferred()
+        finally:
+            function.detach()
 
 
 def read_register(device: PciDevice, region: int, offset: int, width: int) -> int:
