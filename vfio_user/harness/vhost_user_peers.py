@@ -49,7 +49,10 @@ class Peer:
 
 
 def _testpmd(about: str, device: str, memory: int, *drivers: str) -> Peer:
-    """DPDK's testpmd without huge pages, which sends back what it receives and reads no terminal."""
+    """DPDK's testpmd without huge pages, which sends back what it receives and reads no terminal.
+
+    Its words come with its first statistics, once the machine has been up for their period.
+    """
     return Peer(
         about=about,
         suites=STABLE,
@@ -58,7 +61,7 @@ def _testpmd(about: str, device: str, memory: int, *drivers: str) -> Peer:
         prepare='export RUNTIME_DIRECTORY="$files"',  # of what it leaves while it runs, for root too
         arguments=f"--no-huge -m {memory} --no-pci --no-telemetry --no-shconf"
         ' --lcores "(0-1)@($(sed -n "s/^Cpus_allowed_list:[[:space:]]*//p" /proc/self/status))"'
-        f' --vdev "{device}" -- --nb-cores=1 --total-num-mbufs=2048 --no-flush-rx --stats-period 3600',
+        f' --vdev "{device}" -- --nb-cores=1 --total-num-mbufs=2048 --no-flush-rx --stats-period 60',
         answers="--help",
         plugins=("mempool_ring", *drivers),
     )
