@@ -20,7 +20,7 @@ from userdev.fuzz import process as process_module
 from userdev.fuzz.drawing import sequences
 from userdev.fuzz.process import Holdings, Watched
 from userdev_servers.edu import Edu
-from vfio_user.cli import cli
+from vfio_user.cli import _fuzzing, cli, vhost_user_cli
 from vfio_user.cli._fuzzing import _Teller
 from vfio_user.client import Client
 from vfio_user.device import PciDevice, register
@@ -342,6 +342,35 @@ def test_what_probing_shows_is_told_as_that_and_not_as_no_steps(tmp_path: Path) 
     told: list[str] = []
     _Teller(1.0, SimpleNamespace(say=told.append)).kept(find, tmp_path / "f.json")  # type: ignore[arg-type]
     assert "probing" in told[0]
+
+
+def test_a_device_of_ours_is_served_for_the_fuzzer_as_for_the_other_commands(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A back-end's says what is served as well, and does where one is named."""
+    asked: list[tuple[str | None, str | None]] = []
+
+    def served(address: str | None, command: str | None, *_: object, **__: object) -> NoReturn:
+        asked.append((address, command))
+        raise UserError("enough")
+
+    monkeypatch.setattr(_fuzzing, "server", served)
+    run = CliRunner()
+    run.invoke(cli, ["fuzz", "--device", "edu --msix 0"])
+    run.invoke(vhost_user_cli, ["fuzz", "--device", "rng"])
+    for (address, command), words in zip(
+        asked, ("serve edu --socket-path {socket} --msix 0", "serve rng"), strict=True
+    ):
+        assert address is None
+        assert command is not None
+        assert words in command.replace("'", "")
+    asked.clear()
+    run.invoke(vhost_user_cli, ["fuzz", "a.sock", "--device", "rng"])
+    assert asked == [("a.sock", None)]
+    for program, refused in (
+        (cli, ["fuzz", "s", "--device", "edu"]),
+        (vhost_user_cli, ["fuzz", "s", "--device", "edu"]),
+    ):
+        assert isinstance(run.invoke(program, refused).exception, UserError), refused
+    assert len(asked) == 1
 
 
 def test_what_cannot_be_asked_for_is_said(tmp_path: Path) -> None:

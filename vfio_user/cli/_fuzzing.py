@@ -19,8 +19,10 @@ from userdev.counted import counted
 from userdev.errors import VerdictError
 from userdev.fuzz import Bounds, Campaign, Find, Found, Kind, Oracle, Subject, Summary
 from userdev.fuzz.finds import corpus
+from vfio_user.cli._completion import Completer
 from vfio_user.cli._conformance import Target, server
 from vfio_user.cli._durations import Duration
+from vfio_user.cli._hardware import DEVICE, device_option
 from vfio_user.cli._progress import Waiting, quiet_option
 from vfio_user.extras import needing
 
@@ -37,6 +39,7 @@ class Asked:
 
     address: str | None
     server_command: str | None
+    device: str | None
     seconds: float
     seed: int | None
     finds: int | None
@@ -48,10 +51,11 @@ class Asked:
     quiet: bool
 
 
-def options(argument: str, served: str) -> Callable[[Function], Function]:
+def options(argument: str, served: str, *, complete: Completer, device: str = "") -> Callable[[Function], Function]:
     """Give a command these options. Its function is given them as `Asked`.
 
-    `argument` is what it calls the address, `served` what is there: server, or back-end.
+    `argument` is what it calls the address, `served` what is there: server, or back-end. `device` is what that option
+    also says, and `complete` is what a shell offers for it.
     """
     folder = click.Path(file_okay=False, path_type=Path)
     decorators = [
@@ -59,6 +63,7 @@ def options(argument: str, served: str) -> Callable[[Function], Function]:
         click.option(
             "--server-command", metavar="'CMD {socket}'", help="Start the server, and a fresh one behind each find."
         ),
+        device_option(help=f"{device}Start the server of this. {DEVICE}", shell_complete=complete),
         click.option(
             "--for", "seconds", type=Duration(), default="10m", show_default=True, help="How long: 90s, 10m, 1h30m."
         ),

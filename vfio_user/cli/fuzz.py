@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,20 @@ import click
 from userdev.errors import UserError
 from userdev.fuzz import Find
 from vfio_user.cli._choice import Choice
+from vfio_user.cli._completion import complete_servers
 from vfio_user.cli._conformance import Target, server
 from vfio_user.cli._fuzzing import Asked, carry_out, options, play_again
+from vfio_user.cli._served import one_command
 from vfio_user.client.conformance import greeting
 from vfio_user.fuzz import DIALECTS, ORACLES, PROTOCOL, VfioUserSubject
 from vfio_user.wire import DIALECTS as ALL_DIALECTS
 
 
 @click.command()
-@options("SOCKET", "server")
+@options("SOCKET", "server", complete=complete_servers)
 @click.option("--dialect", type=Choice(DIALECTS), default="current", show_default=True)
 def command(dialect: str, **given: Any) -> None:
-    """Look for what the server at SOCKET does wrong, or the one that a command starts.
+    """Look for what the server at SOCKET does wrong, or the one that a command starts, or ours of a device.
 
     Sequences of valid and nearly valid use are drawn of what the server says it has, and held to rules that are every
     server's (--oracles lists them). What is found is made small, told apart by its cause and kept: `vfio-user replay
@@ -30,6 +33,9 @@ def command(dialect: str, **given: Any) -> None:
     found, and 1 where something was.
     """
     asked, spoken = Asked(**given), ALL_DIALECTS[dialect]
+    if asked.device is not None:
+        started = one_command(asked.address, asked.server_command, asked.device, PROTOCOL)
+        asked = replace(asked, server_command=started)
 
     def made(target: Target, reference: VfioUserSubject | None) -> VfioUserSubject:
         return VfioUserSubject(target, spoken, timeout=asked.timeout, reference=reference)
