@@ -40,6 +40,14 @@ BESIDE = (
     ("--json", "trace stats t --watch --json"),
     ("--interval", "trace stats t --interval 2"),
     ("--wait", "nightly --plan p --wait compare . ."),
+    *(
+        (option.split()[0], f"interpose --listen a --connect b {option}")
+        for option in (
+            *("--msg-timeout 9", "--pending fail", "--pending-errno EIO", "--kick", "--signal-error"),
+            *("--hang-timeout 9", "--give-up-after 9"),
+        )
+    ),
+    ("--server-pid", "interpose --listen a --server-command {socket} --server-pid 1"),
     ("--interpose", "boot --print-command --interpose"),
     ("--faults", "boot --print-command --faults /dev/stdin"),
     ("--trace", "boot --print-command --trace"),

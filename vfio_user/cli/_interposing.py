@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import signal
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
 from userdev.interposer.interposer import BaseInterposer
+from vfio_user.cli._beside import refuse_beside
 
 if TYPE_CHECKING:
     from userdev.interposer.faults.scenario import AnyScenario
@@ -48,9 +50,13 @@ def interposing(scenario: Callable[[], type[AnyScenario]]) -> Callable[[F], F]:
     )
 
     def decorate(command: F) -> F:
-        for option in reversed(options):
-            command = option(command)
-        return command
+        @functools.wraps(command)
+        def checked(**given: Any) -> Any:
+            if given["server_command"] is not None:
+                refuse_beside("--server-command starts the server", "server_pid")
+            return command(**given)
+
+        return cast(F, functools.reduce(lambda made, option: option(made), reversed(options), checked))
 
     return decorate
 

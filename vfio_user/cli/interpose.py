@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from userdev.errors import UserError
+from vfio_user.cli._beside import refuse_beside
 from vfio_user.cli._choice import Choice
 from vfio_user.cli._interposing import interposing, run
 from vfio_user.cli._registers import REGISTERS_HELP, registers
@@ -18,6 +19,9 @@ from vfio_user.wire.dialects import dialect_named
 
 if TYPE_CHECKING:
     from vfio_user.interposer.faults.scenario import Scenario
+
+
+_OF_SURVIVAL = ("msg_timeout", "pending", "pending_errno", "kick", "signal_error", "hang_timeout", "give_up_after")
 
 
 class _Errno(click.ParamType[int]):
@@ -93,6 +97,8 @@ def command(
     """
     if keep_alive and server_command is None:
         raise UserError("--keep-alive has to start servers", hint="add --server-command, or use --reconnect")
+    if not (keep_alive or reconnect):
+        refuse_beside("without --keep-alive and --reconnect a session ends with its server", *_OF_SURVIVAL)
     policy = Policy(
         msg_timeout=msg_timeout,
         pending=pending,

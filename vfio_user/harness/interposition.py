@@ -31,7 +31,8 @@ class Interposition:
     keep_alive: bool = False
     """Start the server, and another whenever it is gone: the guest does not notice."""
     msg_timeout: float | None = None
-    """Seconds that the client waits for a reply, where that is not QEMU's default: its x-msg-timeout."""
+    """Seconds that the client waits for a reply, where that is not QEMU's default: its x-msg-timeout. For what is kept
+    alive: others answer when their server does."""
     capture_dma: bool = False
     capture_interrupts: bool = False
 
@@ -68,7 +69,7 @@ class Interposition:
         """For the command line; a scenario that is no file yet is written into `folder`, as evidence."""
         flags = {"--capture-dma": self.capture_dma, "--capture-interrupts": self.capture_interrupts}
         options = [flag for flag, wanted in flags.items() if wanted]
-        if self.msg_timeout is not None:
+        if self.keep_alive and self.msg_timeout is not None:
             options += ["--msg-timeout", str(self.msg_timeout)]
         if isinstance(self.faults, Mapping):
             file = folder / f"{name}.faults.yaml"
