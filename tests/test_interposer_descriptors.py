@@ -241,7 +241,19 @@ def test_a_server_whose_client_does_not_answer_is_not_asked_for_more_questions_o
         bench.server.send(replace(asked.reply(at.VERSION.pack(0, 0, tail=text)), fds=[theirs.fileno()]))
         theirs.close()
         bench.client.receive()
+        bench.most_idle = 150
         ours.setblocking(False)
+        bench.settle()
+        before, fd = fd_count(collect=True), os.eventfd(0)
+        for _ in range(3):
+            socket.send_fds(ours, [access(Command.DMA_READ, 4).encode()], [fd, fd])
+            asked = bench.client.receive()
+            assert not asked.fds
+            bench.client.send(asked.reply(at.DMA_ACCESS.pack(0x10, 4, tail=b"data")))
+            bench.settle()
+        os.close(fd)
+        assert fd_count(collect=True) == before
+        assert len(received(ours)) == 3 * (16 + 16 + 4)
         count = sent_until_it_waits(bench, ours, access(Command.DMA_READ, 4), most)
         assert count < most
         answers = b""

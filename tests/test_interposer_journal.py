@@ -12,6 +12,7 @@ import pytest
 
 from tests.device_kit import open_fds
 from tests.interposer_bench import Bench, Peer, answer, read, request, write
+from userdev.interposer.errors import PeerLost
 from userdev.interposer.server_process import ServerProcess
 from userdev.interposer.upstream import Upstream
 from userdev.relay.direction import Direction
@@ -128,6 +129,31 @@ def test_a_request_that_is_failed_while_a_server_is_replaced_changes_nothing() -
         assert [first.take(), second.take()] == [1, 0]
         close_all(wired)
         assert following.peer is not None
+        following.peer.close()
+
+
+@pytest.mark.parametrize("on_purpose", [False, True], ids=["died", "on purpose"])
+def test_a_request_that_is_sent_again_has_waited_since_its_client_sent_it(on_purpose: bool) -> None:
+    """A second server that dies over it does not give it the whole time once more."""
+    with Bench() as bench:
+        following = Next(bench)
+        survival = Survival(bench.session, following, Policy(kick=False), lambda _: None)  # type: ignore[arg-type]
+        bench.negotiate()
+        bench.client.send(read(0, 0))
+        bench.server.receive()
+        before = [entry.since for entry in survival._journal.requests()]
+        if on_purpose:
+            bench.loop.spawn(survival.restart(hand_over=False))
+        else:
+            bench.server.close()
+        version = bench.until(following.asked)
+        assert following.peer is not None
+        following.peer.send(version.reply(bench.session.model.version_reply or b""))
+        again = bench.until(following.asked)
+        assert again.command == CURRENT.number(Command.REGION_READ)
+        assert [entry.since for entry in survival._journal.requests()] == before
+        following.peer.send(again.reply(bytes(16)))
+        bench.client.receive()
         following.peer.close()
 
 
@@ -344,3 +370,14 @@ def test_a_server_that_is_replaced_has_the_time_to_end_well(tmp_path: Path, stan
         assert lines.read().endswith("ended\n"), "the shell says what became of its sleep, too"
         assert process.fate == "exited with status 0"
         process.close()
+
+
+def test_all_requests_of_ours_fail_with_the_peer_that_they_were_to() -> None:
+    own = OwnRequests(Pairing())
+    replies = [own.prepare(request(Command.GET_INFO))[1] for _ in range(3)]
+    own.lose("it is gone")
+    for reply in replies:
+        assert reply.done
+        with pytest.raises(PeerLost):
+            reply.result()
+    assert not own.active

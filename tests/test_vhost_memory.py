@@ -383,6 +383,14 @@ def test_an_invalidation_leaves_the_neighbours(translated: Translated) -> None:
     assert translated.iotlb.translate(0x3000, 1, Permission.READ) == [(0x3000, 1)]
 
 
+def test_there_are_so_many_translations_at_most(translated: Translated, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vhost_user.memory.iotlb.MAX_ENTRIES", 4)
+    for page in range(10):
+        translated.update(page << 12, 0x1000, USER + (page << 12))
+        assert 0 < len(translated.iotlb) <= 4, page
+        assert translated.iotlb.translate(page << 12, 1, Permission.READ)
+
+
 def test_an_update_takes_the_place_of_what_it_overlaps(translated: Translated) -> None:
     translated.update(0, 0x4000, USER)
     translated.update(0x1000, 0x1000, USER + 0x8000)

@@ -27,6 +27,8 @@ from tests.vhost_kit import (
     PackedDriver,
     SplitDriver,
     finish,
+    inflight,
+    inflight_region,
     take,
 )
 from vhost_user.rings import BrokenRing
@@ -165,12 +167,21 @@ def test_a_packed_chain_without_an_end_breaks_the_ring(guest: Guest) -> None:
 
 
 @BOTH
-def test_more_requests_at_a_time_than_there_are_descriptors_break_the_ring(guest: Guest, kind: type[AnyDriver]) -> None:
+@pytest.mark.parametrize("again", [False, True], ids=["", "submitted again"])
+def test_more_requests_at_a_time_than_there_are_descriptors_break_the_ring(
+    guest: Guest, kind: type[AnyDriver], again: bool
+) -> None:
     driver = kind(guest, 2)
-    ring = driver.ring()
+    region = inflight_region(driver)
+    ring = driver.ring(inflight=inflight(memoryview(region), driver))
     for _ in range(2):
         driver.request(writable=())
         take(ring)
+    if again:
+        ring = driver.ring(inflight=inflight(memoryview(region), driver))
+        for _ in range(2):
+            take(ring)
+        ring.inflight = None  # which would find out by itself
     if isinstance(driver, SplitDriver):
         driver.offer(0)
     else:

@@ -9,6 +9,7 @@ import select
 import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from time import monotonic
 from typing import Any
 from zlib import crc32
 
@@ -18,7 +19,7 @@ from tests.vhost_frontend import PROTOCOL, FrontEnd, P, R
 from userdev.declare.values import encode
 from userdev.errors import ProtocolError
 from vhost_user.backend import Server, back_end, transfer
-from vhost_user.device import Chain, Queues, VhostDevice, config_field, queue, saved, state
+from vhost_user.device import Chain, Queues, VhostDevice, config_field, model_of, queue, saved, state
 from vhost_user.frontend import BackEndError, Refused
 from vhost_user.wire import NO_FD
 from vhost_user.wire.payloads import DeviceStateTransfer
@@ -150,6 +151,21 @@ def test_a_state_goes_whole_however_little_a_pipe_takes_or_gives_at_a_time() -> 
             loading._go_on()
         os.close(writer)
         assert (loading.finish(), loaded) == (0, [state]), step
+
+
+def test_a_transfer_that_has_ended_is_not_given_up_when_its_time_is_over(device: Keeper) -> None:
+    """Its descriptor is another's by then."""
+    served = back_end.BackEnd(model_of(device), Now(), lambda _: False)
+    reader, writer = os.pipe()
+    served.save_to(writer)
+    assert served.check_transfer() == 0
+    again = os.open(os.devnull, os.O_RDONLY)
+    served.expire(monotonic() + 2 * transfer.TRANSFER_SECONDS)
+    assert served.check_transfer() == 0
+    os.fstat(again)
+    os.close(again)
+    os.close(reader)
+    served.close()
 
 
 IDENTITY = {"device": "Keeper", "virtio_id": 42}

@@ -181,6 +181,25 @@ def test_a_ring_that_was_stopped_is_started_by_a_kick(simulated: FrontEnd, ring:
     assert [completion.data for completion in ring.take_used()] == [b"dc"]
 
 
+def test_a_ring_that_was_looked_at_by_itself_is_not_once_it_is_started_by_a_kick(
+    simulated: FrontEnd, ring: Queue
+) -> None:
+    simulated.do(R.SET_VRING_KICK, no_fd(0))
+    ring.put(b"ab", 2)
+    while not ring.take_used():
+        simulated.settle()
+    ring.stop()
+    kick(simulated)
+    for _ in range(3):  # until it is not looked for any more
+        simulated.settle()
+    ring.put(b"cd", 2)
+    for _ in range(3):
+        simulated.settle()
+    assert not ring.take_used()
+    kick(simulated)
+    assert [completion.data for completion in ring.take_used()] == [b"dc"]
+
+
 def test_a_kick_that_was_not_agreed_on_is_refused(front_end: FrontEnd) -> None:
     assert front_end.tell(R.VRING_KICK, VringState(0, 0)) == errno.EINVAL
 

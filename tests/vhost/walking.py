@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import struct
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from tests.vhost_kit import USER, AnyDriver, AnyRing, F, Guest, PackedDriver, inflight, inflight_region
+from tests.vhost_kit import USER, AnyDriver, AnyRing, Driver, F, Guest, PackedDriver, inflight, inflight_region
 from vhost_user.memory import DirtyLog, Iotlb
 from vhost_user.rings import Chain
 from vhost_user.wire.payloads import IotlbMessage, IotlbType
@@ -28,12 +29,15 @@ class Marks(DirtyLog):
 
     def __init__(self) -> None:
         self.marked = bytearray(SIZE)
+        self.is_told: Callable[[], bool] = lambda: False
+        """Whether the driver can see what is being given back."""
 
     def check(self) -> None:
         """There is no file."""
 
     def mark(self, address: int, length: int) -> None:
-        """Keep it."""
+        """Keep it; what is behind the ring is marked before the driver can see that it is done."""
+        assert address < Driver.BUFFERS or not self.is_told()
         self.marked[address : address + length] = b"\1" * length
 
 
@@ -67,6 +71,7 @@ class Walk:
             for iova in (0, USER):
                 self.iotlb.handle(IotlbMessage(iova, SIZE, USER, 3, IotlbType.UPDATE))
         self.marks = Marks()
+        self.marks.is_told = self._is_told
         self.waiting: deque[Request] = deque()
         """Available, in order."""
         self.taken: list[Request] = []
@@ -192,6 +197,10 @@ class Walk:
             self.told = True
             self.place = (self.place + amount) % self.rounds
         self._check_kept()
+
+    def _is_told(self) -> bool:
+        """Whether more has come back than the driver has taken."""
+        return next(self.driver.clone(self.guest).used(), None) is not None
 
     def _is_wanted(self, amount: int) -> bool:
         if not self.told:

@@ -241,12 +241,17 @@ def _says_version_2(region: SplitInflight, _: Any) -> None:
     region._shorts[4] = 2
 
 
+def _says_less(region: SplitInflight, _: Any) -> None:
+    region._shorts[7] -= 1
+
+
 def _takes_a_free_one(region: SplitInflight, _: Any) -> None:
     region._bytes[16 + 16 * 9] = 1
 
 
 CLAUSES += [
     ("inflight/kept", "the region is of version", keeps(_says_version_2)),
+    ("inflight/kept", "says that 2 requests have come back", keeps(_says_less)),
     ("inflight/kept", "are under way, and all requests", keeps(_takes_a_free_one)),
 ]
 
