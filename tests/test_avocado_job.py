@@ -369,3 +369,16 @@ def test_a_job_waits_as_long_as_the_longest_of_its_classes() -> None:
     assert avocado_job.longest_timeout([short]) == GuestTest.timeout
     assert avocado_job.longest_timeout([]) == GuestTest.timeout
     assert avocado_job.longest_timeout(["/nonexistent.py:A.test_a", short, long]) == 3 * GuestTest.timeout
+
+
+def test_who_wants_it_quiet_hears_nothing_of_what_is_fetched(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("VFIO_USER_RESULTS", str(tmp_path))
+    monkeypatch.setattr(test_e2e, "prepare_environment", lambda *_: None)
+    monkeypatch.setattr(test_e2e, "make_job", lambda _: SimpleNamespace(test_suites=()))
+    monkeypatch.setattr(test_e2e, "provision", lambda _, say: say("an image is built"))
+    monkeypatch.setattr(test_e2e, "_run", lambda *_, **__: None)
+    for quiet in ([], ["--quiet"]):
+        test_e2e.command.main(["registers", *quiet], standalone_mode=False)
+        assert ("an image is built" in capsys.readouterr().err) == (not quiet), quiet

@@ -34,7 +34,7 @@ from vfio_user.bundle import bundle_of, moved
 from vfio_user.cli._bundling import bundled_cell, place_of_bundles, with_bundle_options
 from vfio_user.cli._completion import complete_tests
 from vfio_user.cli._hardware import capture_dma_option, guest_hardware
-from vfio_user.cli._progress import quiet_option
+from vfio_user.cli._progress import Waiting, quiet_option
 from vfio_user.harness.artifacts import RESULTS_VARIABLE
 from vfio_user.harness.cell import Cell, parse_servers
 from vfio_user.harness.command_line import HardwareOptions
@@ -129,7 +129,8 @@ def command(
         job = make_job({**config, **settings})
         for suite in job.test_suites:
             name_tests(suite, here)
-        provision(cell.qemu, _say)
+        with Waiting(quiet=quiet) as waiting:
+            provision(cell.qemu, waiting.tell)
         _run(job, explicit="task.timeout.running" in settings, into=into, printed=printed)
 
 
