@@ -26,6 +26,7 @@ from tests.bounds_of_vhost_user import (
     state_of_a_back_end,
     translations,
 )
+from tests.cases import for_each
 from tests.device_kit import open_fds
 from tests.migration_device import Adder
 from tests.seeded_bugs.catalogue import module_name
@@ -428,7 +429,7 @@ def test_each_bound_has_its_test() -> None:
     assert bounds_there_are() == {*listed}
 
 
-@pytest.mark.parametrize("file", ELSEWHERE)
+@for_each(ELSEWHERE)
 def test_the_tests_of_other_files_are_there(file: str) -> None:
     text = (ROOT / "tests" / file).read_text()
     assert [test for test in ELSEWHERE[file] if f"def test_{test}(" not in text] == []

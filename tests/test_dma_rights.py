@@ -11,6 +11,7 @@ from functools import partial
 
 import pytest
 
+from tests.cases import for_each
 from vfio_user import ProtocolError
 from vfio_user.device import Dma
 from vfio_user.testing import RecordingLink, memory_file
@@ -208,8 +209,7 @@ def _rights_are_asked_for(memory: Memory, writes: bool) -> None:
                     dma.gather(extents, write=writes)
 
 
-@pytest.mark.parametrize("name", ACCESSES)
-@pytest.mark.parametrize("mode", MODES)
+@for_each(MODES, ACCESSES)
 def test_an_access_over_the_end_moves_nothing_of_what_is_there(mode: str, name: str) -> None:
     """Behind the last byte, from its last bytes on, and in front of the first; used before, or not."""
     memory = Memory(mode, READ | WRITE)

@@ -7,6 +7,7 @@ import struct
 
 import pytest
 
+from tests.cases import for_each
 from tests.migration_device import (
     LIMIT,
     Adder,
@@ -342,8 +343,7 @@ PASS_WHILE_STOPPED = {
 }
 
 
-@pytest.mark.parametrize("state", STATES)
-@pytest.mark.parametrize("command", list(Command), ids=lambda command: command.name)
+@for_each(STATES, Command)
 def test_the_gate_refuses_what_a_stopped_device_cannot_take(state: MigrationState, command: Command) -> None:
     if state not in (STOP, STOP_COPY) or command in PASS_WHILE_STOPPED:
         check_command(state, command)

@@ -6,6 +6,7 @@ import errno
 
 import pytest
 
+from tests.cases import for_each, for_each_row
 from tests.migration_device import Adder, get_state, save, set_state, write_data
 from userdev.errors import ProtocolError
 from vfio_user.migration import Migration
@@ -59,8 +60,7 @@ def test_a_request_takes_the_documented_path(start: MigrationState, end: Migrati
     assert [state.name for state in recorder.taken] == (path or "").split()
 
 
-@pytest.mark.parametrize("start", STATES)
-@pytest.mark.parametrize("end", [ERROR, RUNNING_P2P, PRE_COPY_P2P, 8, 0xFFFFFFFF])
+@for_each(STATES, [ERROR, RUNNING_P2P, PRE_COPY_P2P, 8, 0xFFFFFFFF])
 def test_states_that_are_not_offered_are_refused(start: MigrationState, end: int) -> None:
     recorder = Recorder(start)
     with pytest.raises(ProtocolError) as refused:
@@ -100,7 +100,7 @@ V1_CELLS = [
 ]
 
 
-@pytest.mark.parametrize(("start", "end", "allowed"), V1_CELLS)
+@for_each_row(V1_CELLS)
 def test_v1_transitions_are_those_of_the_table(start: int, end: int, allowed: bool) -> None:
     recorder = Recorder(V1_STATES[start])
     if allowed:
@@ -113,8 +113,7 @@ def test_v1_transitions_are_those_of_the_table(start: int, end: int, allowed: bo
         assert recorder.machine.state is V1_STATES[start]
 
 
-@pytest.mark.parametrize("start", V1_STATES)
-@pytest.mark.parametrize("value", [5, 7, 8, 0x80000001])
+@for_each(V1_STATES, [5, 7, 8, 0x80000001])
 def test_invalid_v1_values_are_refused(start: int, value: int) -> None:
     recorder = Recorder(V1_STATES[start])
     with pytest.raises(ProtocolError) as refused:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.cases import for_each, for_each_row
 from tests.migration_device import Adder, get_state, read_all, save, set_state
 from userdev.errors import ProtocolError
 from vfio_user.migration import Migration, MigrationRegion
@@ -204,7 +205,7 @@ SEQUENCES: dict[str, tuple[int, list[tuple[str, int]]]] = {
 }
 
 
-@pytest.mark.parametrize(("value", "accesses"), SEQUENCES.values(), ids=SEQUENCES)
+@for_each_row(SEQUENCES.values())
 def test_registers_out_of_sequence_are_refused(value: int, accesses: list[tuple[str, int]]) -> None:
     region = in_state(value)
     does: dict[str, Callable[[int], object]] = {
@@ -225,12 +226,12 @@ def test_reserved_is_ignored() -> None:
     assert load_register(region, RESERVED) == 0
 
 
-@pytest.mark.parametrize(
-    ("offset", "count"),
+@for_each(
     [(0, 1), (0, 8), (0, 32), (1, 4), (2, 2), (8, 4), (12, 4), (16, 4), (20, 8), (24, 4), (28, 8), (32, 8), (4088, 8)],
+    V1_STATES,
 )
-@pytest.mark.parametrize("value", V1_STATES)
-def test_only_whole_registers_are_accessed(offset: int, count: int, value: int) -> None:
+def test_only_whole_registers_are_accessed(access: tuple[int, int], value: int) -> None:
+    offset, count = access
     region = in_state(value)
     refused(region.read, offset, count)
     refused(region.write, offset, bytes(count))

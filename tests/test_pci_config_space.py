@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.cases import for_each
 from vfio_user.pci import ConfigSpace, Field
 
 
@@ -80,8 +81,7 @@ def test_loading_cannot_change_read_only_bits(config: ConfigSpace) -> None:
     assert config.get(0x14, 2) == 0x0FFF
 
 
-@pytest.mark.parametrize("size", [1, 2, 4])
-@pytest.mark.parametrize("offset", range(0x3C, 0x46))
+@for_each(range(0x3C, 0x46), [1, 2, 4])
 def test_a_register_hears_of_each_write_that_touches_it_and_of_none_beside_it(offset: int, size: int) -> None:
     config, told = ConfigSpace(), list[tuple[int, int]]()
     config.watch(0x40, 4, lambda old, new: told.append((old, new)))

@@ -14,6 +14,7 @@ import pytest
 
 import vfio_user
 import vfio_user.harness
+from tests.cases import for_each_row
 
 FACES = [vfio_user, vfio_user.harness]
 
@@ -34,9 +35,7 @@ def test_a_type_checker_is_told_the_public_names_and_no_other(face: ModuleType) 
     assert sorted(name for _, name in told_to_type_checkers(face)) == sorted(face.__all__)
 
 
-@pytest.mark.parametrize(
-    ("face", "module", "name"), [(face, *told) for face in FACES for told in told_to_type_checkers(face)]
-)
+@for_each_row((face, *told) for face in FACES for told in told_to_type_checkers(face))
 def test_a_name_is_what_a_type_checker_takes_it_for(face: ModuleType, module: str, name: str) -> None:
     """Also where a module has been imported that lies beside it: none may have its name."""
     assert getattr(face, name) is getattr(importlib.import_module(module), name)

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.cases import for_each
 from userdev.errors import ProtocolError
 from userdev.transport import BadFrame, Framer
 from vhost_user.wire import (
@@ -212,7 +213,7 @@ def count_of(fds: Fds, value: Any) -> int:
     return len(value) if fds is Fds.PER_REGION else int(fds is not Fds.NONE)
 
 
-@pytest.mark.parametrize("request_", [*R, *B], ids=lambda request: f"{type(request).__name__}-{request.name}")
+@for_each([*R, *B])
 def test_each_request_and_its_reply_reach_the_other_role(request_: Request) -> None:
     shape = shape_of(request_)
     value = example(shape.payload) if shape.fds is not Fds.UNLESS_NO_FD else 1
@@ -272,7 +273,7 @@ def test_wrong_bytes_are_a_protocol_error_in_a_reply(
     assert flags & ~NEED_REPLY == VERSION | REPLY
 
 
-@pytest.mark.parametrize("request_", list(R), ids=lambda request: request.name)
+@for_each(R)
 def test_a_payload_that_is_too_short_or_too_long_is_einval(request_: FrontEndRequest) -> None:
     payload = shape_of(request_).payload
     if isinstance(payload, payloads.Opaque):
@@ -485,7 +486,7 @@ def test_the_example_of_the_guide_is_right() -> None:
     assert decode_reply(R.GET_QUEUE_NUM, names["reply"], Negotiated()) == 2
 
 
-@pytest.mark.parametrize("row", [*FRONT_END.values(), *BACK_END.values()])
+@for_each([*FRONT_END.values(), *BACK_END.values()])
 def test_a_payload_is_called_as_the_specification_calls_it_unless_there_is_none(row: Shape) -> None:
     for payload in (row.payload, row.reply_payload):
         if payload is not None:

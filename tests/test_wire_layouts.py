@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.cases import for_each
 from userdev.errors import ProtocolError, UserError
 from userdev.layout import Layout
 from vfio_user.wire import CURRENT, DIALECTS, DRAFT_V6, HEADER, REGION_MIGRATION, Command, Message, Sender, layouts
@@ -85,7 +86,7 @@ def test_every_structure_has_its_offsets_written_down() -> None:
     assert FIELDS.keys() == INTEGER_LAYOUTS.keys()
 
 
-@pytest.mark.parametrize("name", FIELDS)
+@for_each(FIELDS)
 def test_each_field_is_where_the_table_says(name: str) -> None:
     layout = INTEGER_LAYOUTS[name]
     fields, size = FIELDS[name]
@@ -153,7 +154,7 @@ def test_structures_that_fill_a_payload_come_one_by_one_and_a_rest_is_einval() -
 # dialects
 
 
-@pytest.mark.parametrize("command", NUMBERS, ids=lambda c: c.value)
+@for_each(NUMBERS)
 def test_each_command_has_its_number_in_each_dialect(command: Command) -> None:
     for dialect, number in zip((DRAFT_V6, CURRENT, REGION_MIGRATION), NUMBERS[command], strict=True):
         if number is None:

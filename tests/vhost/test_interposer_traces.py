@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from tests.cases import for_each
 from tests.vhost.between import B, Between, R, V, channel
 from tests.wireshark import Wireshark
 from userdev.errors import UserError
@@ -235,7 +236,7 @@ def test_what_ended_early_is_shown_up_to_there(trace: Path, tmp_path: Path) -> N
 # -- taken apart
 
 
-@pytest.mark.parametrize("name", REQUESTS)
+@for_each(REQUESTS)
 def test_every_message_can_be_taken_apart_whatever_is_in_it(name: str) -> None:
     asker = Asker.BACK_END if name.startswith("BACKEND_") else Asker.FRONT_END
     request = REQUESTS[name]
@@ -260,7 +261,7 @@ def test_an_unknown_request_has_its_number() -> None:
         assert describe(asker, Message(99, VERSION | REPLY)).kind == "reply"
 
 
-@pytest.mark.parametrize("name", REQUESTS)
+@for_each(REQUESTS)
 def test_a_number_and_bytes_are_shown_as_such(name: str) -> None:
     """What a request is, and what it is answered with beside an acknowledgement."""
     asker = Asker.BACK_END if name.startswith("BACKEND_") else Asker.FRONT_END
