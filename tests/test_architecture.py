@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.cases import for_each
+
 ROOT = Path(__file__).parent.parent
 ROW = re.compile(r"^\| `([\w/.]+)` \| [^|]+ \| ([^|]+) \|$")
 SERVERS = ROOT / "servers"
@@ -104,7 +106,7 @@ def room_of(module: str) -> str | None:
     return None
 
 
-@pytest.mark.parametrize("room", sorted(rooms()))
+@for_each(sorted(rooms()))
 def test_a_room_imports_only_the_rooms_below_it(room: str) -> None:
     allowed = {word.removesuffix(".py") for word in rooms()[room]} | {room.removesuffix(".py")}
     if "vfio_user/everything" in allowed:
@@ -128,7 +130,7 @@ def test_every_room_has_a_row_in_the_table(package: str) -> None:
     assert found <= rooms().keys()
 
 
-@pytest.mark.parametrize("room", ["userdev", "vhost_user", *(f"vfio_user/{room}" for room in DEVICE_AUTHORS)])
+@for_each(["userdev", "vhost_user", *(f"vfio_user/{room}" for room in DEVICE_AUTHORS)])
 def test_the_device_authors_half_needs_only_the_standard_library(room: str) -> None:
     foreign = {
         f"{path.relative_to(ROOT)} imports {module}"
@@ -208,7 +210,7 @@ WITHOUT_CIRCLES = (
 )
 
 
-@pytest.mark.parametrize("room", WITHOUT_CIRCLES)
+@for_each(WITHOUT_CIRCLES)
 def test_no_module_needs_itself_for_types_either(room: str) -> None:
     assert not in_circles([ROOT / room], at_once=False)
 

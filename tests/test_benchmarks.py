@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks.__main__ import rows
 from benchmarks.goals import BENCHMARKS, Benchmark, Goal
+from tests.cases import for_each
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 PARTS = {"__init__", "__main__", "bare_relay", "bare_server", "goals", "migration_device", "vhost_blk_floor"}
@@ -20,7 +21,7 @@ def test_each_benchmark_is_in_the_table() -> None:
     assert {path.stem for path in FOLDER.glob("*.py")} - PARTS == BENCHMARKS.keys()
 
 
-@pytest.mark.parametrize("name", BENCHMARKS)
+@for_each(BENCHMARKS)
 def test_a_goal_is_a_bound_on_one_side_of_a_figure(name: str) -> None:
     for goal in BENCHMARKS[name].goals:
         assert (goal.at_least is None) != (goal.at_most is None)

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.cases import for_each
 from userdev.declare import values
 from userdev.declare.values import MAX_DEPTH, decode, encode
 from userdev.errors import ProtocolError
@@ -36,7 +37,7 @@ def test_what_is_encoded_is_decoded(value: Any) -> None:
     assert same(decode(encode(value)), value)
 
 
-@pytest.mark.parametrize("value", [0, -1, 127, 128, -128, 1 << 63, -(1 << 200), True, 1.5, b"", "", [], (), {}])
+@for_each([0, -1, 127, 128, -128, 1 << 63, -(1 << 200), True, 1.5, b"", "", [], (), {}])
 def test_borders_are_decoded(value: Any) -> None:
     assert same(decode(encode(value)), value)
 

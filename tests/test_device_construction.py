@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import pytest
 
+from tests.cases import for_each, for_each_row
 from userdev.errors import DeclarationError
 from vfio_user import (
     Bar,
@@ -59,7 +60,7 @@ OF_A_FIELD: list[tuple[str, Any, Any]] = [
 GIVEN = ("ids", "bars", "interrupts", "capabilities", "rom")
 
 
-@pytest.mark.parametrize(("name", "kind", "given"), OF_A_FIELD)
+@for_each_row(OF_A_FIELD)
 def test_a_field_of_another_type_is_refused_with_its_name_and_what_it_is(
     name: str, kind: Callable[..., object], given: dict[str, object]
 ) -> None:
@@ -100,7 +101,7 @@ def test_what_a_constructor_gives_is_looked_at_likewise(name: str) -> None:
     D(None)
 
 
-@pytest.mark.parametrize("name", OF_A_TYPE)
+@for_each(OF_A_TYPE)
 def test_what_a_property_says_is_looked_at_when_the_device_is_made(name: str) -> None:
     wrong = OF_A_TYPE[name][0]
     device_class = type("D", (PciDevice,), {"ids": PciIds(1, 2), name: property(lambda device: wrong)})

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.cases import for_each
 from userdev.errors import ProtocolError
 from userdev.memory.bitmap import bitmap_size
 from vfio_user.migration import dirty_log
@@ -160,7 +161,7 @@ def test_a_report_of_all_is_whole_words_and_its_readers_own(granules: int) -> No
     assert pages_in(log.take(0, granules * GRANULE, GRANULE)) == {granules - 1}
 
 
-@pytest.mark.parametrize("before", range(17))
+@for_each(range(17))
 def test_a_granule_beside_the_border_of_two_large_pages_is_in_one_of_them(before: int) -> None:
     """Wherever the range begins within a byte of the log's bits, or the log within one of the range's."""
     size, large, shift = 16 << 20, 512 * GRANULE, before * GRANULE

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.cases import for_each_row
 from tests.interposer_bench import read, request, write
 from userdev.relay.direction import DIRECTIONS, Direction
 from vfio_user.interposer.faults.engine import FaultEngine
@@ -23,8 +24,7 @@ def engine(rule: dict[str, Any], seed: int = 0) -> Callable[..., bool]:
     return hits
 
 
-@pytest.mark.parametrize(
-    ("match", "message", "hit"),
+@for_each_row(
     [
         ({"command": "REGION_READ"}, read(0, 0), True),
         ({"command": ["REGION_WRITE", "DMA_MAP"]}, read(0, 0), False),
@@ -35,7 +35,7 @@ def engine(rule: dict[str, Any], seed: int = 0) -> Callable[..., bool]:
         ({"kind": "posted"}, write(0, 0, b"x"), False),
         ({"direction": "to-client"}, read(0, 0), False),
         ({"command": "DEVICE_RESET", "region": 0}, request(Command.DEVICE_RESET), False),
-    ],
+    ]
 )
 def test_matches(match: dict[str, Any], message: Message, hit: bool) -> None:
     assert engine({"match": match})(message) is hit

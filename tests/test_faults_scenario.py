@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from tests.cases import for_each_row
 from userdev.errors import UserError
 from vfio_user.cli import cli
 from vfio_user.interposer.faults.scenario import Act, load_scenario, parse_scenario
@@ -50,8 +51,7 @@ def test_the_whole_language_is_accepted() -> None:
     assert named == {name.replace("_", "-") for name in Act.model_fields}
 
 
-@pytest.mark.parametrize(
-    ("text", "line", "about"),
+@for_each_row(
     [
         ("rules:\n- act: drop\n- match: {region: BAR9}\n  act: drop\n", 3, "BAR9"),
         ("rules:\n- match:\n    command: REGION_REED\n  act: drop\n", 3, "REGION_REED"),
@@ -74,7 +74,7 @@ def test_the_whole_language_is_accepted() -> None:
         ("rules:\n- act: drop\n  act: hold\n", 3, "'act' is there twice"),
         ("", 1, ""),
         ("- 3\n", 1, ""),
-    ],
+    ]
 )
 def test_what_is_wrong_is_refused_with_its_line_and_the_reason(text: str, line: int, about: str) -> None:
     with pytest.raises(UserError) as refused:

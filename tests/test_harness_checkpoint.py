@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cases import for_each
 from vfio_user.harness import cache, checkpoint, command_line
 from vfio_user.harness.checkpoint import Checkpoint, checkpoint_name
 from vfio_user.harness.command_line import MachineConfig
@@ -21,8 +22,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(cache.ENVIRONMENT, str(tmp_path))
 
 
-@pytest.mark.parametrize(
-    "change",
+@for_each(
     [
         {"machine": "pc-q35-10.1"},
         {"accelerator": "kvm"},
@@ -34,7 +34,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         {"modules": ("uio",)},
         {"kernel_options": ("quiet",)},
         {"devices": ("edu",)},
-    ],
+    ]
 )
 def test_every_part_of_the_hardware_is_in_the_name(change: dict[str, object]) -> None:
     changed = replace(CONFIG, **change)  # type: ignore[arg-type]

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from packaging.version import Version
 
+from tests.cases import for_each_row
 from userdev.errors import UserError
 from vfio_user.harness.attachment import Attachment, SocketChardev
 from vfio_user.harness.command_line import (
@@ -75,8 +76,7 @@ USUALLY = (
 )
 
 
-@pytest.mark.parametrize(
-    ("change", "option", "expected"),
+@for_each_row(
     [
         ({}, "-cpu", "qemu64,phys-bits=39"),
         ({"accelerator": "kvm"}, "-cpu", "host"),
@@ -86,7 +86,7 @@ USUALLY = (
         ({"cpus": 2}, "-smp", "2"),
         ({"modules": ("uio", "vfio-pci")}, "-append", f"{USUALLY} mods=uio,vfio-pci"),
         ({"kernel_options": ("nosmp",)}, "-append", f"{USUALLY} nosmp"),
-    ],
+    ]
 )
 def test_what_a_field_changes(change: dict[str, object], option: str, expected: str) -> None:
     assert values(option, line(replace(PLAIN, **change))) == [expected]  # type: ignore[arg-type]

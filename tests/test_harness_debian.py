@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cases import for_each_row
 from userdev.errors import UserError
 from vfio_user.harness import debian
 from vfio_user.harness.cache import ENVIRONMENT
@@ -59,8 +60,7 @@ def test_the_key_of_a_line_is_among_its_options(line: str, expected: str) -> Non
 UNKNOWN = "$(ORIGIN)|$(LABEL)"
 
 
-@pytest.mark.parametrize(
-    ("targets", "chosen"),
+@for_each_row(
     [
         (["Vendor|Vendor|v:1|https://v/", "Debian|Debian|d:1|https://d/"], "https://d/"),
         (["Debian|Debian-Security|s:1|https://d-security/", "Debian|Debian|d:1|https://d/"], "https://d/"),
@@ -71,7 +71,7 @@ UNKNOWN = "$(ORIGIN)|$(LABEL)"
         ([f"{UNKNOWN}|v:1|https://v/debian/"], None),
         (["Vendor|Vendor|v:1|https://v/", f"{UNKNOWN}|v:1|https://v/"], None),
         ([], None),
-    ],
+    ]
 )
 def test_third_party_and_security_sources_are_passed_over(targets: list[str], chosen: str | None) -> None:
     keys = {

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.cases import for_each_row
 from userdev.errors import UserError
 from userdev.process import Deadline
 from vfio_user.harness.qmp import EventLog, Qmp, QmpError, QmpLost, QmpTimeout, matches
@@ -22,8 +23,7 @@ GREETING = {"QMP": {"version": {"qemu": {"major": 11, "minor": 1, "micro": 3}}, 
 Answer = Callable[[dict[str, Any]], list[dict[str, Any]]]
 
 
-@pytest.mark.parametrize(
-    ("pattern", "value", "expected"),
+@for_each_row(
     [
         ({}, {"a": 1}, True),
         ({"a": 1}, {"a": 1, "b": 2}, True),
@@ -34,7 +34,7 @@ Answer = Callable[[dict[str, Any]], list[dict[str, Any]]]
         ({"a": [1, {"b": 2}]}, {"a": [1, {"b": 2, "c": 3}]}, True),
         ({"a": [1]}, {"a": [1, 2]}, False),
         ("text", "text", True),
-    ],
+    ]
 )
 def test_a_pattern_matches_what_has_at_least_what_it_asks_for(pattern: object, value: object, expected: bool) -> None:
     assert matches(pattern, value) is expected

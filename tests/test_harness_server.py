@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cases import for_each_row
 from tests.descriptors import fd_count
 from userdev.errors import UserError
 from userdev.process import Child, is_listening
@@ -41,8 +42,7 @@ def scratch() -> Iterator[Scratch]:
         yield made
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
+@for_each_row(
     [
         ("edu", Device(served="edu")),
         ("edu --dma-mask 0xfff", Device(served="edu", options=("--dma-mask", "0xfff"))),
@@ -55,7 +55,7 @@ def scratch() -> Iterator[Scratch]:
             "server {socket} [x-pci-class-code=0x088000]",
             Device(command="server {socket}", properties={"x-pci-class-code": 0x088000}),
         ),
-    ],
+    ]
 )
 def test_what_a_word_means(text: str, expected: Device) -> None:
     assert Device.parse(text) == expected

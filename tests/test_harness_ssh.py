@@ -6,8 +6,7 @@ import threading
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
-
+from tests.cases import for_each_row
 from vfio_user.harness.ssh import _SshJob
 
 
@@ -30,9 +29,7 @@ class Ended:
         pass
 
 
-@pytest.mark.parametrize(
-    ("status", "exit_code"), [(0, 0), (1, 1), (127, 127), (128, 128), (129, -1), (137, -9), (192, -64), (255, 255)]
-)
+@for_each_row([(0, 0), (1, 1), (127, 127), (128, 128), (129, -1), (137, -9), (192, -64), (255, 255)])
 def test_the_status_of_a_shell_is_a_signal_where_there_is_one_of_that_number(status: int, exit_code: int) -> None:
     guest: Any = SimpleNamespace(is_connected=True, check=lambda _: None)
     channel: Any = Ended(status)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.cases import for_each
 from tests.descriptors import fd_count
 from tests.fuzzing_interposer import campaign
 from tests.interposer_bench import Bench, Peer, answer, dma_map, kept_back, read, request, write
@@ -170,7 +171,7 @@ def test_garbage_is_passed_through(bench: Bench, size: int) -> None:
     assert bench.client.receive() == answer(read(0, 0), b"good")
 
 
-@pytest.mark.parametrize("seed", range(20))
+@for_each(range(20))
 def test_random_bytes_both_ways_neither_crash_nor_change(seed: int) -> None:
     chance = random.Random(seed)
     with Bench() as bench:

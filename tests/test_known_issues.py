@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from packaging.version import Version
 from pydantic import BaseModel, ValidationError
 
+from tests.cases import for_each, for_each_row
 from userdev.errors import UserError, VerdictError
 from userdev.process import Child
 from userdev_servers.edu import Edu
@@ -121,8 +122,7 @@ def test_a_symptom_may_be_in_what_the_test_found() -> None:
     assert not wrong.shows(ObservedFailure("the guest does not answer"))
 
 
-@pytest.mark.parametrize(
-    ("changes", "version", "here", "expected"),
+@for_each_row(
     [
         ({}, Version("11.1.3"), Here.HAPPENS, True),
         ({}, Version("11.1.2"), Here.HAPPENS, True),
@@ -136,7 +136,7 @@ def test_a_symptom_may_be_in_what_the_test_found() -> None:
         (AVOIDED, Version("11.1.3"), Here.HAPPENS, False),
         (AVOIDED, Version("11.2.0"), Here.OTHER, False),
         ({"status": "untried", "symptom": None, "tried": [], "tests": []}, Version("11.1.3"), Here.UNKNOWN, False),
-    ],
+    ]
 )
 def test_what_an_entry_says_of_a_version(
     changes: dict[str, object], version: Version, here: Here, expected: bool
@@ -145,8 +145,7 @@ def test_what_an_entry_says_of_a_version(
     assert (entry.here(version), entry.expected(version)) == (here, expected)
 
 
-@pytest.mark.parametrize(
-    "changes",
+@for_each(
     [
         {"symptom": None},
         {"status": "not-seen"},
@@ -162,7 +161,7 @@ def test_what_an_entry_says_of_a_version(
         {"status": "maybe"},
         {"surplus": 1},
         {"component": "guest"},
-    ],
+    ]
 )
 def test_an_entry_that_is_not_complete_is_refused(changes: dict[str, object]) -> None:
     with pytest.raises(ValidationError):

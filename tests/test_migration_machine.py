@@ -72,7 +72,7 @@ def test_states_that_are_not_offered_are_refused(start: MigrationState, end: int
 MULTI_ARC = [(start, end, path.split()) for start, end, path in CELLS if path and " " in path]
 
 
-@pytest.mark.parametrize(("start", "end", "path"), MULTI_ARC)
+@for_each_row(MULTI_ARC)
 def test_a_failing_arc_leaves_the_last_state_reached(
     start: MigrationState, end: MigrationState, path: list[str]
 ) -> None:

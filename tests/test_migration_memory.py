@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.cases import for_each
 from tests.migration_device import Adder, load, read_all, read_data, save, set_state, write_data
 from vfio_user.migration import Migration
 from vfio_user.migration.memory import PIECE, Memfd, MemfdMemory, Memory
@@ -76,7 +77,7 @@ def test_zeros_are_not_sent_and_replace_what_was_there() -> None:
     assert same_memory(target, source)
 
 
-@pytest.mark.parametrize("size", [1, 4095, 4096, 4097, 65535, 65536, 65537, 200_001])
+@for_each([1, 4095, 4096, 4097, 65535, 65536, 65537, 200_001])
 def test_memory_of_any_size_arrives(size: int) -> None:
     source, target = Adder(size), Adder(size)
     source.ram[:] = random.Random(size).randbytes(size)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from tests.cases import for_each
 from userdev.errors import UserError
 from vfio_user.cli import docs
 from vfio_user.cli.new import command
@@ -72,9 +73,7 @@ def test_the_device_is_found_by_its_name_once_it_is_installed(tmp_path: Path, pr
     assert project["entry-points"] == {f"{protocol.replace('-', '_')}.devices": {"my-nic": "my_nic:MyNic"}}
 
 
-@pytest.mark.parametrize(
-    "name", ["My", "1st", "a b", "a--b", "", "-x", "../x", "class", "json", "vfio_user", "tests", "a" * 31]
-)
+@for_each(["My", "1st", "a b", "a--b", "", "-x", "../x", "class", "json", "vfio_user", "tests", "a" * 31])
 def test_a_name_that_no_module_can_have_is_refused(name: str) -> None:
     with pytest.raises(UserError):
         Names.of(name)

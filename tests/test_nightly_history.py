@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 from jsonschema import Draft202012Validator
 from junitparser import JUnitXml
 
+from tests.cases import for_each_row
 from tests.test_nightly_plan import written
 from tests.test_nightly_summary import night, result
 from userdev.errors import VerdictError
@@ -189,12 +190,11 @@ def test_what_an_ended_night_did_not_come_to_is_not_gone() -> None:
     assert (found.gone, found.mended) == ((), ())
 
 
-@pytest.mark.parametrize(
-    ("before", "after", "moved"),
+@for_each_row(
     [
         *((10.0, 20.0, True), (20.0, 10.0, True), (10.0, 14.0, False), (0.5, 2.0, False), (100.0, 104.0, False)),
         *((1.0, 4.0, True), (6.0, 9.0, True), (10.0, 15.0, True)),  # just so many seconds, just so many times as long
-    ],
+    ]
 )
 def test_a_duration_has_moved_by_much_of_itself_and_by_seconds(before: float, after: float, moved: bool) -> None:
     old = nth(1, case("a", seconds=before))

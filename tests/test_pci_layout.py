@@ -6,6 +6,7 @@ import struct
 
 import pytest
 
+from tests.cases import for_each
 from vfio_user.pci import (
     Bar,
     Capability,
@@ -180,8 +181,7 @@ def test_capabilities_that_do_not_fit_are_refused() -> None:
         build_config_space(IDS, capabilities=[VendorSpecific(bytes(200))])
 
 
-@pytest.mark.parametrize(
-    "bars",
+@for_each(
     [
         [Bar(6, 0x1000)],
         [Bar(0, 0x1800)],
@@ -193,7 +193,7 @@ def test_capabilities_that_do_not_fit_are_refused() -> None:
         [Bar(0, 16, io=True, prefetchable=True)],
         [Bar(0, 16, io=True, bits=64)],
         [Bar(0, 1 << 32)],
-    ],
+    ]
 )
 def test_bars_that_pci_cannot_express_are_refused(bars: list[Bar]) -> None:
     with pytest.raises(ValueError, match="BAR"):

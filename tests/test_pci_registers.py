@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from tests.cases import for_each
 from vfio_user.pci import (
     Bar,
     Capability,
@@ -267,8 +268,7 @@ def test_a_bar_may_be_as_large_and_as_small_as_pci_has_it(bar: Bar) -> None:
     bar.check()
 
 
-@pytest.mark.parametrize(
-    "bar",
+@for_each(
     [
         Bar(6, 16),
         Bar(-1, 16),
@@ -282,7 +282,7 @@ def test_a_bar_may_be_as_large_and_as_small_as_pci_has_it(bar: Bar) -> None:
         Bar(0, 512, io=True),
         Bar(0, 16, bits=64, io=True),
         Bar(0, 16, io=True, prefetchable=True),
-    ],
+    ]
 )
 def test_a_bar_may_be_nothing_else(bar: Bar) -> None:
     with pytest.raises(ValueError, match="BAR"):

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.cases import for_each_row
 from userdev.errors import UserError, VerdictError
 from userdev.printable import Printable, printable
 from userdev.process import tail
@@ -27,8 +28,7 @@ CLEAR = "\x1b[2J"
 SHOWN = "\\x1b[2J"
 
 
-@pytest.mark.parametrize(
-    ("text", "shown"),
+@for_each_row(
     [
         (f"a{CLEAR}b", f"a{SHOWN}b"),
         ("\x1b]52;c;eA==\x07", "\\x1b]52;c;eA==\\x07"),
@@ -38,7 +38,7 @@ SHOWN = "\\x1b[2J"
         ("\u202eright to left", "\\u202eright to left"),
         (os.fsdecode(b"a name that is no UTF-8: \xff"), "a name that is no UTF-8: \\udcff"),
         ("two\r\nlines\n\tand a tab, ä", "two\nlines\n\tand a tab, ä"),
-    ],
+    ]
 )
 def test_what_a_terminal_would_do_is_written_out(text: str, shown: str) -> None:
     assert printable(text) == shown

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.cases import for_each_row
 from tests.soak_kit import Pretended, soak
 from vfio_user.soak import Done, Failed, Happening, Journal, Until
 from vfio_user.soak.loop import LAST
@@ -30,8 +31,7 @@ def test_a_time_of_the_day_that_it_is_now_is_tomorrows() -> None:
     assert Until.parse(["12:00"], NOON) == Until(run_seconds=86400)
 
 
-@pytest.mark.parametrize(
-    ("until", "part", "left"),
+@for_each_row(
     [
         (Until(seconds=100), 0.5, 50.0),
         (Until(run_seconds=40), 0.25, 30.0),
@@ -41,7 +41,7 @@ def test_a_time_of_the_day_that_it_is_now_is_tomorrows() -> None:
         (Until(run_seconds=5), 1.0, 0.0),
         (Until(events=2), 1.0, 0.0),
         (Until(first_failure=True), 0.0, None),
-    ],
+    ]
 )
 def test_how_far_it_is_and_how_long_it_will_take_is_told_of_each_bound(
     until: Until, part: float, left: float | None

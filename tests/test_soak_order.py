@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cases import for_each, for_each_row
 from tests.soak_kit import POSSIBLE, WEIGHTS
 from userdev.errors import UserError
 from vfio_user.soak import Done, Order, SoakedSpec, Until, parse_numbers, weights_of
@@ -83,8 +84,7 @@ def test_a_file_that_has_no_weights_is_refused_by_its_name(tmp_path: Path, text:
         weights_of(WEIGHTS, file)
 
 
-@pytest.mark.parametrize(
-    ("words", "until"),
+@for_each_row(
     [
         (["8h"], Until(seconds=28800)),
         (["1h30m"], Until(seconds=5400)),
@@ -98,13 +98,13 @@ def test_a_file_that_has_no_weights_is_refused_by_its_name(tmp_path: Path, text:
         (["11:00"], Until(run_seconds=82800)),
         (["FIRST_FAILURE"], Until(first_failure=True)),
         (["8h", "1000", "first-failure"], Until(seconds=28800, events=1000, first_failure=True)),
-    ],
+    ]
 )
 def test_how_long_is_said_in_words(words: list[str], until: Until) -> None:
     assert Until.parse(words, NOON) == until
 
 
-@pytest.mark.parametrize("word", ["", "0", "0s", "h", "-1", "25:00", "soon", "1.5h", "30m1h", "first"])
+@for_each(["", "0", "0s", "h", "-1", "25:00", "soon", "1.5h", "30m1h", "first"])
 def test_what_nothing_can_go_on_until_is_refused(word: str) -> None:
     with pytest.raises(UserError):
         Until.parse([word], NOON)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
+from tests.cases import for_each
 from vfio_user.soak.reduction import reduce
 
 SIXTEEN = "abcdefghijklmnop"
@@ -37,7 +38,7 @@ def test_one_that_does_not_fail_again_is_left_whole() -> None:
     assert found.tries == 5, "ends of 1, 2, 4, 8 and 16"
 
 
-@pytest.mark.parametrize("most", range(1, 12))
+@for_each(range(1, 12))
 def test_no_more_is_tried_than_was_allowed_and_what_is_told_did_fail(most: int) -> None:
     asked: list[str] = []
     fails = in_this_order("b", "h", "p")

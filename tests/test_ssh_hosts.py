@@ -18,6 +18,7 @@ from typing import Any, cast
 
 import pytest
 
+from tests.cases import for_each
 from tests.device_kit import open_fds
 from userdev.errors import UserError
 from userdev.process import Child
@@ -346,8 +347,7 @@ def test_a_host_is_reached_at_its_own_name_when_no_address_is_given() -> None:
     assert SshHost.parse("b", "ssh://host.example").address == "host.example"
 
 
-@pytest.mark.parametrize(
-    "url",
+@for_each(
     [
         "http://host.example",
         "ssh://",
@@ -360,7 +360,7 @@ def test_a_host_is_reached_at_its_own_name_when_no_address_is_given() -> None:
         "ssh://host.example?address=",
         "ssh://host.example/opt/python",
         "ssh://root:secret@host.example",
-    ],
+    ]
 )
 def test_what_is_no_host_is_the_users_to_mend(url: str) -> None:
     with pytest.raises(UserError, match="is no host"):

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.cases import for_each
 from userdev_servers.station import Malformed, Station, checksum, link_local, parse_mac
 
 OURS, THEIRS = parse_mac("52:55:c0:00:02:01"), parse_mac("52:54:00:12:34:56")
@@ -100,8 +101,7 @@ def test_it_tells_its_neighbours_of_itself() -> None:
     assert said[7] == 255
 
 
-@pytest.mark.parametrize(
-    "frame",
+@for_each(
     [
         ethernet(0x0806, arp()[14:], target=b"\x02" * 6),
         ethernet(0x88CC, b"LLDP"),
@@ -119,7 +119,7 @@ def test_it_tells_its_neighbours_of_itself() -> None:
         ipv6(solicitation(), source=bytes(16)),
         ipv6(ECHO6, target=OTHER6),
         ethernet(0x86DD, struct.pack("!IHBB", 6 << 28, 0, 17, 64) + bytes(32)),
-    ],
+    ]
 )
 def test_it_is_silent_about_what_is_not_for_it(frame: bytes) -> None:
     assert STATION.answer(frame) is None
@@ -129,8 +129,7 @@ def flipped(frame: bytes, at: int, bits: int = 1) -> bytes:
     return frame[:at] + bytes((frame[at] ^ bits,)) + frame[at + 1 :]
 
 
-@pytest.mark.parametrize(
-    "frame",
+@for_each(
     [
         b"",
         arp()[:13],
@@ -148,7 +147,7 @@ def flipped(frame: bytes, at: int, bits: int = 1) -> bytes:
         ethernet(0x86DD, struct.pack("!IHBB", 6 << 28, 1, 17, 64) + bytes(32)),  # a byte that is not there
         ipv6(b"\x80\0\0\0"),
         ipv6(struct.pack("!BBHI", 135, 0, 0, 0)),
-    ],
+    ]
 )
 def test_what_cannot_be_right_is_one_error(frame: bytes) -> None:
     with pytest.raises(Malformed):

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.cases import for_each
 from tests.descriptors import fd_count
 from userdev.transport import BadFrame, Framer, Stream, close_all
 from userdev.transport.framing import RECEIVE
@@ -85,7 +86,7 @@ def test_a_size_that_no_message_has_ends_the_stream_and_costs_no_memory(size: in
     assert len(framer.buffer) == RECEIVE
 
 
-@pytest.mark.parametrize("size", range(16))
+@for_each(range(16))
 def test_a_size_below_the_header_is_answered_and_the_stream_goes_on_behind_it(size: int) -> None:
     framer = Framer(Message)
     framer.feed(HEADER.pack(7, 8, size, 0x10, 0) + Message(1, 2).encode())

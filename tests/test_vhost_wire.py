@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.cases import for_each
+from tests.cases import for_each, for_each_row
 from userdev.errors import ProtocolError
 from userdev.transport import BadFrame, Framer
 from vhost_user.wire import (
@@ -344,8 +344,7 @@ def test_more_than_eight_regions_are_refused(count: int) -> None:
         decode_request(R, Message(R.SET_MEM_TABLE, VERSION, struct.pack("<II", count, 0) + bytes(9 * 32), [-1] * 9))
 
 
-@pytest.mark.parametrize(
-    ("request_", "payload", "fds"),
+@for_each_row(
     [
         (R.SET_MEM_TABLE, payloads.REGIONS.encode((REGION, REGION)), 1),
         (R.SET_MEM_TABLE, payloads.REGIONS.encode((REGION,)), 2),
@@ -355,7 +354,7 @@ def test_more_than_eight_regions_are_refused(count: int) -> None:
         (R.SET_FEATURES, payloads.NUMBER.encode(0), 1),
         (R.SET_BACKEND_REQ_FD, b"", 0),
         (R.REM_MEM_REG, payloads.REGION.encode(REGION), 2),
-    ],
+    ]
 )
 def test_descriptors_that_do_not_belong_to_a_request_are_refused(
     request_: FrontEndRequest, payload: bytes, fds: int

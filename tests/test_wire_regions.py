@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.cases import for_each_row
 from userdev.errors import ProtocolError
 from vfio_user.wire.layouts import CAPABILITY_HEADER, REGION_INFO, SPARSE_MMAP
 from vfio_user.wire.region_info import RegionDescription, decode_region_info, encode_region_info, room_for_all
@@ -67,8 +68,7 @@ def test_a_region_without_capabilities_has_nothing_behind_its_description() -> N
     )
 
 
-@pytest.mark.parametrize(
-    ("argsz", "flags", "start", "tail", "is_all"),
+@for_each_row(
     [
         (32, 7, 0, 0, True),
         (48, 15, 32, 16, True),
@@ -79,7 +79,7 @@ def test_a_region_without_capabilities_has_nothing_behind_its_description() -> N
         (32, 15, 32, 0, False),
         (48, 15, 31, 16, False),
         (48, 15, 48, 16, False),
-    ],
+    ]
 )
 def test_a_reply_is_all_there_is_if_what_it_announces_is_in_it(
     argsz: int, flags: int, start: int, tail: int, is_all: bool

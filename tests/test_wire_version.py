@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.cases import for_each
 from userdev.errors import ProtocolError
 from vfio_user.wire import CURRENT, DRAFT_V6, REGION_MIGRATION, Capabilities, decode_version, encode_version
 from vfio_user.wire.capabilities import ALL
@@ -139,8 +140,7 @@ def test_json_at_the_offset_that_the_draft_prints_is_found() -> None:
     assert heard.capabilities.max_msg_fds == 3
 
 
-@pytest.mark.parametrize(
-    "wrong",
+@for_each(
     [
         b"",
         b"\0",
@@ -167,7 +167,7 @@ def test_json_at_the_offset_that_the_draft_prints_is_found() -> None:
         payload(b'{"capabilities":{"twin_socket":true}}\0'),
         payload(b'{"capabilities":{"twin_socket":{"supported":1}}}\0'),
         payload(b'{"capabilities":{"write_multiple":1}}\0'),
-    ],
+    ]
 )
 def test_what_is_malformed_is_fatal_and_einval(wrong: bytes) -> None:
     with pytest.raises(ProtocolError) as caught:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.cases import for_each
 from tests.descriptors import fd_count
 from tests.vhost.reverse import Reverse
 from tests.vhost_frontend import FEATURES, PROTOCOL, USER, FrontEnd, P, R, V, split
@@ -184,7 +185,7 @@ WRONG_BACK_ENDS: dict[str, tuple[Callable[[socket.socket], object], type[BackEnd
 """What one does before it is asked for its features, what that is, and whether the connection has ended by it."""
 
 
-@pytest.mark.parametrize("name", WRONG_BACK_ENDS)
+@for_each(WRONG_BACK_ENDS)
 def test_what_a_back_end_does_wrong_is_told_and_where_no_answer_can_be_trusted_the_connection_ends(name: str) -> None:
     wrong, error, ended = WRONG_BACK_ENDS[name]
     before = fd_count()

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from tests.cases import for_each
+from tests.cases import for_each, for_each_row
 from tests.vhost.between import B, Between, R, V, channel
 from tests.wireshark import Wireshark
 from userdev.errors import UserError
@@ -295,7 +295,7 @@ def test_a_ring_without_a_descriptor_is_that_ring() -> None:
     assert "no descriptor" in found.text()
 
 
-@pytest.mark.parametrize("name", [name for name in REQUESTS if "VRING" in name])
+@for_each([name for name in REQUESTS if "VRING" in name])
 def test_each_message_about_a_ring_says_which(name: str) -> None:
     asker = Asker.BACK_END if name.startswith("BACKEND_") else Asker.FRONT_END
     [(_, layout)] = shape_of(REQUESTS[name]).payload.layouts()
@@ -411,8 +411,7 @@ def test_the_addresses_of_postcopy_are_a_table_again() -> None:
     assert found.fields["entries"][0]["user_address"] == "0x7000"
 
 
-@pytest.mark.parametrize(
-    ("message", "name", "place"),
+@for_each_row(
     [
         (encode_request(R.SET_VRING_NUM, VringState(0, 1)), "num", (HEADER_SIZE + 4, 4)),
         (encode_request(R.SET_FEATURES, 1), "features", (HEADER_SIZE, 8)),
@@ -426,7 +425,7 @@ def test_the_addresses_of_postcopy_are_a_table_again() -> None:
         (Message(R.SET_VRING_NUM, VERSION, b"odd"), "payload.data", (HEADER_SIZE, 3)),
         (Message(99, VERSION, b"what"), "num", None),
         (Message(99, VERSION, b"what"), "data", (HEADER_SIZE, 4)),
-    ],
+    ]
 )
 def test_a_field_is_found_where_it_is(message: Message, name: str, place: tuple[int, int] | None) -> None:
     assert place_of(Asker.FRONT_END, message, name) == place
