@@ -325,3 +325,17 @@ def test_a_session_that_ends_with_something_unread_resets_neither_peer(bench: Be
     bench.server.send(request(Command.DMA_READ, bytes(16)))
     bench.session.close()
     assert (bench.client.socket.recv(1), bench.server.socket.recv(1)) == (b"", b"")
+
+
+def test_what_a_client_has_sent_of_a_message_reaches_a_server_that_is_slow_though_the_client_has_gone() -> None:
+    """All that the client's end would have left in the server's own socket."""
+    with Bench() as bench:
+        bench.negotiate()
+        near = bench.session._relay.server.stream.socket
+        near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4608)
+        part = write(0, 0, bytes(range(256)) * 400).encode()[:60_000]
+        bench.client.socket.sendall(part)
+        bench.client.close()
+        bench.settle()
+        assert bench.server.receive_bytes(len(part)) == part
+        assert bench.server.at_end()
