@@ -13,6 +13,7 @@ from userdev.errors import UserError
 from vfio_user.harness import Assignment, Phase
 from vfio_user.soak import EVENTS, Failed, Happening, acts
 from vfio_user.soak.guest import Scene, SoakedDevice
+from vfio_user.soak.guest import _named as named_devices
 from vfio_user.soak.performance import Performance
 
 DISK, CARD, EDU = "nvme", "vhost-user-net", "edu"
@@ -189,3 +190,21 @@ def test_what_an_event_changes_for_its_time_is_undone_whatever_ends_it(monkeypat
             with pytest.raises(type(error)):
                 act(staged(done, ends), device, 0.5)
             assert done == changes, (act.__name__, error)
+
+
+# -- a guest's devices and machines -----------------------------------------------------------------------------------
+
+
+def test_devices_of_one_kind_are_told_apart_by_their_number() -> None:
+    assignments = [Assignment.of(*SOAKED[name]) for name in (EDU, DISK, EDU, EDU, DISK, CARD)]
+    names = [device.name for device in named_devices(assignments)]
+    assert names == [EDU, DISK, f"{EDU}:2", f"{EDU}:3", f"{DISK}:2", CARD]
+
+
+def test_logs_of_the_machines_that_a_guest_left_last_stay_and_others_are_let_go() -> None:
+    forgotten: list[str] = []
+    lab: Any = SimpleNamespace(forget=forgotten.append)
+    scene = Scene(lab, cast(Any, None), cast(Any, None), [])
+    for number in range(6):
+        scene.left(f"guest.{number}")
+    assert forgotten == [f"guest.{number}" for number in range(4)], "the two before the one that runs stay"

@@ -1,0 +1,159 @@
+"""`run` and `migrate` without a guest: what they ask for, in which order, and what they end with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Self
+
+import pytest
+from click.testing import CliRunner, Result
+
+from userdev.errors import VerdictError
+from vfio_user.cli import migrate, run
+from vfio_user.harness.artifacts import Timeline
+from vfio_user.harness.exercises import EXERCISES, Exercise
+from vfio_user.harness.interposition import Interposition
+from vfio_user.harness.migration import Mode, Plan, Report, Verdict
+
+EDU = (0x1234, 0x11E8)
+PARTS = len(EXERCISES["edu"].parts)
+
+
+def exercise(ok: bool = True) -> Exercise:
+    return Exercise("it", ok=ok, seen={"value": 7}, wrong=() if ok else ("it read 8",), device={}, seconds=0.0)
+
+
+class PretendedLab:
+    """A lab whose guest has seen what it is told to, part by part."""
+
+    def __init__(self, folder: Path, ids: tuple[int, int], seen: Sequence[bool]) -> None:
+        self.folder, self.timeline = folder, Timeline()
+        self.failure: VerdictError | None = None
+        self.asked: dict[str, Any] = {}
+        self._seen = [*seen]
+        plugged = SimpleNamespace(address="0000:00:05.0", vendor=ids[0], device=ids[1])
+        self._guest = SimpleNamespace(device=plugged, collect=lambda _: None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def boot(self, device: object, **asked: Any) -> Any:
+        self.asked |= {"device": device, **asked}
+        return self._guest
+
+    def exercise(self, *_: object) -> Exercise:
+        return exercise(self._seen.pop(0))
+
+
+def ran(
+    monkeypatch: pytest.MonkeyPatch,
+    folder: Path,
+    *words: str,
+    ids: tuple[int, int] = EDU,
+    seen: Sequence[bool] = (True,) * PARTS,
+) -> tuple[Result, PretendedLab]:
+    lab = PretendedLab(folder, ids, seen)
+
+    def made(name: str, **asked: Any) -> PretendedLab:
+        lab.asked |= asked
+        return lab
+
+    monkeypatch.setattr(run, "Lab", made)
+    monkeypatch.setattr(run, "exercise", lab.exercise)
+    return CliRunner().invoke(run.command, ["--json", *words]), lab
+
+
+def test_what_a_run_puts_before_its_server_has_all_that_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults = tmp_path / "faults.yaml"
+    faults.touch()
+    with_faults = ("--faults", str(faults))
+    for words, wanted in (
+        ((), False),
+        (("--interpose",), True),
+        (with_faults, faults),
+        (("--interpose", *with_faults), faults),
+        (("--trace",), Interposition(capture_interrupts=True)),
+        (("--trace", *with_faults), Interposition(faults, capture_interrupts=True)),
+        (("--capture-dma",), Interposition(capture_dma=True)),
+        (("--capture-dma", *with_faults), Interposition(faults, capture_dma=True)),
+        (("--capture-dma", "--trace", *with_faults), Interposition(faults, capture_dma=True, capture_interrupts=True)),
+    ):
+        done, lab = ran(monkeypatch, tmp_path, *words)
+        assert done.exit_code == 0, (words, done.output)
+        assert lab.asked["interpose"] == wanted, words
+
+
+def test_a_run_is_good_only_where_every_part_was_tried_and_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right, other = (True,) * PARTS, (0x1AF4, 0x10F0)
+    for ids, seen, tried, said in (
+        (EDU, right, PARTS, ""),
+        (other, right, PARTS, ""),
+        (EDU, (*right[:-1], False), PARTS, "it read 8"),
+        (EDU, (False, *right[1:]), PARTS, "it read 8"),
+        (other, (False, *right[1:]), 1, f"{PARTS - 1} other parts not tried"),
+    ):
+        done = ran(monkeypatch, tmp_path, ids=ids, seen=seen)[0]
+        report = json.loads(done.output)
+        assert len(report["parts"]) == tried, (ids, seen)
+        assert report["ok"] is (not said), (ids, seen)
+        if said:
+            assert isinstance(done.exception, VerdictError)
+            assert said in done.exception.evidence, (ids, seen)
+        else:
+            assert done.exit_code == 0
+
+
+class PretendedWork:
+    """Work that was begun with a device."""
+
+    def __init__(self, name: str, ok: bool, done: list[str]) -> None:
+        self.name, self._ok, self._done = name, ok, done
+
+    def start(self, guest: object, plugged: object) -> PretendedWork:
+        self._done.append(f"start {self.name}")
+        return self
+
+    def end(self) -> Exercise:
+        self._done.append(f"end {self.name}")
+        return exercise(self._ok)
+
+
+def test_work_goes_on_for_a_while_behind_a_migration_and_all_of_it_is_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    monkeypatch.setattr("vfio_user.cli.migrate.time.sleep", lambda seconds: done.append(f"{seconds:g} s"))
+    monkeypatch.setattr(migrate, "require_migratable", lambda guest: done.append("ask"))
+    for mode, works, verdict, wanted in (
+        ("auto", [True, True], Verdict.MIGRATED, ["ask", "start 0", "start 1", "migrate", "2.5 s", "end 0", "end 1"]),
+        ("auto", [True, False], Verdict.LOST, ["ask", "start 0", "start 1", "migrate", "2.5 s", "end 0", "end 1"]),
+        ("auto", [False, True], Verdict.LOST, ["ask", "start 0", "start 1", "migrate", "2.5 s", "end 0", "end 1"]),
+        ("direct", [False], Verdict.LOST, ["start 0", "migrate", "2.5 s", "end 0"]),
+        ("auto", [None, True], Verdict.MIGRATED, ["ask", "start 1", "migrate", "2.5 s", "end 1"]),
+        ("auto", [None], Verdict.MIGRATED, ["ask", "migrate"]),
+    ):
+        done.clear()
+        begun: list[Any] = [
+            SimpleNamespace(start=lambda *_: None) if ok is None else PretendedWork(str(number), ok, done)
+            for number, ok in enumerate(works)
+        ]
+        guest: Any = SimpleNamespace(devices=works)
+
+        def migrated(*_: object, **__: object) -> Report:
+            done.append("migrate")
+            return Report(Mode.AUTO, "a", "b", verdict=Verdict.MIGRATED)
+
+        lab: Any = SimpleNamespace(migrate=migrated)
+        pair: Any = SimpleNamespace(b="b", note="both are here")
+        report, exercises = migrate._migrated(lab, guest, begun, pair, mode, Plan(), None, 2.5)
+        assert done == wanted, (mode, works)
+        assert report.verdict is verdict, (mode, works)
+        assert [each.ok for each in exercises] == [ok for ok in works if ok is not None]
+        assert report.notes == ["both are here"]
