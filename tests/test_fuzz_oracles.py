@@ -13,10 +13,11 @@ from userdev.errors import ProtocolError
 from userdev.fuzz import Found
 from userdev.fuzz.process import Holdings, Watched
 from vfio_user.client.errors import Disconnected, NoAnswer, RemoteError
-from vfio_user.fuzz import messages
+from vfio_user.fuzz import dma, messages
 from vfio_user.fuzz.encounter import Encounter, MappedRange
-from vfio_user.fuzz.memory import GuardedMemory
+from vfio_user.fuzz.memory import GuardedMemory, offset_of
 from vfio_user.fuzz.observation import Observation
+from vfio_user.wire.constants import MigrationState
 from vhost_user.frontend.memory import PAGE
 from vhost_user.fuzz import encounter as vhost
 
@@ -127,6 +128,22 @@ def test_what_was_written_while_a_map_gave_it_stays_right_behind_the_map() -> No
     made.forget_map(0)
     made.memory.check()
     made.memory.close()
+
+
+def test_memory_of_a_map_that_was_refused_is_not_the_devices() -> None:
+    for accessible, refused in ((True, False), (False, True)):
+        made = with_maps()
+        client: Any = made.client
+        client.channel, client.dma_tables = SimpleNamespace(carries_fds=True), False
+        client.memory.add = lambda mapping: None
+        made.state = MigrationState.RUNNING if accessible else MigrationState.STOP
+        reply = SimpleNamespace(failed=refused, errno=22)
+        made.ask = lambda *_, reply=reply: reply  # type: ignore[method-assign]
+        dma.give(made, slot=0, page=0, pages=1, shift=0, rights=3, shared=1)
+        assert bool(made.maps) is not refused
+        made.memory.memory.view[offset_of(0)] ^= 1
+        assert (found_by(made.memory.check) is not None) is refused
+        made.memory.close()
 
 
 # -- what can be seen of a device -------------------------------------------------------------------------------------

@@ -58,6 +58,7 @@ def test_what_is_left_out_is_nowhere_and_the_rest_meets() -> None:
 def test_nothing_is_drawn_again_where_all_is_there() -> None:
     rows = drawn_once()
     assert draw(AXES, allowed(AXES), rows) == rows
+    assert draw(AXES, allowed(AXES), [*rows, *rows]) == rows, "one that is locked twice is one"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -278,6 +279,10 @@ def test_a_server_that_does_what_ours_does_is_in_its_place(tmp_path: Path) -> No
     found = {cell.values["server"]: cell for cell in cells_of(plan, draw_plan(plan))["first"]}
     assert found["theirs"].guest_cell("", "./server {socket}").servers == {"edu": "./server {socket}"}
     assert found["edu"].guest_cell("", "edu").servers == {}
+    theirs = found["theirs"].server
+    for otherwise in ({"protocol": "vhost-user"}, {"kind": "mine"}):
+        cell = replace(found["theirs"], server=theirs.model_copy(update=otherwise))
+        assert cell.guest_cell("", "./server {socket}").servers == {}, otherwise
 
 
 def test_the_plan_that_is_shipped_is_one_and_its_lock_file_has_its_combinations() -> None:

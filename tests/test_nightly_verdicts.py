@@ -151,13 +151,16 @@ def test_nothing_is_given_up_where_there_is_space(tmp_path: Path) -> None:
 def test_a_clock_that_jumps_is_told_and_changes_no_duration() -> None:
     now, steady = [1000.0], [50.0]
     clock = Clock(lambda: now[0], lambda: steady[0])
-    for jump in (0.0, 3600.0, 0.5, -3600.0):
+    for jump in (0.0, 3600.0, 0.5, 0.5, -3600.0, 0.0, 7200.0):
         now[0] += 10 + jump
         steady[0] += 10
         clock.look()
-    assert clock.seconds == 40.0
-    assert len(clock.remarks) == 2
-    assert "+3600 s" in clock.remarks[0]
+    assert clock.seconds == 70.0
+    assert [remark.partition("jumped by ")[2] for remark in clock.remarks] == [
+        "+3600 s after 20 s",
+        "-3600 s after 50 s",
+        "+7200 s after 70 s",
+    ]
 
 
 def test_artifacts_are_given_up_for_space_where_nobody_has_to_look_at_them_alone(tmp_path: Path) -> None:

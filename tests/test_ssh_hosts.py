@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -35,6 +36,7 @@ from vfio_user.harness.hosts.remote_agent import (
     SIGNAL,
     SPAWN,
     STARTED,
+    Folder,
     Frames,
     Outgoing,
     Streams,
@@ -197,6 +199,34 @@ def test_what_comes_while_something_waits_goes_behind_it_though_the_socket_has_r
     end.goes_on.set()
     way.flush(LIMIT)
     assert end.written == [b"first", b"second", b"end"]
+
+
+def test_a_folder_goes_with_the_last_that_holds_it_and_stays_where_something_is_in_it(
+    tmp_path: Path,
+) -> None:
+    for left in ("", "a socket of somebody's"):
+        path = tmp_path / "folder" / str(len(left))
+        holders = [Folder(path) for _ in range(3)]
+        for holder in holders[:2]:
+            holder.release()
+            assert path.exists()
+        if left:
+            (path / left).touch()
+        holders[2].release()
+        assert path.exists() is bool(left)
+
+
+def test_what_arrived_before_a_program_ended_is_with_those_it_is_for_before_its_end_is_told() -> None:
+    done: list[str] = []
+    said = [(DATA, 7, b"last words"), (CLOSE, 7, b""), (EXIT, 0, b"-9")]
+    frames = SimpleNamespace(receive=lambda: said.pop(0))
+    streams = SimpleNamespace(
+        arrived=lambda number, data: done.append(f"{number}: {data.decode()}"),
+        closed=lambda number: done.append(f"close {number}"),
+        flush=lambda seconds: done.append("flush"),
+    )
+    assert serve(cast(AgentConnection, frames), cast(Streams, streams), "there") == -9
+    assert done == ["7: last words", "close 7", "flush"]
 
 
 def test_a_near_end_that_falls_silent_has_gone_and_nothing_of_its_program_is_left(near: Near) -> None:
