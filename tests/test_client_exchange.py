@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 
 import pytest
 
@@ -488,7 +489,10 @@ def test_descriptors_of_a_reply_that_came_too_late_are_closed() -> None:
         assert fd_count() == before
 
 
-def test_the_servers_requests_may_come_on_a_twin_socket() -> None:
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_the_servers_requests_may_come_on_a_twin_socket(index: int) -> None:
+    """Whichever of the descriptors it is."""
+
     def script(server: ScriptedServer, message: Message) -> Message:
         assert server.twin is not None
         server.twin.send(Message(5, server.number(Command.DMA_READ), payload=DMA_ACCESS.pack(0x1000, 2)).encode())
@@ -503,6 +507,9 @@ def test_the_servers_requests_may_come_on_a_twin_socket() -> None:
     ):
         ram.view[:2] = b"hi"
         client.memory.add(_mapping(ram))
+        server._capabilities = replace(server._capabilities, twin_socket_fd_index=index)
+        for _ in range(index):
+            server.fds.insert(0, os.open(os.devnull, os.O_RDONLY))
         client.negotiate(twin_socket=True)
         reply = client.request(Command.DEVICE_RESET)
         assert reply.payload[-2:] == b"hi"

@@ -98,6 +98,18 @@ def test_texts_become_arguments() -> None:
             assert Optioned(**parse_options(Optioned, {"fast": text})).given[1] is meant, text
 
 
+def test_each_dash_in_a_name_is_an_underscore() -> None:
+    class Named(PciDevice):
+        ids = PciIds(vendor=1, device=2)
+
+        def __init__(self, *, one_two_three: Annotated[int, "a name of three words"] = 0) -> None:
+            super().__init__()
+            self.given = one_two_three
+
+    for number, name in enumerate(("one-two-three", "one_two_three", "one-two_three", "one_two-three"), 1):
+        assert Named(**parse_options(Named, {name: str(number)})).given == number, name
+
+
 @pytest.mark.parametrize(
     "texts",
     [

@@ -175,6 +175,8 @@ MALFORMED = {
     "values that end early": made((FrameKind.STATE, encode(Adder().values)[:-1], 0)),
     "an end without digests": made(GOOD_VALUES, end={"frames": 2}),
     "an end with another count": made(GOOD_VALUES, end={"frames": 9, "digests": {}}),
+    "an end after more frames than it says": made(GOOD_VALUES, end={"frames": 1, "digests": Adder(0x20).digests()}),
+    "an end after fewer frames than it says": made(GOOD_VALUES, end={"frames": 3, "digests": Adder(0x20).digests()}),
 }
 
 

@@ -129,6 +129,21 @@ def test_our_client_writes_a_piece_of_the_migration_region_in_pieces(state: byte
     assert window.content[4096:].startswith(pieces[-1])
 
 
+def test_what_a_server_takes_is_found_out_again_with_each_state() -> None:
+    """Another may have taken its place, behind the same address."""
+    window = Window()
+    registers = MigrationRegisters(cast(RegionCalls, window))
+    for state, sizes in (([OURS[:PIECE], OURS[PIECE:]], LARGE), ([SOMEBODYS], SMALL)):
+        window.writes.clear()
+        registers.load(state)
+        assert window.writes == sizes
+    with scripted() as (client, server):
+        for whole, sizes in ((OURS, LARGE), (SOMEBODYS, SMALL)):
+            server.received.clear()
+            client.load_state(whole)
+            assert written(server.received) == (sizes, whole)
+
+
 @pytest.mark.parametrize(("state", "sizes"), [(SOMEBODYS, SMALL), (OURS, LARGE)], ids=["somebody's", "ours"])
 def test_the_interposer_writes_a_piece_of_the_migration_region_in_pieces(state: bytes, sizes: list[int]) -> None:
     window = Window()

@@ -69,7 +69,9 @@ class Hooks:
         """Client memory came; again for a region that the client maps twice."""
 
     def on_dma_unmap(self, region: DmaRegion) -> None:
-        """Client memory is going: the last moment to use it. Views of it must be given up."""
+        """Client memory is going: the last moment to use it. Views of it must be given up. What is written here is in
+        the dirty bitmap that is asked for with the unmap.
+        """
 
     def unclaimed_read(self, region: int, offset: int, count: int) -> bytes:
         """A read of bytes where nothing is declared. Zeros."""
