@@ -28,14 +28,14 @@ from vfio_user.cli import test_e2e
 ROOT = Path(__file__).parent.parent
 
 KILLS_ITS_RUNNER = """
-        above = psutil.Process().parents()
-        for each in itertools.takewhile(lambda parent: "tests.avocado_job" not in str(parent.cmdline()), above):
-            each.kill()
+        for each in psutil.Process().parents():
+            if "vfio_user.avocado_job.forks" in each.cmdline():  # and nobody above them
+                each.kill()
 """
 """And the process that its runner is a fork of, so that the next test needs another."""
 
 FILE = """
-import itertools, os, psutil, signal, time
+import os, psutil, signal, time
 from avocado import Test
 from vfio_user.avocado_test import GuestTest
 
