@@ -188,7 +188,12 @@ class Server(Generic[S]):
     def _begin(self, stream: Stream, *, only: bool) -> None:
         session = self._make(stream, only)
         serving = threading.Thread(target=session.run, name="session", daemon=True)
-        serving.start()  # before it is anybody's: where there is no room for it, the next client is served as before
-        self._session, self._serving = session, serving
+        before = self._session, self._serving
+        self._session, self._serving = session, serving  # so that they are known to whoever is served
+        try:
+            serving.start()
+        except RuntimeError:  # there is no room for it: the next client is served as before
+            self._session, self._serving = before
+            raise
         if self._closing:
             session.stop()

@@ -79,10 +79,12 @@ class Worker:
     def close(self) -> None:
         """End the thread; what was posted and has not run is dropped. Not under the lock that `run` takes."""
         self._ending = True
-        if self._thread is None:
+        with self._lock:  # which whoever begins the thread has meanwhile
+            thread = self._thread
+        if thread is None:
             return
         self._poke()
-        self._thread.join()
+        thread.join()
         with self._lock:
             assert self._selector is not None
             self._selector.close()
