@@ -264,3 +264,12 @@ def test_a_resample_eventfd_is_watched_once_whatever_is_done_to_it(data: IrqSetF
         assert set(link.watched) == ours
         assert len(open_fds()) == before
     device.close()
+
+
+def test_a_client_in_process_leaves_no_work_that_deferred_work_has_deferred() -> None:
+    done: list[str] = []
+    device = Everything()
+    with attached(device):
+        device.defer(lambda: device.defer(lambda: done.append("the second")))
+    assert done == ["the second"]
+    device.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
@@ -320,6 +321,29 @@ def test_what_is_answered_before_anything_else_happens_is_for_the_connection(tmp
         finally:
             listener.shutdown(socket.SHUT_RDWR)
             taking.join(LIMIT)
+
+
+def test_a_connection_for_which_there_was_no_room_is_carried_later() -> None:
+    ours, theirs = socket.socketpair()
+    said: Iterator[int | socket.socket] = iter([errno.EMFILE, errno.ECONNABORTED, ours, errno.EBADF])
+
+    class Listening:
+        def getsockname(self) -> str:
+            return "path"
+
+        def accept(self) -> tuple[socket.socket, str]:
+            what = next(said)
+            if isinstance(what, int):
+                raise OSError(what, os.strerror(what))
+            return what, ""
+
+    added: list[tuple[int, socket.socket, str]] = []
+    streams: Any = SimpleNamespace(add=lambda *connection: added.append(connection))
+    listening: Any = Listening()
+    relay.accept(listening, streams, itertools.count(1))
+    assert added == [(1, ours, "path")]
+    ours.close()
+    theirs.close()
 
 
 def test_a_program_that_makes_its_socket_itself_is_ready_when_it_listens(near: Near, tmp_path: Path) -> None:

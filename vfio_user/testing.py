@@ -126,7 +126,8 @@ def attached(device: PciDevice, link: RecordingLink | None = None) -> Iterator[R
         yield link
     finally:
         try:
-            link.run_deferred()
+            while link.deferred:  # as a session, which goes on until nothing is left
+                link.run_deferred()
         finally:
             function.detach()
 

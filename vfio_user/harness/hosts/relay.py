@@ -12,6 +12,7 @@ there has ended.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import inspect
 import json
@@ -60,6 +61,8 @@ _HANDED_ON = {
 ALIVE_SECONDS, SILENCE_SECONDS = 20.0, 90.0
 """How often the far side is told that this one is there, and after how long without a word it takes it for gone."""
 _FIRST_OPENED = 1000
+_SHUT = frozenset({errno.EBADF, errno.EINVAL})  # what `accept` says of a listener that was shut or closed
+_ROOM_SECONDS = 0.1  # seconds between two tries while there is no room for another connection
 _LAST_WORDS_SECONDS = 5.0  # seconds
 
 
@@ -225,9 +228,14 @@ def say_alive(frames: Frames) -> None:
 def accept(listener: socket.socket, relay: Streams, numbers: Iterator[int]) -> None:
     """Carry every connection that comes to a socket that the program there inherits, until the listener is shut."""
     path = listener.getsockname()
-    with suppress(OSError):
-        while True:
+    while True:
+        try:
             end, _ = listener.accept()
+        except OSError as error:
+            if error.errno in _SHUT:
+                return
+            time.sleep(_ROOM_SECONDS)  # this process has too many descriptors: who comes waits in the backlog
+        else:
             relay.add(next(numbers), end, path)
 
 
