@@ -88,6 +88,19 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         gc.freeze()
 
 
+@pytest.fixture(autouse=True)
+def _same_environment() -> Iterator[None]:
+    """Fail who leaves variables to the tests behind it, where they decide what is forked, found and waited for."""
+    before = dict(os.environ)
+    yield
+    left = {name for name, _ in before.items() ^ os.environ.items()} - {"PYTEST_CURRENT_TEST"}
+    if left:
+        for name in left:
+            os.environ.pop(name, None)
+        os.environ.update({name: before[name] for name in left & before.keys()})
+        pytest.fail(f"this test leaves the environment otherwise: {', '.join(sorted(left))}")
+
+
 @pytest.fixture
 def plain_starts() -> Iterator[None]:
     """For tests of how a program starts: each has an interpreter of its own, as for everybody else."""

@@ -4,7 +4,6 @@
 # few of them run its tests.
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import os
@@ -300,37 +299,6 @@ def test_what_failed_before_it_was_ended_is_told(tmp_path: Path, capsys: pytest.
     with pytest.raises(KeyboardInterrupt):
         test_e2e.report(job, 9, ended_after(1, job))
     assert "0 passed, 1 failed" in capsys.readouterr().out
-
-
-def test_a_run_is_ended_when_avocado_has_each_test_in_a_queue() -> None:
-    from avocado.core.task.statemachine import TaskStateMachine
-
-    tests = [SimpleNamespace(task=SimpleNamespace(identifier=name)) for name in "ab"]
-    machine = TaskStateMachine(tests, None)
-    suite = SimpleNamespace(runner=SimpleNamespace(tsm=machine), enabled=True)
-    job: Any = SimpleNamespace(result=SimpleNamespace(tests=[]), test_suites=[suite])
-    held: list[object] = []
-
-    async def step() -> None:
-        held.append(machine.requested.popleft())
-        signal.raise_signal(signal.SIGTERM)
-        for _ in range(3):
-            await asyncio.sleep(0.02)
-        machine.ready.append(held.pop())
-        await asyncio.sleep(60)
-
-    loop = asyncio.new_event_loop()
-    ending = avocado_job.Ending()
-    with contextlib.closing(loop):
-        stepping = loop.create_task(step())
-        with pytest.raises(KeyboardInterrupt), ending.noticed(job):
-            loop.run_until_complete(stepping)
-        stepping.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            loop.run_until_complete(stepping)
-    assert ending.came
-    assert not suite.enabled
-    assert not held
 
 
 @pytest.mark.parametrize("bad", [FAILED, LATE])

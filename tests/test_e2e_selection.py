@@ -1,5 +1,7 @@
 """Which guest-driven tests a run chooses, and by which names."""
 
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,15 @@ from click.testing import CliRunner
 from userdev.errors import UserError
 from vfio_user.avocado_job.selection import filters, package_folders, reference, suite_folder
 from vfio_user.cli import cli
+from vfio_user.harness.cell import CELL_VARIABLE
+
+
+@pytest.fixture(autouse=True)
+def _surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a run prepares for the processes of its tests is gone behind it."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    for name in ("PATH", "PYTHONPATH", CELL_VARIABLE):
+        monkeypatch.setenv(name, os.environ.get(name, ""))
 
 
 @pytest.mark.parametrize(

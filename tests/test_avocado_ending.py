@@ -1,0 +1,109 @@
+"""A job that is told to end comes to its end, whatever avocado's own workers have in their hands just then."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from vfio_user.avocado_job import job as avocado_job
+
+NAMES = ("a", "b")
+SPAWNED = "a test is spawned while another runs"
+BEGUN = "a test is begun and not watched yet"
+TOLD = "results are told"
+RUNNING = "both tests run"
+
+
+@pytest.fixture
+def loop() -> Iterator[asyncio.AbstractEventLoop]:
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    yield loop
+    left = asyncio.all_tasks(loop)
+    for task in left:
+        task.cancel()
+    loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+    asyncio.set_event_loop(None)
+    loop.close()
+
+
+class Spawner:
+    """Begins tests that run for ever."""
+
+    def __init__(self, moment: str) -> None:
+        self.moment = moment
+        self.terminated: list[str] = []
+
+    async def check_task_requirements(self, _: object) -> bool:
+        return True
+
+    async def spawn_task(self, test: Any) -> bool:
+        if self.moment == SPAWNED and test.task.identifier == "b":
+            signal.raise_signal(signal.SIGTERM)
+            await asyncio.sleep(0.05)
+        return True
+
+    def is_task_alive(self, _: object) -> bool:
+        return True
+
+    async def wait_task(self, _: object) -> None:
+        await asyncio.Event().wait()
+
+    async def terminate_task(self, test: Any) -> bool:
+        self.terminated.append(test.task.identifier)
+        return True
+
+
+def of_avocado(name: str) -> Any:
+    task = SimpleNamespace(identifier=name, category="test", job_id="job")
+    return SimpleNamespace(task=task, status=None, dependencies=[], execution_timeout=None, result=None)
+
+
+@pytest.mark.parametrize("moment", [SPAWNED, BEGUN, TOLD, RUNNING])
+def test_a_job_that_is_told_to_end_ends_each_test_and_tells_of_it(loop: asyncio.AbstractEventLoop, moment: str) -> None:
+    from avocado.core.status.repo import StatusRepo
+    from avocado.core.task.statemachine import TaskStateMachine, Worker
+
+    tests = TaskStateMachine(list(map(of_avocado, NAMES)), StatusRepo("job"))
+    suite = SimpleNamespace(runner=SimpleNamespace(tsm=tests), enabled=True)
+    job: Any = SimpleNamespace(result=SimpleNamespace(tests=[]), test_suites=[suite])
+    ending, spawner = avocado_job.Ending(), Spawner(moment)
+
+    async def tell() -> None:
+        """As avocado tells of results."""
+        while True:
+            if moment == TOLD and len(tests.monitored) == 2 and not ending.came:
+                signal.raise_signal(signal.SIGTERM)
+            await asyncio.sleep(0)
+
+    def both_run() -> None:
+        if len(tests.monitored) == 2:
+            signal.raise_signal(signal.SIGTERM)
+        else:
+            loop.call_soon(both_run)
+
+    if moment == RUNNING:
+        loop.call_soon(both_run)
+
+    class Told(Worker):  # type: ignore[misc]  # avocado has no types
+        async def monitor(self) -> None:
+            if moment == BEGUN and tests.started and tests.monitored:
+                signal.raise_signal(signal.SIGTERM)
+            await super().monitor()
+
+    async def work() -> None:
+        await asyncio.shield(asyncio.gather(*(Told(tests, spawner, max_running=2).run() for _ in NAMES)))
+
+    telling = loop.create_task(tell())
+    with ending.noticed(job):
+        with pytest.raises(KeyboardInterrupt):
+            loop.run_until_complete(work())
+        loop.run_until_complete(Worker(tests, spawner).terminate_tasks_interrupted())
+    assert not suite.enabled
+    assert not telling.done()
+    assert sorted([*spawner.terminated, *(test.task.identifier for test in tests.finished)]) == [*NAMES]
