@@ -490,10 +490,52 @@ def test_who_mistypes_hosts_is_told_what_was_perhaps_meant() -> None:
     assert "'namespaces'" in refused.value.hint
 
 
-def test_two_hosts_can_be_named() -> None:
+def test_an_option_that_a_host_has_not_is_named_and_the_one_that_was_meant() -> None:
+    with pytest.raises(UserError, match="no option 'adress'") as refused:
+        SshHost.parse("b", "ssh://host.example?adress=192.0.2.7")
+    assert "did you mean 'address'" in refused.value.hint
+
+
+def test_a_key_is_looked_for_at_home_and_named_where_it_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(UserError, match=f"key of host.example: .*{tmp_path}/.ssh/lab"):
+        SshHost.parse("b", "ssh://host.example?key=~/.ssh/lab").reach()
+
+
+@pytest.fixture
+def nobody() -> Iterator[int]:
+    """A port of this machine at which nobody listens, and nobody can."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield bound.getsockname()[1]
+
+
+def test_hosts_that_are_named_are_reached_before_anything_is_begun(nobody: int) -> None:
+    with pytest.raises(UserError) as refused, two_hosts(f"local,ssh://lab@127.0.0.1:{nobody}"):
+        raise AssertionError("unreachable")
+    assert str(refused.value) == f"no SSH connection to 127.0.0.1:{nobody}: Connection refused"
+    assert f"ssh -p {nobody} lab@127.0.0.1" in refused.value.hint
+
+
+def test_a_relay_that_does_not_reach_its_host_says_so_in_words(
+    nobody: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(relay, "inherited_sockets", lambda: ({}, {}))  # this process has others'
+    monkeypatch.setattr(relay, "inherited_files", dict)
+    where = json.dumps(SshHost("b", "127.0.0.1", "127.0.0.1", port=nobody).where())
+    assert relay.main([where, "--", "true"]) == relay.CONNECTION_ENDED
+    assert capsys.readouterr().out == f"no SSH connection to 127.0.0.1:{nobody}: Connection refused\n"
+
+
+def test_two_hosts_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    reached: list[str] = []
+    monkeypatch.setattr(SshHost, "reach", lambda host: reached.append(host.host))
     with two_hosts("local,ssh://host.example") as pair:
         assert isinstance(pair.a, LocalHost)
         assert isinstance(pair.b, SshHost)
+    assert reached == ["host.example"]
 
 
 def test_what_a_program_writes_into_a_file_that_it_inherits_is_in_that_file_here(near: Near, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import paramiko
 
 from userdev.process import Deadline
 from vfio_user.harness.guest import OUTPUT_LIMIT, Command, Guest, GuestLost, Job, Result, as_line, encode, outcome_of
+from vfio_user.harness.hosts.ssh_connection import why_lost
 
 logging.getLogger("paramiko").addHandler(logging.NullHandler())
 
@@ -80,7 +81,9 @@ class SshGuest(Guest):
         except _FAILURES as error:
             self._client.close()
             check(_CAUSE_SECONDS)
-            raise GuestLost(f"no SSH connection to the guest at {address}:{port}: {error}", hint=console()) from error
+            raise GuestLost(
+                f"no SSH connection to the guest at {address}:{port}: {why_lost(error)}", hint=console()
+            ) from error
 
     def start(self, command: Command, timeout: float = 60.0) -> Job:
         """Start a command in a session of its own (setsid), whose process group `Job.kill` reaches.

@@ -62,8 +62,11 @@ def by_ssh() -> Iterator[Pair]:
 
 @contextmanager
 def named(first: str, second: str) -> Iterator[Pair]:
-    """Hosts that are there: "local", or what `SshHost.parse` takes."""
+    """Hosts that are there: "local", or what `SshHost.parse` takes, which is reached before anything is begun."""
     a, b = (LocalHost(n) if text == "local" else SshHost.parse(n, text) for n, text in (("a", first), ("b", second)))
+    for host in (a, b):
+        if isinstance(host, SshHost):
+            host.reach()
     yield Pair(a, b)
 
 
@@ -76,7 +79,7 @@ def two_hosts(kind: str = "auto") -> AbstractContextManager[Pair]:
     """The hosts called `kind`, or two named as A,B; a context manager.
 
     Raises:
-        UserError: an unknown kind.
+        UserError: an unknown kind; in its block, a host that is named and not reached.
     """
     if kind.count(",") == 1:
         return named(*kind.split(","))

@@ -30,6 +30,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from userdev.errors import UserError
 from userdev.process import is_listening
 from userdev.whole import write_whole
 from vfio_user.harness.hosts import remote_agent
@@ -50,7 +51,7 @@ from vfio_user.harness.hosts.ssh_connection import connected
 
 STARTED_LINE = b"started on "
 CONNECTION_ENDED = 255
-"""The exit status of a relay whose connection has ended before its program."""
+"""The exit status of a relay whose connection has ended before its program, or never was."""
 LISTENING_LINE = b"its own socket listens on "
 _HANDED_ON = {
     signal.SIGTERM: signal.SIGTERM,
@@ -76,7 +77,11 @@ def main(arguments: list[str]) -> int:
         argv[0] = where["python"]
     streams, listeners = inherited_sockets()
     files = inherited_files()
-    frames = AgentConnection(where)
+    try:
+        frames = AgentConnection(where)
+    except UserError as error:
+        print(error, flush=True)
+        return CONNECTION_ENDED
     relay = Streams(frames)
     wanted = {
         "argv": argv,

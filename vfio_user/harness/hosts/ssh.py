@@ -16,14 +16,16 @@ from tempfile import NamedTemporaryFile
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-from userdev.errors import UserError
+from userdev.errors import UserError, meant
 from userdev.process import Child, Deadline, await_text
 from vfio_user.harness.hosts.host import Host, LocalHost
 from vfio_user.harness.hosts.relay import LISTENING_LINE, STARTED_LINE
+from vfio_user.harness.hosts.ssh_connection import connected
 
 _START_SECONDS = 60.0
 _PROVIDE_SECONDS = 3600.0
 _OPTIONS = ("address", "key", "known_hosts", "python")
+_FILES = ("key", "known_hosts")
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,13 @@ class SshHost:
             raise _no_host(url)
         if parts.password is not None:
             raise _no_host(url.replace(f":{parts.password}@", ":...@"), "it has a password, and keys are what is used")
-        if options.keys() - {*_OPTIONS} or not all(options.values()):
-            raise _no_host(url)
+        for option, value in options.items():
+            if option not in _OPTIONS:
+                raise _no_host(url, f"there is no option {option!r}", meant(option, _OPTIONS))
+            if not value:
+                raise _no_host(url, f"{option} has no value")
+            if option in _FILES:
+                options[option] = str(Path(value).expanduser())
         options.setdefault("address", parts.hostname)
         return cls(name, parts.hostname, port=port or 22, user=parts.username or "", **options)
 
@@ -88,6 +95,14 @@ class SshHost:
             "known_hosts": self.known_hosts,
             "python": self.python,
         }
+
+    def reach(self) -> None:
+        """Connect to its SSH server once, from here.
+
+        Raises:
+            UserError: that does not work, and why.
+        """
+        connected(self.where()).close()
 
     def await_start(self, child: Child) -> None:
         """Wait until the program runs there: its sockets listen then.
@@ -121,6 +136,6 @@ class SshHost:
                 child.stop()
 
 
-def _no_host(url: str, why: str = "") -> UserError:
+def _no_host(url: str, why: str = "", meant: str = "") -> UserError:
     what = f"{url!r} is no host" + (f": {why}" if why else "")
-    return UserError(what, hint=f"ssh://USER@HOST:PORT?OPTION=VALUE; options: {', '.join(_OPTIONS)}")
+    return UserError(what, hint=f"{meant}ssh://USER@HOST:PORT?OPTION=VALUE; options: {', '.join(_OPTIONS)}")

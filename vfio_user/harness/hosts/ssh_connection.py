@@ -35,6 +35,10 @@ def connected(where: Mapping[str, Any]) -> paramiko.SSHClient:
     """
     import paramiko
 
+    for name in ("key", "known_hosts"):
+        if where[name] and not Path(where[name]).exists():
+            raise UserError(f"{name} of {where['host']}: there is no file {where[name]}")
+
     client = paramiko.SSHClient()
     try:
         if where["known_hosts"]:
@@ -50,8 +54,10 @@ def connected(where: Mapping[str, Any]) -> paramiko.SSHClient:
             look_for_keys=not where["key"],
             timeout=_CONNECT_SECONDS,
         )
-    except (paramiko.SSHException, OSError) as error:
-        raise UserError(f"no SSH connection to {where['host']}:{where['port']}: {error}") from error
+    except (paramiko.SSHException, OSError, ValueError) as error:  # ValueError: the key is none
+        client.close()
+        what = f"no SSH connection to {where['host']}:{where['port']}: {why_lost(error)}"
+        raise UserError(what, hint=f"does `ssh -p {where['port']} {_login(where)}` reach it?") from error
     transport = client.get_transport()
     assert transport is not None
     assert isinstance(transport.sock, socket.socket)
@@ -60,6 +66,13 @@ def connected(where: Mapping[str, Any]) -> paramiko.SSHClient:
         transport.sock.setsockopt(socket.IPPROTO_TCP, option, value)
     transport.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # small questions, each waited for
     return client
+
+
+def why_lost(error: Exception) -> str:
+    """What an error of a connection says to people: without its number, and of several addresses' that of the first."""
+    each: dict[object, Exception] = getattr(error, "errors", {})  # paramiko's NoValidConnectionsError has them
+    first = next(iter(each.values()), error)
+    return getattr(first, "strerror", None) or str(first) or type(first).__name__
 
 
 def put(client: paramiko.SSHClient, path: Path) -> bool:
@@ -95,11 +108,18 @@ def _listing(path: Path) -> list[str]:
     return [f"{file.lstat().st_size} {posixpath.relpath(file, path)}" for file in found]
 
 
+def _login(where: Mapping[str, Any]) -> str:
+    return f"{where['user']}@{where['host']}" if where["user"] else str(where["host"])
+
+
 def _quoted(path: Path) -> str:
     return shlex.quote(str(path))
 
 
 if __name__ == "__main__":
-    connection = connected(json.loads(sys.argv[1]))
-    for name in sys.argv[2:]:
-        put(connection, Path(name))
+    try:
+        connection = connected(json.loads(sys.argv[1]))
+        for name in sys.argv[2:]:
+            put(connection, Path(name))
+    except UserError as refused:
+        sys.exit("\n".join(filter(None, (str(refused), refused.hint))))
