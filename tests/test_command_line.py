@@ -147,6 +147,7 @@ def test_all_commands_that_boot_a_guest_take_the_same_hardware(flag: str) -> Non
         ("vhost-user", ["serve", "vhost-user-rgn"], "did you mean 'rng'?"),
         ("vfio-user", ["test-e2e", "--list", "migratoin"], "did you mean 'migration'?"),
         ("vfio-user", ["known-issues", "eject-twise"], "did you mean 'eject-twice'?"),
+        ("vfio-user", ["known-issues", "late-repl"], "did you mean 'late-reply-loses-device'?"),
         ("vfio-user", ["conformance", "--list", "--only", "heder"], "did you mean 'header'?"),
         ("vfio-user", ["migrate", "--mode", "coordinatd"], "did you mean 'coordinated'?"),
         ("vfio-user", ["probe", "--dialect", "draft-v7"], "did you mean 'draft-v6'?"),

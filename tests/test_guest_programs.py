@@ -150,6 +150,7 @@ def test_what_needs_interrupts_says_so_without_them(
     status, report = run_edu(monkeypatch, capsys, "--access", "sysfs", "irq")
     assert status == 1
     assert "interrupts" in report["error"]
+    assert "[" not in report["error"]
 
 
 def test_registers_are_shown_as_they_are(

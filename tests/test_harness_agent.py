@@ -192,6 +192,21 @@ def test_a_functions_exception_comes_back_with_its_lines(guest: AgentGuest) -> N
     assert "raise ValueError(text)" in str(caught.value)
 
 
+def calls_its_neighbour() -> None:
+    failing("not there")
+
+
+def calls_nobody() -> None:
+    nobody_at_all()  # type: ignore[name-defined]  # noqa: F821
+
+
+def test_what_a_function_left_in_its_module_is_told_so(guest: AgentGuest) -> None:
+    with pytest.raises(GuestFailure, match="only the text of calls_its_neighbour"):
+        guest.call(calls_its_neighbour)
+    with pytest.raises(GuestFailure, match="'nobody_at_all' is not defined\n"):
+        guest.call(calls_nobody)
+
+
 @pytest.mark.parametrize(("function", "message"), [(ending, "without a result"), (unsendable, "TypeError")])
 def test_a_function_without_a_good_result_is_a_failure(
     guest: AgentGuest, function: Callable[[], object], message: str

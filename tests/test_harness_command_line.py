@@ -287,6 +287,20 @@ def test_a_device_is_of_the_family_that_has_its_name_and_is_served_by_that_ones_
     assert device.is_ours
 
 
+@for_each_row(
+    [
+        ("./my-server", "nowhere what to listen on"),
+        ("python3 server.py --verbose", "nowhere what to listen on"),
+        ("./my-server {socket} [x-pci-class-code=0x088000", r"no end: \[x-pci"),
+        ("edu [x-msg-timeout=500", r"no end: \[x-msg"),
+        ("gpoi", "no device called 'gpoi'"),
+    ]
+)
+def test_a_device_that_cannot_be_meant_says_what_it_lacks(device: str, why: str) -> None:
+    with pytest.raises(UserError, match=why):
+        Device.parse(device)
+
+
 def test_a_character_device_comes_before_the_device_that_needs_it() -> None:
     chardev = SocketChardev("vu0-socket", Path("/tmp/a,b.sock"))
     attachment = Attachment({"driver": "pci-serial", "id": "vu0", "bus": "slot3", "chardev": "vu0-socket"}, (chardev,))

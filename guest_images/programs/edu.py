@@ -93,7 +93,10 @@ class Edu:
         offered = self.device.config.vectors()
         kinds = [kind for kind in KINDS[self.device.access] if kind in offered]
         if not kinds:
-            raise DeviceError(f"no interrupts by {self.device.access} from a device that offers {list(offered)}")
+            kinds_offered = ", ".join(offered) or "none"
+            raise DeviceError(
+                f"no interrupts by {self.device.access}: of their kinds, the device offers {kinds_offered}"
+            )
         return kinds[0]
 
     def interrupted(self, vector: int) -> int:

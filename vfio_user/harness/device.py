@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ HOST = "{host}"
 SCRATCH = "{scratch}"
 _IN_QEMU = "qemu:"
 _PROPERTIES = re.compile(r"\s*\[([\w-]+=[^\[\]]*)\]\s*$")
+_UNCLOSED = re.compile(r"\s\[[\w-]+=[^\[\]]*$")
 _SWITCHES = {"on": True, "true": True, "off": False, "false": False}
 _HOW = (
     "qemu:NAME for a device model of QEMU, MODULE:CLASS for one of yours, vhost-user:MODULE:CLASS for a virtio one,"
@@ -87,6 +89,8 @@ class Device:
             device = cls.parse(text[: behind.start()])
             known = family_of_driver(str(properties.get("driver", "")))
             return replace(device, properties=properties, family=known or device.family)
+        if unclosed := _UNCLOSED.search(text):
+            raise UserError(f"a device's properties have no end: {unclosed[0].strip()}", hint="put ] behind the last")
         if SOCKET in text:
             return cls(command=text)
         if text.startswith(_IN_QEMU):
@@ -100,6 +104,9 @@ class Device:
         name, *options = words
         family = family_of(name)
         if family is None:
+            if "/" in text or shutil.which(name):
+                what = f"the server's command says nowhere what to listen on: {text}"
+                raise UserError(what, hint=f"put {SOCKET} where the path belongs")
             hint = f"{meant(name, devices())}there are: {', '.join(devices())}; or {_HOW}"
             raise UserError(f"there is no device called {name!r}", hint=hint)
         return cls(served=name, options=tuple(options), family=family)

@@ -10,6 +10,7 @@ import abc
 import base64
 import inspect
 import json
+import re
 import shlex
 import textwrap
 import time
@@ -171,7 +172,8 @@ class Guest(abc.ABC):
         answer = self.invoke({**shipped(function), "args": list(args), "kwargs": kwargs}, timeout)
         if "error" in answer:
             raise GuestFailure(
-                f"in the guest, {function.__name__}() raised {answer['error']}\n{answer['traceback'].rstrip()}",
+                f"in the guest, {function.__name__}() raised {answer['error']}{_left_here(function, answer['error'])}"
+                f"\n{answer['traceback'].rstrip()}",
                 evidence=self.evidence(),
             )
         return answer["value"]
@@ -216,6 +218,14 @@ def shipped(function: Callable[..., Any]) -> dict[str, object]:
     except OSError as error:
         raise UserError(f"the source of {name}() is not there to be sent to a guest") from error
     return {"source": textwrap.dedent("".join(lines)), "function": name, "file": code.co_filename, "line": first}
+
+
+def _left_here(function: Callable[..., Any], error: str) -> str:
+    """Why a name is not there in the guest that is there in the function's module; nothing of other errors."""
+    missing = re.match(r"NameError: name '(\w+)' is not defined", error)
+    if missing is None or missing[1] not in getattr(function, "__globals__", {}):
+        return ""
+    return f": only the text of {function.__name__}() goes to the guest; import or define {missing[1]} inside it"
 
 
 def as_line(command: Command) -> str:
