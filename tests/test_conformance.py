@@ -297,6 +297,18 @@ class TakesVersionAgain(Fault):
         return proceed(command, message)
 
 
+class HasNoSuchCommand(Fault):
+    """It does not know one, and says so with the errno of that."""
+
+    def __init__(self, unknown: Command) -> None:
+        self.state = self.unknown = unknown
+
+    def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
+        if command is self.unknown:
+            raise ProtocolError("there is no such command", errno.ENOTSUP)
+        return proceed(command, message)
+
+
 class RefusesWhatHasNoUse(Fault):
     """Of a request for a region's description only argsz and the index have one."""
 
@@ -329,6 +341,12 @@ ONE_REFUSAL: tuple[tuple[Fault, tuple[str, ...], set[str]], ...] = (
     (CannotReach(MigrationState.PRE_COPY), STATES, {"migration/running-to-pre-copy"}),
     (TakesNoMemory(), ("dma_map", "dma_unmap", "dirty_logging", "reset"), {"dma_map/map-and-unmap"}),
     (DescribesNoRom(), ("region_info", "region_read", "io_fds"), {"region_info/describes-every-region"}),
+    (
+        HasNoSuchCommand(Command.DEVICE_FEATURE),
+        ("feature", "migration", "mig_data", "dirty_logging"),
+        {"feature/none-without-migration"},
+    ),
+    (HasNoSuchCommand(Command.GET_REGION_IO_FDS), ("io_fds",), {"io_fds/two-steps"}),
     (DescribesNoRequests(), ("irq_info", "set_irqs"), {"irq_info/describes-every-type"}),
 )
 

@@ -61,10 +61,10 @@ class KeepsItsMappings(Fault):
 
 
 class MapsNothingAtAll(Fault):
-    """Says that it has."""
+    """Says that it has, and does look at what it is asked: one that does not does no DMA, as it may."""
 
     def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
-        if command is not Command.DMA_MAP:
+        if command is not Command.DMA_MAP or len(message.payload) < DMA_MAP.size:
             return proceed(command, message)
         close_all(message.fds)
         return b"", []

@@ -11,6 +11,7 @@ import pytest
 from tests.conformance_target import Fault, InProcess, Proceed, Reply, failed, skipped, with_fault
 from tests.everything_device import Everything
 from userdev.errors import ProtocolError
+from userdev_servers.edu import Edu
 from vfio_user.client.conformance import CATALOGUE, Level
 from vfio_user.server.session import Session
 from vfio_user.wire import CURRENT, DRAFT_V6, HEADER_SIZE, Command, Dialect, Message
@@ -53,6 +54,9 @@ def test_a_server_that_does_no_dma_is_asked_for_none(tmp_path: Path, dialect: Di
         results = target.results("dma_map", "dma_unmap")
     assert not failed(results)
     assert len(skipped(results)) > len(results) / 2
+    with InProcess(tmp_path, Edu, dialect=dialect, session=with_fault(DoesNoDma())) as target:
+        results = target.results("device_dma")
+    assert skipped(results) == {result.check.id for result in results}, failed(results)
 
 
 def test_a_server_without_pre_copy_is_asked_for_all_but_that(tmp_path: Path) -> None:

@@ -154,8 +154,9 @@ class Bench:
 
     def need_migration(self) -> None:
         """Skip the check where the device does not migrate."""
-        if Command.DEVICE_FEATURE not in self.dialect or not self.client.has_feature(Feature.MIGRATION):
-            raise Skip("the device does not migrate by messages")
+        with relying("feature/none-without-migration"):
+            if Command.DEVICE_FEATURE not in self.dialect or not self.client.has_feature(Feature.MIGRATION):
+                raise Skip("the device does not migrate by messages")
 
     def need_migration_region(self) -> int:
         """The index of the v1 migration region; skips the check where there is none."""

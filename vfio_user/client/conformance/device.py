@@ -18,7 +18,9 @@ from vfio_user.wire.region_info import decode_region_info
 
 info = Group[Bench]("info", "protocol.md 7: DEVICE_GET_INFO")
 region_info = Group[Bench]("region_info", "protocol.md 8: DEVICE_GET_REGION_INFO")
-io_fds = Group[Bench]("io_fds", "protocol.md 9.1: DEVICE_GET_REGION_IO_FDS", dialects=CURRENT_FAMILY)
+io_fds = Group[Bench](
+    "io_fds", "protocol.md 9.1: DEVICE_GET_REGION_IO_FDS", dialects=CURRENT_FAMILY, needs=("io_fds/two-steps",)
+)
 irq_info = Group[Bench]("irq_info", "protocol.md 9.2: DEVICE_GET_IRQ_INFO")
 
 

@@ -29,6 +29,7 @@ def _edu(bench: Bench, *, flags: int = DmaFlags.READ | DmaFlags.WRITE, shared: b
     """Guest memory that edu may reach, without a descriptor unless `shared`."""
     if bench.client.config_read(0, 4) != EDU:
         raise Skip("nothing is known that makes this device do DMA")
+    bench.need_dma()
     command = int.from_bytes(bench.client.config_read(4, 2), "little")
     bench.client.config_write(4, (command | _BUS_MASTER).to_bytes(2, "little"))
     memory = bench.memory(SIZE, shared=shared)
