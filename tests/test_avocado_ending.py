@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
+import subprocess
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -107,3 +109,20 @@ def test_a_job_that_is_told_to_end_ends_each_test_and_tells_of_it(loop: asyncio.
     assert not suite.enabled
     assert not telling.done()
     assert sorted([*spawner.terminated, *(test.task.identifier for test in tests.finished)]) == [*NAMES]
+
+
+def test_a_terminals_interrupt_does_not_come_to_what_tests_are_forked_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would end that as it loads, and avocado for want of it."""
+    from vfio_user.avocado_job.forks import _Template
+
+    begun: list[subprocess.Popen[bytes]] = []
+    begin = subprocess.Popen
+
+    def kept(*arguments: Any, **named: Any) -> subprocess.Popen[bytes]:
+        begun.append(begin(*arguments, **named))
+        return begun[0]
+
+    monkeypatch.setattr(subprocess, "Popen", kept)
+    with _Template._started():
+        assert os.getpgid(begun[0].pid) != os.getpgrp()
+    begun[0].wait(60)

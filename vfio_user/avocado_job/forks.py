@@ -108,7 +108,8 @@ class _Template:
         with theirs:
             quiet = subprocess.DEVNULL  # as avocado has it for its runners
             argv = [sys.executable, "-P", "-m", _MODULE, str(theirs.fileno())]
-            subprocess.Popen(argv, stdin=quiet, stdout=quiet, stderr=quiet, pass_fds=[theirs.fileno()])
+            # A terminal's Ctrl-C is for the job, which ends its tests one by one: whose evidence is kept.
+            subprocess.Popen(argv, stdin=quiet, stdout=quiet, stderr=quiet, pass_fds=[theirs.fileno()], process_group=0)
         return ours
 
 
@@ -193,7 +194,6 @@ def main(connection: socket.socket) -> None:
     """Fork for each request; in a fork it is done, and this returns there."""
     import vfio_user.avocado_test  # noqa: F401  # with all that tests import of ours
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's is for the job and for the tests
     with connection, connection.makefile("rb") as requests:
         request = _request_of_fork(connection, requests)
     if request:
@@ -216,7 +216,7 @@ def _request_of_fork(connection: socket.socket, requests: BinaryIO) -> bytes:
 
 def run(arguments: list[str], environment: dict[str, str]) -> None:
     """Be avocado's runner, in a fork."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the shell of a job in the background has it ignored
     multiprocessing.set_start_method("fork")  # another one would import all again
     os.environ.clear()
     os.environ.update(environment)

@@ -13,6 +13,7 @@ import importlib.util
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -294,6 +295,7 @@ class Ending:
             for suite in job.test_suites:
                 suite.enabled = False  # avocado would go on with the next
             if (loop := _running_loop()) is None:
+                warnings.filterwarnings("ignore", "coroutine 'Worker.run' was never awaited")  # its loop was to come
                 raise KeyboardInterrupt
             loop.call_soon_threadsafe(_interrupt_at_rest, job, loop)  # it may be waiting for its selector
 
