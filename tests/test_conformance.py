@@ -439,6 +439,17 @@ def test_a_verdict_is_bad_when_a_check_fails(tmp_path: Path, how: list[str]) -> 
     assert "header/command-echoed" in result.exception.evidence
 
 
+@pytest.mark.parametrize(("spoken", "asked"), [("current", "draft-v6"), ("draft-v6", "region-migration")])
+def test_a_server_of_another_dialect_is_no_verdict(tmp_path: Path, spoken: str, asked: str) -> None:
+    with InProcess(tmp_path, Everything, dialect=DIALECTS[spoken]) as target:
+        target.connect().close()
+        result = CliRunner().invoke(conformance, [str(tmp_path / "s"), "--dialect", asked])
+    assert isinstance(result.exception, UserError)
+    assert f"dialect, {spoken}" in str(result.exception)
+    assert f"--dialect {spoken}" in result.exception.hint
+    assert not result.output
+
+
 def test_a_crash_is_charged_to_the_check_that_caused_it(tmp_path: Path) -> None:
     """Not to the one behind it, whose client the dying server still takes."""
     serve = f"{shlex.quote(sys.executable)} -m vfio_user serve tests.dying_device:Dying --socket-path {{socket}}"

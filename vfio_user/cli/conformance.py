@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import click
 
+from userdev.errors import UserdevError, UserError
 from vfio_user.cli._choice import Choice
 from vfio_user.cli._completion import complete_servers
 from vfio_user.cli._conformance import Asked, Suite, Target, options
@@ -17,7 +19,7 @@ from vfio_user.cli._own_checks import own_checks
 from vfio_user.cli._served import one_command
 from vfio_user.client.conformance import CATALOGUE, REFERENCE, Bench, Check, CheckResult, greeting, run
 from vfio_user.fuzz import PROTOCOL, VfioUserSubject
-from vfio_user.wire import DIALECTS
+from vfio_user.wire import CURRENT, DIALECTS, DRAFT_V6, Dialect
 
 
 @click.command()
@@ -41,6 +43,37 @@ def command(dialect: str, **given: Any) -> None:
         catalogue = corpus_checks(asked.corpus, PROTOCOL, partial(VfioUserSubject.of, spoken))
 
     def run_checks(checks: Sequence[Check[Bench]], target: Target) -> Iterator[CheckResult[Bench]]:
+        _require_dialect(target, spoken, timeout=asked.timeout)
         return run(checks, target, spoken, timeout=asked.timeout)
 
     Suite(catalogue, "vfio-user", dialect, reference=REFERENCE).carry_out(asked, greeting(spoken), run_checks)
+
+
+def _require_dialect(target: Target, spoken: Dialect, *, timeout: float) -> None:
+    """See to it that the server does not speak another dialect, whose rules it would be judged by: no verdict, that.
+
+    Raises:
+        UserError: it greets nobody in this one, and whoever speaks the other.
+    """
+    other = CURRENT if spoken.fds_capability == DRAFT_V6.fds_capability else DRAFT_V6
+    refusal = _refusal(target, spoken, timeout)
+    if refusal is None or isinstance(refusal, TimeoutError):
+        return
+    speaks_other = _refusal(target, other, timeout) is None
+    target.renew()
+    target.crashed()  # the checks will see it again
+    if speaks_other:
+        raise UserError(
+            f"the server speaks another dialect, {other.name}, and not {spoken.name}: {refusal}",
+            hint=f"--dialect {other.name} tries it by the rules of that",
+        )
+
+
+def _refusal(target: Target, dialect: Dialect, timeout: float) -> UserdevError | None:
+    """What becomes of a client of this dialect; None where a version is agreed on."""
+    with closing(target.connect()) as stream:
+        try:
+            greeting(dialect)(stream, timeout)
+        except UserdevError as error:
+            return error
+    return None
