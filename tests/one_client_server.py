@@ -1,9 +1,10 @@
 """A server of one client: with it it ends, as the specification lets it, or lives on to no purpose.
 
-    python -m tests.one_client_server SOCKET [deaf|mute]
+    python -m tests.one_client_server SOCKET [deaf|mute|silent]
 
 It takes its time to end, and listens to the last. `deaf`: it lives on and listens no more; `mute`: it lives on, and its
-socket takes clients whom nobody serves. Its status is 3 where there is a file `fails` beside the socket.
+socket takes clients whom nobody serves; `silent`: that from the first on. Its status is 3
+where there is a file `fails` beside the socket.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from vfio_user.wire import CURRENT, Capabilities, Message, encode_version
 def main() -> None:
     habit = sys.argv[2] if len(sys.argv) > 2 else "ends"
     with Listener(sys.argv[1]) as listener:
+        while habit == "silent":
+            signal.pause()
         stream, framer = listener.accept(), Framer(Message)
         while (proposal := framer.next()) is None and (received := stream.receive(framer.room()))[0]:
             framer.received(*received)

@@ -79,6 +79,9 @@ def test_a_file_without_a_check_that_can_be_run_is_refused_with_what_is_wrong(tm
         "from vfio_user.client.conformance.device import info": "has no check",
         "1 / 0": r"ZeroDivisionError.*\.py:1",
         CHECKS.format(need="info/descibes"): "info/describes",
+        CHECKS.format(need="info/describes").replace('"mine"', '"info"').replace("adds-twice", "describes"): (
+            "already"
+        ),
     }
     for number, (text, said) in enumerate(refused.items()):
         path = tmp_path / f"refused_checks_{number}.py"

@@ -72,6 +72,7 @@ def told(*words: str, catalogue: list[Check[Bench]] = CHECKS, outcomes: list[Out
 def test_only_what_failed_is_a_bad_verdict(outcome: Outcome, how: list[str], tmp_path: Path) -> None:
     result = told(*(str(tmp_path / word) if word == "x" else word for word in how), outcomes=[Outcome.PASS, outcome])
     assert isinstance(result.exception, VerdictError) is (outcome is Outcome.FAIL)
+    assert isinstance(result.exception, UserError) is (outcome is Outcome.BROKEN)
 
 
 @pytest.mark.parametrize("outcome", Outcome)
@@ -86,7 +87,7 @@ def test_an_outcome_is_shown_with_what_the_server_did(outcome: Outcome) -> None:
 @pytest.mark.parametrize("outcome", Outcome)
 def test_quiet_shows_what_is_not_as_it_should_be_and_the_count(outcome: Outcome) -> None:
     lines = told("--quiet", outcomes=[outcome]).stdout
-    is_shown = outcome in (Outcome.FAIL, Outcome.DIFFERS)
+    is_shown = outcome in (Outcome.FAIL, Outcome.DIFFERS, Outcome.BROKEN)
     assert (f"It does {outcome.name.lower()}" in lines) is is_shown
     assert "1 check:" in lines
     assert "it closes each connection" not in lines
@@ -101,7 +102,9 @@ def test_of_many_that_are_not_judged_for_one_reason_the_first_is_shown() -> None
 
 def test_each_outcome_is_counted_by_itself() -> None:
     outcomes = [outcome for number, outcome in enumerate(Outcome, 1) for _ in range(number)]
-    assert "15 checks: 1 passed, 2 failed, 3 differ, 4 skipped, 5 not judged" in told(outcomes=outcomes).stdout
+    assert (
+        "21 checks: 1 passed, 2 failed, 3 differ, 4 skipped, 5 not judged, 6 broken" in told(outcomes=outcomes).stdout
+    )
 
 
 def test_json_on_stdout_is_alone_there_and_has_every_outcome() -> None:
@@ -122,6 +125,7 @@ def test_json_on_stdout_is_alone_there_and_has_every_outcome() -> None:
         (Outcome.DIFFERS, "system-out"),
         (Outcome.SKIP, "skipped"),
         (Outcome.NOT_JUDGED, "skipped"),
+        (Outcome.BROKEN, "error"),
     ],
 )
 def test_a_ci_is_told_each_outcome_in_its_own_words(

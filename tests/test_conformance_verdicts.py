@@ -101,7 +101,7 @@ def test_a_server_that_ends_by_itself_differs_where_that_is_left_open(check: Cal
 
 def test_a_check_that_breaks_is_told_with_the_line_of_it() -> None:
     verdict, detail = outcome(broken, Level.MUST)
-    assert verdict is Outcome.FAIL
+    assert verdict is Outcome.BROKEN
     assert f"{__file__}:{broken.__code__.co_firstlineno + 2}" in detail
 
 

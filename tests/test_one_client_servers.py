@@ -54,7 +54,7 @@ def test_the_conformance_suite_starts_one_for_each_client(tmp_path: Path) -> Non
 def test_one_that_lives_on_without_serving_is_replaced_and_that_is_said_once(habit: str, tmp_path: Path) -> None:
     """It was waited for, 20 s for each check."""
     with CommandServer(f"{COMMAND} {habit}", tmp_path, GREET, timeout=20, say=pytest.fail) as target:
-        assert target.try_out().count("lives on and listens no more when a client leaves after it was greeted") == 1
+        assert target.try_out().count("serves nobody any more when a client leaves after it was greeted") == 1
         began = time.monotonic()
         pids = set()
         for _ in range(3):
@@ -65,6 +65,19 @@ def test_one_that_lives_on_without_serving_is_replaced_and_that_is_said_once(hab
             assert target.crashed() is None
         assert len(pids) == 3
         assert time.monotonic() - began < 15
+
+
+def test_one_that_never_answers_is_said_to_answer_nobody_and_nothing_else(tmp_path: Path) -> None:
+    with CommandServer(f"{COMMAND} silent", tmp_path, GREET, timeout=0.2, say=pytest.fail) as target:
+        said = target.try_out()
+        assert "answers nobody" in said
+        assert "when a client leaves" not in said
+        pids = set()
+        for _ in range(2):
+            target.connect().close()
+            pids.add(target.pid)
+        assert target.crashed() is None
+        assert len(pids) == 1
 
 
 def test_one_that_stops_listening_later_is_said_once_too(tmp_path: Path) -> None:

@@ -41,7 +41,6 @@ def test_a_back_end_with_the_fault_fails_its_check(tmp_path: Path, faulty: Fault
     [result] = results(tmp_path, Reverse, REVERSE, check, timeout=0.2)
     differs = check.level is Level.OPEN and check.id not in SERVES_NOBODY_ANY_MORE
     assert result.outcome is (Outcome.DIFFERS if differs else Outcome.FAIL), result.detail
-    assert "check itself broke" not in result.detail
 
 
 SERVED_AT_THE_END = [

@@ -72,9 +72,11 @@ class Outcome(Enum):
     SKIP = "skip"
     NOT_JUDGED = "not judged"
     """It went wrong, and so did a check that it needs: one finding, not two."""
+    BROKEN = "broken"
+    """The check's own mistake, told with its line: nothing is known of the server by it."""
 
 
-_WRONG = frozenset({Outcome.FAIL, Outcome.DIFFERS, Outcome.NOT_JUDGED})
+_WRONG = frozenset({Outcome.FAIL, Outcome.DIFFERS, Outcome.NOT_JUDGED, Outcome.BROKEN})
 
 
 @dataclass
@@ -173,7 +175,7 @@ def _run(check: Check[B], bench: Callable[[], B], dialect: str) -> CheckResult[B
     except UserdevError as error:
         outcome, detail = _verdict(check), _said(error)
     except Exception as error:  # the other checks are worth running all the same
-        outcome, detail = Outcome.FAIL, f"the check itself broke: {error!r}{_line_of(error)}"
+        outcome, detail = Outcome.BROKEN, f"the check itself broke: {error!r}{_line_of(error)}"
     finally:
         own.close()
     return CheckResult(check, outcome, detail, time.monotonic() - begin, relied_on)
@@ -219,7 +221,7 @@ def _verdict(check: Check[B]) -> Outcome:
 def _blame(result: CheckResult[B], crash: Crash | None, since: str) -> CheckResult[B]:
     """The result, or a failure where the server has died since; of which checks, from `since` on, is not known."""
     if crash is not None:
-        said = result.detail if result.outcome in (Outcome.FAIL, Outcome.DIFFERS) else ""
+        said = result.detail if result.outcome in (Outcome.FAIL, Outcome.DIFFERS, Outcome.BROKEN) else ""
         outcome = _verdict(result.check) if crash.by_itself else Outcome.FAIL
         detail = f"{said}; {crash.text}" if said else crash.text
         if since.partition("/")[0] not in ("", result.check.group):

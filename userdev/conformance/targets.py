@@ -47,7 +47,7 @@ BOUND_SECONDS = 0.01
 REFUSAL_SECONDS = 0.05
 """The same for one that ends only where it refuses a client."""
 
-_LIVES_ON = "lives on and listens no more"
+_LIVES_ON = "lives on and serves nobody any more"
 
 _NUMBERS = count(1)
 """Of servers, so that several of them may share a folder."""
@@ -133,8 +133,8 @@ class RunningServer:
 class CommandServer:
     """A server that is started from a command with `{socket}` in it, whenever there is none.
 
-    One that ends with its client, or lives on and listens no more, as `try_out` finds out, is started for each: to
-    connect to a server that is about to end would be a race.
+    One that ends with its client, or lives on and serves nobody any more, as `try_out` finds out, is started for each:
+    to connect to a server that is about to end would be a race.
     """
 
     def __init__(
@@ -178,9 +178,14 @@ class CommandServer:
         """
         habits = []
         for when, talk, lingers in (("before", False, REFUSAL_SECONDS), ("after", True, LINGER_SECONDS)):
-            with closing(self.connect()) as stream, suppress(UserdevError):
-                if talk:
-                    self._greet(stream, self._timeout)
+            with closing(self.connect()) as stream:
+                try:
+                    if talk:
+                        self._greet(stream, self._timeout)
+                except TimeoutError:
+                    return self._silent()
+                except UserdevError:
+                    pass  # the checks will see it again
             if self._takes_another():
                 continue
             assert self._child is not None
@@ -195,6 +200,13 @@ class CommandServer:
             self.renew()
             self._crash = None  # the checks will see it again
         return f"the server {' and '.join(habits)}: each client gets a fresh one" if habits else ""
+
+    def _silent(self) -> str:
+        """The words for a server that answers not even its first client: what it does when one leaves says nothing."""
+        self.renew()
+        self._crash = None
+        self._deaf = False
+        return f"the server listens and answers nobody: no answer within {self._timeout:g} s"
 
     @property
     def pid(self) -> int | None:

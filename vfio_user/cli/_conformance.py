@@ -27,6 +27,7 @@ _MARKS = {
     Outcome.DIFFERS: ("≠", "cyan"),
     Outcome.SKIP: ("○", "yellow"),
     Outcome.NOT_JUDGED: ("?", "yellow"),
+    Outcome.BROKEN: ("!", "magenta"),
 }
 _LEVELS = {
     "must": frozenset({Level.MUST}),
@@ -35,7 +36,7 @@ _LEVELS = {
 }
 
 _ALL, _NONE = frozenset(Outcome), frozenset[Outcome]()
-_FOUND = frozenset({Outcome.FAIL, Outcome.DIFFERS})
+_FOUND = frozenset({Outcome.FAIL, Outcome.DIFFERS, Outcome.BROKEN})
 _STDOUT = Path("-")
 
 B = TypeVar("B", bound=Workbench)
@@ -132,7 +133,7 @@ class Suite(Generic[B]):
         """Do what the command line says; `run` runs checks against a server.
 
         Raises:
-            UserError: there is no such check, or no server.
+            UserError: there is no such check, or no server, or a check is broken itself.
             VerdictError: a check has failed.
         """
         if asked.checks is not None and asked.corpus is not None:
@@ -248,7 +249,7 @@ class Suite(Generic[B]):
         }
 
     def _write_junit(self, path: Path, results: Sequence[CheckResult[B]]) -> None:
-        from junitparser import Failure, JUnitXml, Skipped, TestCase, TestSuite  # slow to import, seldom wanted
+        from junitparser import Error, Failure, JUnitXml, Skipped, TestCase, TestSuite  # slow to import, seldom wanted
 
         document = JUnitXml(f"{self.protocol} conformance")
         suites: dict[str, TestSuite] = {}
@@ -263,6 +264,8 @@ class Suite(Generic[B]):
                 case.result = [failure]
             elif result.outcome in (Outcome.SKIP, Outcome.NOT_JUDGED):
                 case.result = [Skipped(result.detail)]
+            elif result.outcome is Outcome.BROKEN:
+                case.result = [Error(result.detail, "broken")]
             elif result.outcome is Outcome.DIFFERS:
                 case.system_out = f"differs: {result.detail}"
             suite.add_testcase(case)
@@ -299,15 +302,29 @@ def server(address: str | None, command: str | None, greet: Greet, *, timeout: f
 
 
 def _judge(results: Sequence[CheckResult[B]], *, silent: bool) -> None:
+    """Count the outcomes.
+
+    Raises:
+        VerdictError: a check has failed.
+        UserError: none has, and one is broken itself: of the server that is no verdict.
+    """
     count = {outcome: sum(result.outcome is outcome for result in results) for outcome in Outcome}
     seconds = sum(result.seconds for result in results)
     differ = f"{count[Outcome.DIFFERS]} differ, " if count[Outcome.DIFFERS] else ""
     unjudged = f"{count[Outcome.NOT_JUDGED]} not judged, " if count[Outcome.NOT_JUDGED] else ""
+    broken = f"{count[Outcome.BROKEN]} broken, " if count[Outcome.BROKEN] else ""
     if not silent:
         click.echo(
             f"\n{counted(len(results), 'check')}: {count[Outcome.PASS]} passed, {count[Outcome.FAIL]} failed, {differ}"
-            f"{count[Outcome.SKIP]} skipped, {unjudged}in {seconds:.1f} s"
+            f"{count[Outcome.SKIP]} skipped, {unjudged}{broken}in {seconds:.1f} s"
         )
     if count[Outcome.FAIL]:
         failed = "\n".join(f"  {result.check.id}" for result in results if result.outcome is Outcome.FAIL)
         raise VerdictError(f"{count[Outcome.FAIL]} of {counted(len(results), 'check')}", evidence=failed)
+    first = next((result for result in results if result.outcome is Outcome.BROKEN), None)
+    if first is not None:
+        raise UserError(
+            f"{counted(count[Outcome.BROKEN], 'check gives', 'checks give')} no verdict about the server: "
+            f"{first.check.id}: {first.detail}",
+            hint="mend the check at that line",
+        )
