@@ -136,6 +136,7 @@ def test_a_person_reads_verdicts_and_not_what_avocado_calls_them(whole: Path) ->
         "XFAIL theirs/test_quick.py:Sees.test_shows: slow: it is slow (",
         "FAIL edu/test_quick.py:Fails.test_wrong: it read 7 (",
         "SKIP edu/test_quick.py:Fails.test_not_here: no KVM (",
+        f"SKIP theirs/test_quick.py:Sees.test_migrates: {results(whole, 'theirs')['test_migrates'].reason}\n",
     ):
         assert line in said
     assert "ERROR" not in said

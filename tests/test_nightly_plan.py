@@ -120,6 +120,8 @@ def test_a_mistake_in_a_list_has_the_line_of_its_item(tmp_path: Path) -> None:
         ("supports: [reset]", "supports: [resets]", "did you mean 'reset'?"),
         ("supports: [reset]", "probe: no", "either supports"),
         ("./server {socket}", "{program} {socket}", "there is no prepare"),
+        ("./server {socket}", "{hier}/server {socket}", "did you mean '{here}'?"),
+        ("./server {socket}", "'./server {socket}", "No closing quotation"),
         ("symptom: late", "symptom: '('", "no pattern"),
         ("    about:", "    abuot:", "did you mean 'about'?"),
         ("  theirs:", "  edu:", "one of ours"),
@@ -135,6 +137,16 @@ def test_what_is_wrong_with_a_server_is_told_with_its_line(right: str, wrong: st
     told = refusal(tmp_path, servers=text)
     assert "servers.yaml:" in told
     assert said in told
+
+
+def test_a_command_may_have_braces_that_are_no_placeholders(tmp_path: Path) -> None:
+    for command in (
+        "{here}/server --on {host} --keep {scratch} {socket}",
+        """sh -c 'exec "${SERVER}" {socket} | awk "{print}"'""",
+        """./server --json {"a":1} {socket}""",
+    ):
+        plan = read_plan(written(tmp_path, servers=SERVERS.replace('"./server {socket}"', f"|-\n      {command}")))
+        assert plan.servers["theirs"].command == command
 
 
 @pytest.mark.parametrize("text", ["", "- a\n- b\n", "name", "a: ["])

@@ -207,6 +207,7 @@ def test_a_case_of_which_a_finished_job_says_nothing_is_wedged(tmp_path: Path, m
 
     monkeypatch.setattr("vfio_user.nightly.night.avocado", lambda: (lambda *_: Job(), Exception))
     night.folder, night._cases, night._known = tmp_path, {given.id: given}, {}
+    night._say = lambda said: None
     for name in ("run_bounded", "complete_junit"):
         monkeypatch.setattr(f"vfio_user.nightly.night.{name}", lambda *_, **__: None)
     monkeypatch.setattr("vfio_user.nightly.night.Ending", lambda: SimpleNamespace(came=False))

@@ -165,9 +165,9 @@ class Night:
         for case in self._cases.values():
             missing = ready.missing(case.cell)
             if missing:
-                self._known[case.id] = wedged(case, missing)
+                self._know(wedged(case, missing))
             elif case.skipped:
-                self._known[case.id] = skipped(case)
+                self._know(skipped(case))
         planned = Counter(case.cell.id for case in self._cases.values())
         cells = {case.cell.id: _described(case.cell, ready, planned) for case in self._cases.values()}
         self.summary = self.summary.model_copy(update={"cells": tuple(cells.values()), "slots": ready.place.slots})
@@ -201,7 +201,7 @@ class Night:
         else:
             for case in self._cases.values():
                 if case.id not in self._known:
-                    self._known[case.id] = wedged(case)
+                    self._know(wedged(case))
             self._finish(Status.FINISHED)
 
     def _suites(self, ready: _Ready, place: Place) -> Iterator[Any]:
@@ -251,13 +251,17 @@ class Night:
             result = result_of(case, test, ran=place.ran(test), folder=self.folder)
             bundle = self._bundles.take(Path(str(test["logdir"])), case.id, self.folder)
             result = result.model_copy(update={"bundle": bundle})
-            self._known[case.id] = result
-            self._say(f"({len(self._known)}/{len(self._cases)}) {result.line}")
+            self._know(result)
             self._qemus[cell] = qemu_of(test) or self._qemus.get(cell, "")
             if result.verdict in (Verdict.PASS, Verdict.XFAIL, Verdict.SKIP):
                 self._passed.append(Path(str(test["logdir"])))
         self._space.keep(self._passed)  # also behind the last look: what passed since then counts as well
         return len(new)
+
+    def _know(self, result: CaseResult) -> None:
+        """Keep a result, and say its line: also that of a case which is not run, with the reason."""
+        self._known[result.id] = result
+        self._say(f"({len(self._known)}/{len(self._cases)}) {result.line}")
 
     def _finish(self, status: Status, reason: str = "") -> None:
         """Write the last summary, beside the night before, and what people read of it."""

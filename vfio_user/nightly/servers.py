@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -11,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from userdev.written import Written, WrittenDocument, each_once, read_document, unknown
 from vfio_user.avocado_job.selection import topic_of
-from vfio_user.harness.device import SOCKET
+from vfio_user.harness.device import HOST, SCRATCH, SOCKET
 from vfio_user.harness.exercises import EXERCISES
 from vfio_user.harness.family import FAMILIES, devices, family_of
 from vfio_user.harness.known_issues import Pattern
@@ -19,6 +20,8 @@ from vfio_user.wire import CURRENT, DIALECTS
 
 PROGRAM, HERE = "{program}", "{here}"
 """In a command: the last line that `prepare` has printed; the folder of servers.yaml."""
+_PLACEHOLDERS = (SOCKET, PROGRAM, HERE, SCRATCH, HOST)
+_PLACEHOLDER = re.compile(r"(?<!\$)\{[A-Za-z_]\w*\}")  # with a dollar it is a shell's variable
 
 Protocol = Literal["vfio-user", "vhost-user"]
 
@@ -66,7 +69,7 @@ class Server(Written):
     kind: str
     """What device it is: tests with the tag `kind:NAME` are for it."""
     command: str
-    """With {socket} where the path goes at which it is to listen."""
+    """With {socket} where the path goes at which it is to listen; of `_PLACEHOLDERS` it may have others."""
     prepare: str = ""
     """A shell's command, run once before the night: it fetches or builds. Its last line is {program} in `command`."""
     version: str = ""
@@ -86,6 +89,10 @@ class Server(Written):
     def _has_a_socket(cls, command: str) -> str:
         if SOCKET not in command:
             raise ValueError(f"the command says with {SOCKET} where the socket's path goes")
+        for word in shlex.split(command):
+            for said in () if " " in word else _PLACEHOLDER.findall(word):  # one with spaces is a script, with its own
+                if said not in _PLACEHOLDERS:
+                    raise ValueError(unknown("placeholder", said, _PLACEHOLDERS))
         return command
 
     @field_validator("known_issues")

@@ -148,9 +148,10 @@ class CaseResult(_Model):
 
     @property
     def line(self) -> str:
-        """It for a person, in a line: verdict, id, why and how long."""
+        """It for a person, in a line: verdict, id, why and how long, where it was run."""
         why = self.cause or self.reason
-        return f"{self.verdict} {self.id}{f': {why}' if why else ''} ({self.seconds:.1f} s)"
+        took = f" ({self.seconds:.1f} s)" if self.attempts else ""
+        return f"{self.verdict} {self.id}{f': {why}' if why else ''}{took}"
 
     @model_validator(mode="after")
     def _says_why(self) -> CaseResult:
