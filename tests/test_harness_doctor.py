@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from click.testing import CliRunner, Result
@@ -79,6 +82,26 @@ def test_the_accelerator_is_what_a_guest_runs_under(machine: Path, tmp_path: Pat
     program.write_text(program.read_text().replace("esac", f"*accel*) {behaviour};; esac"))
     (tmp_path / "kvm").touch()
     assert doctor.check_accelerator()[1].startswith(detail)
+
+
+def test_who_may_not_use_kvm_is_told_of_its_nodes_own_group_where_that_helps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    for mode, gid, helps in ((0o660, 54321, True), (0o600, 54321, False), (0o600, 0, False), (0o660, 0, False)):
+        node = SimpleNamespace(st_mode=mode, st_gid=gid)
+        monkeypatch.setattr(doctor, "KVM", SimpleNamespace(exists=lambda: True, stat=lambda node=node: node))
+        state, _, hint = cast(tuple[Readiness, str, str], doctor.check_accelerator())
+        assert state is Readiness.ABSENT
+        assert ("usermod --append --groups 54321 " in hint) is helps, f"{mode:o} of {gid}"
+        assert ("usermod" in hint) is helps, f"{mode:o} of {gid}"
+        assert helps or f"{mode:04o}" in hint
+
+
+def test_namespaces_are_there_where_the_harness_makes_them(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user namespace of somebody's own is none that it enters."""
+    (machine / "nsenter").symlink_to("/bin/true")
+    for can, state in ((True, Readiness.GOOD), (False, Readiness.ABSENT)):
+        monkeypatch.setattr(doctor, "can_make_namespaces", lambda can=can: can)
+        assert doctor.check_namespaces()[0] is state
 
 
 def test_a_cache_that_cannot_be_written_is_named_with_the_way_out(

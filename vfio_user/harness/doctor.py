@@ -6,9 +6,11 @@ One row of `CHECKS` per question. Whatever a check runs into becomes its finding
 from __future__ import annotations
 
 import getpass
+import grp
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -25,6 +27,7 @@ from vfio_user.harness.accelerator import KVM, probe_accelerator
 from vfio_user.harness.cache import ENVIRONMENT as CACHE_VARIABLE
 from vfio_user.harness.cache import cache_dir
 from vfio_user.harness.debian import find_mirror, has_apt
+from vfio_user.harness.hosts import can_make_namespaces
 from vfio_user.harness.qemu import DEVICE, find_qemu
 from vfio_user.harness.toolchain import is_fetched
 
@@ -34,6 +37,7 @@ GUEST_MEMORY = 700e6  # bytes for QEMU with a guest of 512 MiB, and its server
 FIRST_RUN_SPACE = 1.5e9
 LATER_RUN_SPACE = 0.3e9
 TOOL_SECONDS = 20.0
+_GROUP_MAY = stat.S_IRGRP | stat.S_IWGRP
 
 
 class Readiness(StrEnum):
@@ -145,7 +149,8 @@ def check_accelerator() -> Examination:
     if not KVM.exists():
         return Readiness.GOOD, f"TCG: there is no {KVM}"
     if not os.access(KVM, os.R_OK | os.W_OK):
-        hint = f"for faster guests: sudo usermod --append --groups kvm {getpass.getuser()}, and log in again"
+        node = KVM.stat()
+        hint = f"for faster guests: {_way_to_kvm(node.st_mode, node.st_gid)}"
         return Readiness.ABSENT, f"TCG: {KVM} is there, but you may not use it", hint
     try:
         qemu = find_qemu()
@@ -168,14 +173,14 @@ def check_image() -> Examination:
 
 
 def check_namespaces() -> Examination:
-    """Network namespaces stand for hosts in a migration: as root, or by a user namespace."""
-    needs_user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
-    ran = _run(["unshare", *needs_user, "--net", "true"])
-    if ran is None or ran.returncode != 0:
-        why = ran.stderr.strip() if ran else "there is no unshare"
-        hint = "sudo sysctl kernel.unprivileged_userns_clone=1 user.max_user_namespaces=15000, or be root"
-        return Readiness.ABSENT, f"no network namespaces, so no migration between hosts: {why}", hint
-    return Readiness.GOOD, "network namespaces can be made" + (", as root" if not needs_user else " by a user")
+    """Network namespaces stand for hosts in a migration: as the harness makes them, which takes root."""
+    without = "a guest migrates between two loopback addresses, and no link can be cut"
+    if not can_make_namespaces():
+        hint = "be root, for hosts with a cable between them (`migrate --hosts namespaces`)"
+        return Readiness.ABSENT, f"network namespaces cannot be made by this user: {without}", hint
+    if not shutil.which("nsenter"):
+        return Readiness.ABSENT, f"no nsenter, which starts programs in namespaces: {without}", "install util-linux"
+    return Readiness.GOOD, "network namespaces can be made: `migrate` and `soak` have two hosts and a cable"
 
 
 def check_debugger() -> Examination:
@@ -209,6 +214,20 @@ def _check_tool(name: str, purpose: str, packages: str) -> Examination:
         return Readiness.ABSENT, f"no {name}: it is for {purpose}", f"apt-get install {packages}"
     ran = _run([path, "--version"])
     return Readiness.GOOD, ran.stdout.partition("\n")[0] if ran else str(Path(path))
+
+
+def _way_to_kvm(mode: int, gid: int) -> str:
+    """What lets this user have `KVM`, whose node has this mode and group."""
+    try:
+        group = grp.getgrgid(gid).gr_name
+    except KeyError:  # as in a container that was given the node of another system
+        group = str(gid)
+    if gid and mode & _GROUP_MAY == _GROUP_MAY:
+        return f"sudo usermod --append --groups {group} {getpass.getuser()}, and log in again"
+    return (
+        f"be root; the mode {stat.S_IMODE(mode):04o} of {KVM}, of group {group}, lets no group in that one could join"
+        f' (a rule for udev that does: KERNEL=="kvm", GROUP="kvm", MODE="0660")'
+    )
 
 
 def _has(check: Callable[[], Examination]) -> bool:
