@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -20,6 +21,7 @@ from click.shell_completion import get_completion_class
 
 from userdev.trace import TraceWriter
 from vfio_user.cli import COMMANDS, VHOST_USER_COMMANDS, cli, run_command, vhost_user_cli
+from vfio_user.cli._errors import explain
 from vfio_user.cli.exec import NOT_RUN
 
 GUESTS = ("boot", "exec", "migrate", "run")
@@ -143,6 +145,7 @@ def test_all_commands_that_boot_a_guest_take_the_same_hardware(flag: str) -> Non
         ("vfio-user", ["image", "build", "storrage"], "did you mean 'storage'?"),
         ("vfio-user", ["qemu", "install", "forki"], "did you mean 'forky'?"),
         ("vfio-user", ["qemu", "which", "--qemu", "forki"], "did you mean 'forky'?"),
+        ("vfio-user", ["serve", "edu --msix 0"], "without the quotes"),
         ("vfio-user", ["serve", "gpoi"], "did you mean 'gpio'?"),
         ("vhost-user", ["serve", "vhost-user-rgn"], "did you mean 'rng'?"),
         ("vfio-user", ["test-e2e", "--list", "migratoin"], "did you mean 'migration'?"),
@@ -160,6 +163,17 @@ def test_a_word_that_is_nearly_right_is_told_what_was_meant(
     done = say(*words, program=program)
     assert done.status == 2, done.stderr
     assert hint in done.stderr
+
+
+def test_a_file_in_a_folder_that_may_not_be_written_to_is_told_with_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "night" / "log"))
+    explain(wrong)
+    assert "may not write" not in capsys.readouterr().err
+    monkeypatch.setattr("os.access", lambda *_: False)  # root may write everywhere
+    explain(wrong)
+    assert f"may not write to {tmp_path}:" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

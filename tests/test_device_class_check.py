@@ -164,7 +164,7 @@ WRONG: dict[str, tuple[int, str, str]] = {
         @staticmethod
         async def on_resume(*_: object) -> None: yield
     """),
-    "a second reader": (3, "has a reader already", """
+    "a second reader": (3, "has a reader already, the function that takes .self", """
         @register(bar=0, offset=4, width=4)
         def copy(self) -> int: return 1
         @copy.reader

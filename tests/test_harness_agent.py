@@ -125,6 +125,14 @@ def test_a_command_that_takes_too_long_is_ended_with_all_that_it_started(guest: 
     assert caught.value.result is not None
     assert (caught.value.result.timed_out, caught.value.result.stdout) == (True, "started\n")
     assert not running(int(pid.read_text()))
+    assert "did not end in 0.3 s\n" in f"{caught.value}\n"
+
+
+def test_a_deadline_that_was_made_longer_is_told_with_its_factor(port: Port) -> None:
+    with contextlib.closing(AgentGuest(port.connect(), patience=2)) as guest:
+        guest.hello(30)
+        with pytest.raises(GuestFailure, match=r"in 0\.1 s, times 2 "):
+            guest.run("sleep 300", timeout=0.1)
 
 
 def test_a_command_ends_although_what_it_left_running_holds_its_output(guest: AgentGuest) -> None:

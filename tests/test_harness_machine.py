@@ -18,7 +18,7 @@ from userdev.process import Child
 from vfio_user.harness import evidence, machine
 from vfio_user.harness.attachment import Attachment, SocketChardev, VhostUserNetdev
 from vfio_user.harness.command_line import MachineConfig, Start
-from vfio_user.harness.machine import Launch, Machine, MachineError, open_sockets
+from vfio_user.harness.machine import Launch, Machine, MachineError, crowding, open_sockets
 from vfio_user.harness.qmp import QmpError
 from vfio_user.harness.server import ServerFailure
 
@@ -41,6 +41,20 @@ def test_the_reason_why_qemu_does_not_start_is_in_the_error(tmp_path: Path) -> N
     with pytest.raises(MachineError) as failure:
         Machine(emulator, launch(tmp_path))
     assert str(failure.value).endswith(f"status 1 at its start: {said}")
+
+
+def test_a_machine_too_large_for_its_processor_says_what_to_ask_for(tmp_path: Path) -> None:
+    said = "qemu: Address space limit 0x7fffffffff < 0xdbffffffff phys-bits too low (39)"
+    with pytest.raises(MachineError) as failure:
+        Machine(Script(("sh", "-c", f"echo '{said}' >&2; exit 1")), launch(tmp_path))
+    assert "--memory" in failure.value.hint
+
+
+def test_only_emulated_processors_beyond_the_hosts_are_said_to_be_slow() -> None:
+    many = replace(launch(Path("/t")).config, cpus=99)
+    assert "--cpus" in crowding(many, 2)
+    for config, processors in ((many, 99), (replace(many, cpus=1), 1), (replace(many, accelerator="kvm"), 2)):
+        assert not crowding(config, processors), (config, processors)
 
 
 def test_a_device_that_qemu_refuses_is_its_servers_failure_unless_a_property_is_why(tmp_path: Path) -> None:

@@ -171,3 +171,10 @@ def test_a_program_that_is_not_there_is_told_with_the_folder_that_it_was_looked_
     where = tmp_path / folder if folder else tmp_path
     with pytest.raises(UserError, match=re.escape(f"./server in {where}:")):
         spawn(["./server"], output=subprocess.DEVNULL, folder=where if folder else None)
+
+
+def test_a_file_that_is_no_program_yet_is_told_how_to_become_one(tmp_path: Path) -> None:
+    (tmp_path / "server.c").write_text("int main(void) {}")
+    with pytest.raises(UserError) as refused:
+        spawn(["./server.c"], output=subprocess.DEVNULL, folder=tmp_path)
+    assert "chmod +x" in refused.value.hint

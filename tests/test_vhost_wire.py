@@ -41,6 +41,7 @@ from vhost_user.wire import (
     is_postcopy_acknowledgement,
     payloads,
 )
+from vhost_user.wire.features import words_of
 from vhost_user.wire.messages import Fds, Reply, Request, Shape, shape_of
 
 R, B, P = FrontEndRequest, BackEndRequest, ProtocolFeature
@@ -490,3 +491,9 @@ def test_a_payload_is_called_as_the_specification_calls_it_unless_there_is_none(
     for payload in (row.payload, row.reply_payload):
         if payload is not None:
             assert (repr(payload) == "<no payload>") is isinstance(payload, payloads.Empty)
+
+
+def test_bits_are_told_by_name_and_those_without_by_number() -> None:
+    assert words_of(VirtioFeature(1 << 63 | 1 << 32)) == "VERSION_1, bit 63"
+    assert words_of(ProtocolFeature.BACKEND_REQ) == "BACKEND_REQ"
+    assert words_of(VirtioFeature(0)) == "none"

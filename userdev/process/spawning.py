@@ -63,7 +63,14 @@ def spawn(
         return _nursery.do(start)
     except OSError as error:
         where = f" in {folder or Path.cwd()}" if "/" in argv[0] and not argv[0].startswith("/") else ""
-        raise UserError(f"cannot start {argv[0]}{where}: {error.strerror}") from error
+        hint = _unexecutable((folder or Path.cwd()) / argv[0]) if isinstance(error, PermissionError) else ""
+        raise UserError(f"cannot start {argv[0]}{where}: {error.strerror}", hint=hint) from error
+
+
+def _unexecutable(program: Path) -> str:
+    """What to do about a file that is no program yet; nothing of what is none."""
+    is_one = not program.is_file() or os.access(program, os.X_OK)
+    return "" if is_one else "it is no program yet: build it, or `chmod +x` makes a script one"
 
 
 def _become_a_child(owner: int, prepare: Callable[[], None] | None) -> None:

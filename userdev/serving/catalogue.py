@@ -68,6 +68,9 @@ class Catalogue(Generic[D]):
             module_name, attribute = entry.module, entry.attr
         else:
             names = self.names()
+            if len(words := name.split()) > 1 and words[0] in {*names, *self._own}:
+                hint = f"without the quotes: its options are words of their own, {name}"
+                raise UserError(f"{name!r} is no name of a {self._type} device", hint=hint)
             hint = f"{meant(name.removeprefix(f'{self._type}-'), names)}there are: {', '.join(names)}; {HOW}"
             raise UserError(f"there is no {self._type} device {name!r}", hint=hint)
         is_file = module_name.endswith(".py") or "/" in module_name

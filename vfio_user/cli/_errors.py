@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from pathlib import Path
 
 import click
 
@@ -45,6 +46,16 @@ def _unnamed(error: OSError) -> str:
     return f"{'the standard output' if printing else 'a file of this command'}: {error.strerror}{hint}"
 
 
+def _unwritable(error: OSError, name: str | bytes | int) -> str:
+    """What to do about a folder that may not be written to; nothing where something else is wrong."""
+    if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS) or not isinstance(name, str):
+        return ""
+    folder = next((each for each in Path(name).absolute().parents if each.exists()), None)
+    if folder is None or os.access(folder, os.W_OK):
+        return ""
+    return f"\n  you may not write to {folder}: give another place, or do it in a folder of yours"
+
+
 def _say(error: Exception) -> int:
     match error:
         case UserError():
@@ -54,7 +65,7 @@ def _say(error: Exception) -> int:
             click.echo(f"failed: {error}" + (f"\n{error.evidence}" if error.evidence else ""), err=True)
             return 1
         case OSError(filename=name) if name is not None:
-            click.echo(f"error: {name}: {error.strerror}", err=True)
+            click.echo(f"error: {name}: {error.strerror}{_unwritable(error, name)}", err=True)
             return 2
         case OSError(errno=number) if number in _OF_FILES:
             click.echo(f"error: {_unnamed(error)}", err=True)

@@ -65,7 +65,12 @@ def options(argument: str, served: str, *, complete: Completer, device: str = ""
         ),
         device_option(help=f"{device}Start the server of this. {DEVICE}", shell_complete=complete),
         click.option(
-            "--for", "seconds", type=Duration(), default="10m", show_default=True, help="How long: 90s, 10m, 1h30m."
+            "--for",
+            "seconds",
+            type=Duration(),
+            default="10m",
+            show_default=True,
+            help="How long to look: 90s, 10m, 1h30m. What is found at its end is reduced after it.",
         ),
         click.option("--seed", type=click.IntRange(min=0), help="The same sequences again; told where it is drawn."),
         click.option(
@@ -205,7 +210,7 @@ class _Teller:
 
     def reducing(self, left: int, tries: int) -> None:
         """Tell how its reduction goes."""
-        self._waiting.step(f"reducing: {counted(left, 'step')} left after {counted(tries, 'try', 'tries')}")
+        self._waiting.how_far(f"reducing: {counted(left, 'step')} left after {counted(tries, 'try', 'tries')}")
 
     def kept(self, find: Find, path: Path | None) -> None:
         """Tell what is left of it."""

@@ -210,7 +210,11 @@ class HandledRegister(BaseRegister):
             where = f"{self.owner.__qualname__}, which is complete"
             raise _mistake(function, f"{self.name} belongs to {where}", "declare the whole register again")
         if before is not None:
-            raise _mistake(function, f"{self.name} has a {half} already", f"keep one of the two {half}s")
+            shape = f"({', '.join(inspect.signature(before).parameters)})"
+            what = f"{self.name} has a {half} already, the function that takes {shape}"
+            reading = f"({', '.join(self._reading)})"
+            hint = f"keep one of the two {half}s: what takes {reading} is the reader, with a value behind it the writer"
+            raise _mistake(function, what, hint)
         _refuse_unfit(function)
         if _arguments(function) != len(arguments):
             shape = f"({', '.join(arguments)})"

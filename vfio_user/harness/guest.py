@@ -129,7 +129,8 @@ class Guest(abc.ABC):
         """
         result = self.start(command, timeout).wait()
         if result.timed_out:
-            raise self._failure(f"in the guest, {as_line(command)!r} did not end in time", result)
+            here = f", times {self.patience:g} under this accelerator" if self.patience != 1 else ""
+            raise self._failure(f"in the guest, {as_line(command)!r} did not end in {timeout:g} s{here}", result)
         return result
 
     def succeed(self, *commands: Command, timeout: float = 60.0) -> str:

@@ -52,6 +52,7 @@ from vfio_user.harness.scratch import Scratch, processes_of
 from vfio_user.harness.server import DeviceServer, ServerFailure
 from vfio_user.harness.site import Site
 from vfio_user.harness.timeouts import Accelerator
+from vfio_user.page.names import INDEX
 
 if TYPE_CHECKING:
     from vfio_user.harness.image import GuestImage
@@ -471,7 +472,8 @@ class Lab:
         if unwritten and wrong is not None:
             wrong.add_note(f"not all evidence could be written: {unwritten[0]}")
         if raised is not None:
-            raised.add_note(f"logs: {self.folder}")
+            page = self.folder / INDEX
+            raised.add_note(f"page: {page}" if page.exists() else f"logs: {self.folder}")
         if error is None and raised is not None:
             raise raised
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
+from userdev.counted import counted
 from userdev.errors import UserError
 from userdev.process import Child, Deadline, tail
 from vfio_user.harness import coredump
@@ -25,7 +26,7 @@ from vfio_user.harness.mishaps import Mishaps
 from vfio_user.harness.qmp import Qmp, QmpError, QmpLost, QmpTimeout
 from vfio_user.harness.qtest import QTest
 from vfio_user.harness.server import ServerFailure
-from vfio_user.harness.timeouts import patience
+from vfio_user.harness.timeouts import SCALE_VARIABLE, patience
 
 # Seconds for QEMU itself, whatever the guest does.
 _GREETING_SECONDS = 30.0  # multiplied by patience: what it starts on may be slow, or busy
@@ -45,6 +46,23 @@ CHANNELS = ("qmp", "console", "agent", "qtest")
 # What a guest's init says, at the end of a line: a reset may have left a shell's prompt at its beginning.
 UP = re.compile(rb"(?m:(?<!NOT )READY\r?$)|NOT READY\b[^\n]*\n|Kernel panic[^\n]*\n|Initramfs unpacking failed[^\n]*\n")
 _NO_ROOM = b"Initramfs"
+_TOO_MUCH_MEMORY = (
+    "the guest's memory and what lies above it are more than its processor can address (512 GiB under emulation):"
+    " give it less `--memory`\n"
+)
+
+
+def crowding(config: MachineConfig, processors: int) -> str:
+    """What to say of a guest that is slow for having more processors than its host, which emulates each; else nothing.
+
+    Every one of them waits for the others as the kernel brings them up.
+    """
+    if config.accelerator == "kvm" or config.cpus <= processors:
+        return ""
+    return (
+        f"{counted(config.cpus, 'processor')} emulated on {processors} of this machine make it slow:"
+        f" try fewer `--cpus`, or {SCALE_VARIABLE}\n"
+    )
 
 
 class Emulator(Protocol):
@@ -165,7 +183,8 @@ class Machine:
             found = self.console.wait_for(UP.pattern, deadline, since=since)[0]
         except ConsoleError as error:
             self.check(wait=1.0)
-            raise MachineError(f"the guest did not come up in {deadline.seconds:g} s", hint=error.hint) from error
+            hint = crowding(self.config, os.cpu_count() or 1) + error.hint
+            raise MachineError(f"the guest did not come up in {deadline.seconds:g} s", hint=hint) from error
         if not found.startswith(b"READY"):
             said = found.decode(errors="replace").strip()
             more = "is there room for the image in the guest's memory? `--memory` gives it more\n"
@@ -274,7 +293,9 @@ class Machine:
             return ServerFailure.of(f"{told_end(first)}; then QEMU {fate}", first)
         if refused:
             return ServerFailure.of(f"QEMU refuses a device: {refused}", self.child)
-        return MachineError(end_of("QEMU", fate, tail(self.child.log)), hint=self.child.last_words())
+        said = tail(self.child.log)
+        more = _TOO_MUCH_MEMORY if "phys-bits too low" in said else ""
+        return MachineError(end_of("QEMU", fate, said), hint=more + self.child.last_words())
 
     def __enter__(self) -> Machine:
         return self

@@ -28,6 +28,7 @@ from vhost_user.wire import (
     VirtioFeature,
     check_protocol_features,
 )
+from vhost_user.wire.features import words_of
 from vhost_user.wire.payloads import (
     Config,
     DeviceStateTransfer,
@@ -66,7 +67,7 @@ def _get_features(back_end: BackEnd, _: None, __: Fds) -> int:
 def _set_features(back_end: BackEnd, value: int, _: Fds) -> None:
     features = VirtioFeature(value)
     if unknown := features & ~back_end.features:
-        raise ProtocolError(f"features that were not offered: {unknown!r}")
+        raise ProtocolError(f"features that were not offered: {words_of(unknown)}")
     back_end.agree(features=features)
     try:
         back_end.model.device.on_features(value)
@@ -81,7 +82,7 @@ def _get_protocol_features(back_end: BackEnd, _: None, __: Fds) -> int:
 def _set_protocol_features(back_end: BackEnd, value: int, _: Fds) -> None:
     features = ProtocolFeature(value)
     if unknown := features & ~back_end.protocol_features:
-        raise ProtocolError(f"protocol features that were not offered: {unknown!r}")
+        raise ProtocolError(f"protocol features that were not offered: {words_of(unknown)}")
     check_protocol_features(features)
     back_end.agree(protocol_features=features)
 

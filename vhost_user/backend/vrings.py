@@ -21,6 +21,7 @@ from vhost_user.device import DeviceModel, Supply, Taken, VhostDevice
 from vhost_user.memory import DirtyLog, Iotlb, MemoryTable
 from vhost_user.rings import BrokenRing, Chain, PackedRing, Ring, RingAddresses, SplitRing
 from vhost_user.wire import VirtioFeature
+from vhost_user.wire.features import words_of
 from vhost_user.wire.payloads import VRING_F_LOG, IotlbMessage, IotlbType, Region, VringAddress, XenRegion
 
 _NO_FEATURES = VirtioFeature(0)
@@ -135,7 +136,7 @@ class Vrings:
         """
         changed = (features ^ self.features) & ~_ON_RUNNING_RINGS
         if changed and any(vring.state.is_started for vring in self._rings):
-            raise ProtocolError(f"features change while rings run: {changed!r}")
+            raise ProtocolError(f"features change while rings run: {words_of(changed)}")
         self.features = features
         self._share_log()
 

@@ -8,6 +8,7 @@ from typing import Any
 from userdev.errors import ProtocolError
 from vhost_user.frontend.front_end import FrontEnd
 from vhost_user.wire import FrontEndRequest, ProtocolFeature, VirtioFeature, check_protocol_features
+from vhost_user.wire.features import names_of
 from vhost_user.wire.payloads import MAX_CONFIG, Config
 
 R = FrontEndRequest
@@ -43,8 +44,8 @@ def describe(front_end: FrontEnd) -> Description:
     front_end.negotiate()
     features, protocol = front_end.offered
     return Description(
-        _names(features),
-        _names(protocol),
+        names_of(features),
+        names_of(protocol),
         front_end.queue_count() if front_end.has(_P.MQ) else None,
         front_end.ask(R.GET_MAX_MEM_SLOTS) if front_end.has(_P.CONFIGURE_MEM_SLOTS) else None,
         _config(front_end).hex() if front_end.has(_P.CONFIG) else None,
@@ -69,12 +70,6 @@ def render(description: Description) -> str:
 def as_json(description: Description) -> dict[str, Any]:
     """The same for programs."""
     return asdict(description)
-
-
-def _names(bits: VirtioFeature | ProtocolFeature) -> tuple[str, ...]:
-    kind = type(bits)
-    named = {int(member): member.name or "" for member in kind}
-    return tuple(named.get(1 << bit, f"bit {bit}") for bit in range(64) if int(bits) & 1 << bit)
 
 
 def _config(front_end: FrontEnd) -> bytes:

@@ -22,6 +22,17 @@ def _complement(features: F) -> F:
     return type(features)(~int(features) & (1 << 64) - 1)
 
 
+def names_of(features: IntFlag) -> tuple[str, ...]:
+    """The bits that are set, by name, or number where they have none."""
+    named = {int(member): member.name or "" for member in type(features)}
+    return tuple(named.get(1 << bit, f"bit {bit}") for bit in range(64) if int(features) & 1 << bit)
+
+
+def words_of(features: IntFlag) -> str:
+    """The same for people."""
+    return ", ".join(names_of(features)) or "none"
+
+
 class VirtioFeature(IntFlag):
     """Bits of GET_FEATURES and SET_FEATURES (virtio 1.3, "Reserved Feature Bits"; linux/vhost.h; specification)."""
 
@@ -113,4 +124,4 @@ def check_protocol_features(features: ProtocolFeature) -> None:
     """
     for feature, needed in NEEDS.items():
         if feature in features and needed not in features:
-            raise ProtocolError(f"{feature.name} without {(needed & ~features)!r}", fatal=True)
+            raise ProtocolError(f"{feature.name} without {words_of(needed & ~features)}", fatal=True)
