@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.fuzz_kit import Quiet
-from userdev.conformance import CheckFailed
+from userdev.conformance import CheckFailed, Group, Level
 from userdev.errors import UserError
 from userdev.fuzz import (
     Blob,
@@ -257,13 +257,39 @@ def test_a_find_of_a_corpus_is_a_check_that_fails_whatever_is_found_with_it(tmp_
     ):
         Find("p", "rule", "a rule", "rule: c", "c was said", steps(names)).write(tmp_path)
         subject = Probed(wrong)
-        (check,) = corpus_checks(tmp_path, "p", dict.fromkeys([None], subject).__getitem__)
+        (check,) = corpus_checks(tmp_path, "p", dict.fromkeys([None], subject).__getitem__, ())
         if said:
             with pytest.raises(CheckFailed, match=said):
                 check.run(None)
         else:
             check.run(None)
         assert subject.closed, names
+
+
+def test_a_find_that_is_the_failure_of_a_check_has_the_rule_and_the_level_of_that(tmp_path: Path) -> None:
+    group = Group[None]("info", "the rule of the check")
+    group.add("odd", "It is not odd", lambda bench: None, level=Level.REFERENCE, revision="of 2022")
+    found = {}
+    for cause in ("rule: check info/odd", "rule: check info/gone", "rule: info/odd"):
+        Find("p", "rule", "a rule", cause, "it is odd", ()).write(tmp_path / cause)
+        (made,) = corpus_checks(tmp_path / cause, "p", lambda bench: Pretended(), tuple(group))  # type: ignore[arg-type, return-value]
+        found[cause] = (made.rule, made.level, made.revision)
+    assert found == {
+        "rule: check info/odd": ("the rule of the check", Level.REFERENCE, "of 2022"),
+        "rule: check info/gone": ("a rule", Level.MUST, ""),
+        "rule: info/odd": ("a rule", Level.MUST, ""),
+    }
+
+
+def test_a_find_is_told_once_with_its_check_and_with_the_numbers_of_what_was_seen() -> None:
+    """Its cause is often the same text without them."""
+    for cause, what, told in (
+        ("rule: b failed with #", "b failed with 5\nand more", "rule: b failed with 5"),
+        ("rule: register # is lost", "behind a reset, register 7 is lost", "rule: behind a reset, register 7 is lost"),
+        ("rule: check info/odd", "it is odd", "rule: check info/odd: it is odd"),
+        ("rule: c", "", "rule: c: "),
+    ):
+        assert Find("p", "rule", "a rule", cause, what, ()).headline == told
 
 
 # finds as files

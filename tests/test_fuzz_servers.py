@@ -344,6 +344,15 @@ def test_what_probing_shows_is_told_as_that_and_not_as_no_steps(tmp_path: Path) 
     assert "probing" in told[0]
 
 
+def test_how_many_steps_of_a_long_find_are_not_shown_is_told(tmp_path: Path) -> None:
+    for number in (10, 13):
+        find = Find("vfio-user", "death", "a rule", "death: of it", "it died", (Step.of("reset"),) * number)
+        told: list[str] = []
+        _Teller(1.0, SimpleNamespace(say=told.append)).kept(find, tmp_path / "f.json")  # type: ignore[arg-type]
+        assert sum("reset" in line for line in told) == 10
+        assert [line for line in told[1:] if "reset" not in line] == ["    ... and 3 more steps"] * (number > 10)
+
+
 def test_a_device_of_ours_is_served_for_the_fuzzer_as_for_the_other_commands(monkeypatch: pytest.MonkeyPatch) -> None:
     """A back-end's says what is served as well, and does where one is named."""
     asked: list[tuple[str | None, str | None]] = []

@@ -20,6 +20,8 @@ MAX_FILE = 16 << 20
 """Bytes of a file that is read: a find has a hundred steps at most, and each is short."""
 _NUMBERS = re.compile(r"0x[0-9a-f]+|\b[0-9a-f]*\d[0-9a-f]*\b", re.IGNORECASE)
 _SPACE = re.compile(r"\s+")
+CHECK = "check "
+"""What the cause of a find begins with that is the failure of a check of conformance, whose id follows."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,19 @@ class Find:
     def name(self) -> str:
         """A name for its file, and for its check: the oracle's, and what tells its causes apart."""
         return f"{self.oracle}-{hashlib.sha256(self.cause.encode()).hexdigest()[:10]}"
+
+    @property
+    def check(self) -> str:
+        """The id of the check of conformance that failed; empty where the find is of another kind."""
+        named = self.cause.removeprefix(f"{self.oracle}: {CHECK}")
+        return "" if named == self.cause else named
+
+    @property
+    def headline(self) -> str:
+        """One line for people: the cause, and what was seen; no more than that where it says the cause too."""
+        seen = next(iter(self.what.splitlines()), "")
+        named = self.cause.removeprefix(f"{self.oracle}: ")
+        return f"{self.oracle if named in cause_of(seen) else self.cause}: {seen}"
 
     def write(self, folder: Path) -> Path:
         """Write it into a folder, which is made; the file's path.

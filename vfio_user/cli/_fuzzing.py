@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 
 import click
 
-from userdev.conformance import Check, CheckFailed, Group
+from userdev.conformance import Check, CheckFailed, Group, Level
 from userdev.conformance.targets import Greet
 from userdev.counted import counted
 from userdev.errors import VerdictError
@@ -29,6 +29,8 @@ from vfio_user.extras import needing
 FOLDER = Path("fuzz-finds")
 LENGTH = 40
 """Steps of a sequence, at most."""
+SHOWN = 10
+"""Steps of a find that are shown; its file has all."""
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -182,7 +184,7 @@ def _report(asked: Asked, seed: int, summary: Summary) -> None:
     elif summary.interrupted:
         click.echo(f"interrupted; seed {seed}", err=True)
     if finds:
-        evidence = "\n".join(f"  {asked.output / find.name}.json: {find.what.splitlines()[0]}" for find in finds)
+        evidence = "\n".join(f"  {asked.output / find.name}.json: {find.headline}" for find in finds)
         raise VerdictError(counted(len(finds), "find"), evidence=evidence)
     if summary.interrupted:
         sys.exit(130)
@@ -206,7 +208,7 @@ class _Teller:
 
     def found(self, find: Find) -> None:
         """Tell of a cause that is new."""
-        self._waiting.say(f"found: {find.cause}: {find.what.splitlines()[0]}")
+        self._waiting.say(f"found: {find.headline}")
 
     def reducing(self, left: int, tries: int) -> None:
         """Tell how its reduction goes."""
@@ -216,8 +218,10 @@ class _Teller:
         """Tell what is left of it."""
         told = "" if find.reproduced else ", which do not show it by themselves"
         self._waiting.say(f"  {path}: {_steps_of(find)}{told}")
-        for step in find.steps[:10]:
+        for step in find.steps[:SHOWN]:
             self._waiting.say(f"    {step}")
+        if left := len(find.steps[SHOWN:]):
+            self._waiting.say(f"    ... and {counted(left, 'more step')}")
 
 
 def play_again(find: Find, subject: ProbedSubject, path: Path, *, as_json: bool, quiet: bool) -> None:
@@ -259,15 +263,24 @@ def _played(find: Find, subject: ProbedSubject) -> Found | None:
 B = TypeVar("B")
 
 
-def corpus_checks(folder: Path, protocol: str, made: Callable[[B], ProbedSubject]) -> tuple[Check[B], ...]:
+def corpus_checks(
+    folder: Path, protocol: str, made: Callable[[B], ProbedSubject], catalogue: Sequence[Check[B]]
+) -> tuple[Check[B], ...]:
     """The finds of a folder as checks of a group `corpus`; `made` makes the subject of a bench.
+
+    One that is the failure of a check of the catalogue has the rule and the level of that.
 
     Raises:
         UserError: the folder has none.
     """
     group = Group[B]("corpus", "a find of `fuzz` that was kept")
+    by_id = {check.id: check for check in catalogue}
     for path, find in corpus(folder, protocol):
-        group.add(path.stem, f"{find.cause} is not found again", _check(find, made), rule=find.rule)
+        rule, level, revision = find.rule, Level.MUST, ""
+        if (failed := by_id.get(find.check)) is not None:
+            rule, level, revision = failed.rule, failed.level, failed.revision
+        title = f"A find that is played again: {find.cause}"
+        group.add(path.stem, title, _check(find, made), rule=rule, level=level, revision=revision)
     return tuple(group)
 
 

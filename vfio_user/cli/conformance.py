@@ -40,7 +40,7 @@ def command(dialect: str, **given: Any) -> None:
     if asked.checks is not None:
         catalogue = own_checks(asked.checks, CATALOGUE)
     if asked.corpus is not None:
-        catalogue = corpus_checks(asked.corpus, PROTOCOL, partial(VfioUserSubject.of, spoken))
+        catalogue = corpus_checks(asked.corpus, PROTOCOL, partial(VfioUserSubject.of, spoken), CATALOGUE)
 
     def run_checks(checks: Sequence[Check[Bench]], target: Target) -> Iterator[CheckResult[Bench]]:
         _require_dialect(target, spoken, timeout=asked.timeout)

@@ -36,7 +36,7 @@ def command(**given: Any) -> None:
     if asked.checks is not None:
         catalogue = own_checks(asked.checks, CATALOGUE)
     if asked.corpus is not None:
-        catalogue = corpus_checks(asked.corpus, PROTOCOL, partial(VhostUserSubject.of, kind))
+        catalogue = corpus_checks(asked.corpus, PROTOCOL, partial(VhostUserSubject.of, kind), CATALOGUE)
 
     def run_checks(checks: Sequence[Check[Bench]], target: Target) -> Iterator[CheckResult[Bench]]:
         return run(checks, target, kind, timeout=asked.timeout)

@@ -9,6 +9,7 @@ from functools import lru_cache
 from userdev.conformance.check import Skip, Unmet, require
 from userdev.errors import UserdevError
 from userdev.fuzz import Few, Found, Kind, Number, Pick, Several
+from userdev.fuzz.finds import CHECK
 from vfio_user.client.conformance import CATALOGUE, Bench, Check
 from vfio_user.client.conformance.access import size_bar
 from vfio_user.client.conformance.bench import INTERRUPT_LINE
@@ -265,11 +266,11 @@ def check(encounter: Encounter, id: str) -> None:
     except Skip:
         return
     except Unmet as error:
-        raise Found(REPLIES, f"check {error.id}", str(error)) from error
+        raise Found(REPLIES, f"{CHECK}{error.id}", str(error)) from error
     except (Disconnected, NoAnswer):
         raise
     except UserdevError as error:
-        raise Found(REPLIES, f"check {id}", str(error)) from error
+        raise Found(REPLIES, f"{CHECK}{id}", str(error)) from error
 
 
 @lru_cache(1)

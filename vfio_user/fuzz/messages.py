@@ -7,6 +7,7 @@ from functools import lru_cache
 from userdev.conformance.check import Skip, Unmet
 from userdev.errors import ProtocolError, UserdevError
 from userdev.fuzz import Blob, Found, Kind, Number, Pick, Several
+from userdev.fuzz.finds import CHECK
 from userdev.transport import close_all
 from vfio_user.client import Client
 from vfio_user.client.conformance import CATALOGUE, Bench, Check
@@ -126,7 +127,7 @@ def _greet(encounter: Encounter, id: str) -> None:
     except (Disconnected, NoAnswer):
         raise
     except UserdevError as error:
-        raise Found(REPLIES, f"check {id}", str(error)) from error
+        raise Found(REPLIES, f"{CHECK}{id}", str(error)) from error
     finally:
         bench.close()
 

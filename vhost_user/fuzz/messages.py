@@ -10,6 +10,7 @@ from functools import lru_cache, partial
 from userdev.conformance import Check, Level, Skip
 from userdev.conformance.check import CheckFailed, Unmet
 from userdev.fuzz import Blob, Found, Kind, Number, Pick
+from userdev.fuzz.finds import CHECK
 from vhost_user.frontend.conformance import CATALOGUE, Bench
 from vhost_user.frontend.errors import BackEndError, Disconnected, NoAnswer, Refused
 from vhost_user.fuzz.encounter import KINDS, Encounter, Offered
@@ -198,7 +199,7 @@ def check(encounter: Encounter, id: str) -> None:
     except (CheckFailed, BackEndError) as error:
         if isinstance(error, (Disconnected, NoAnswer)):
             raise
-        raise Found(REPLIES, f"check {id}", str(error)) from error
+        raise Found(REPLIES, f"{CHECK}{id}", str(error)) from error
     finally:
         bench.close()
         encounter.join(0, 1, False)
