@@ -122,7 +122,7 @@ class Disconnection:
             self._meet_its_fate(guest, server)
         try:
             device = plugged.result(60)
-        except (UserError, GuestFailure):
+        except (UserError, ServerFailure, GuestFailure):
             return "no device" if guest.machine.child.wait(0.5) is None else "gone with QEMU"
         return self._look_and_unplug(guest, server, device, self.watch(guest, device, "idle"))
 

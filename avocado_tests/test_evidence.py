@@ -7,7 +7,7 @@ import os
 import signal
 from pathlib import Path
 
-from userdev.errors import UserError
+from userdev.errors import UserError, VerdictError
 from vfio_user.avocado_test import GuestTest
 from vfio_user.harness import INDEX, RECORD, Child, Lab
 
@@ -43,7 +43,7 @@ class Evidence(GuestTest):
         """The page of a run in which these crash, in this order."""
         folder = Path(self.outputdir) / "run"
         folder.mkdir()
-        with self.assertRaises(UserError), Lab("run", folder=folder) as lab:
+        with self.assertRaises((UserError, VerdictError)), Lab("run", folder=folder) as lab:
             guest = lab.boot(device="edu", iommu=True, trace=True, migratable=True)
             self.edu(guest, "liveness")
             guest.succeed("echo the end is near > /dev/console; echo so says the kernel > /dev/kmsg")
