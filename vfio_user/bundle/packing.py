@@ -11,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 
 from userdev.errors import UserError, about
+from userdev.writable import require_writable
 from vfio_user.bundle.cores import COMPRESSED, TooLarge, pack_core
 from vfio_user.bundle.model import INPUTS, MANIFEST, Bundle, Content, Outcome, Recipe, without_secrets
 from vfio_user.bundle.secrets import Secrets
@@ -58,12 +59,12 @@ def checked_place(place: Path) -> Path:
     """A place for a new bundle, by its absolute path: nothing is there, or an empty folder.
 
     Raises:
-        UserError: something is.
+        UserError: something is, or nothing can be written there.
     """
-    if place.is_dir() and not any(place.iterdir()):
-        return place.absolute()
-    if place.exists() or place.is_symlink():
+    is_empty_folder = place.is_dir() and not any(place.iterdir())
+    if not is_empty_folder and (place.exists() or place.is_symlink()):
         raise UserError(f"{place} is there already, and a bundle is a folder of its own", hint="name another folder")
+    require_writable(place, makes_folders=True)
     return place.absolute()
 
 

@@ -18,6 +18,7 @@ from userdev.errors import UserError, VerdictError, about, meant
 from vfio_user.cli._choice import Choice
 from vfio_user.cli._completion import Completer
 from vfio_user.cli._hardware import DEVICE, device_option
+from vfio_user.cli._outputs import Output
 from vfio_user.cli._progress import quiet_option
 from vfio_user.cli._served import command_of
 
@@ -68,7 +69,6 @@ def options(argument: str, *, complete: Completer, device: str = "") -> Callable
     `device` is what that option also says, and `complete` is what a shell offers for it.
     """
 
-    path = click.Path(dir_okay=False, path_type=Path)
     decorators = [
         click.argument("address", required=False, metavar=f"[{argument}]"),
         click.option(
@@ -85,11 +85,11 @@ def options(argument: str, *, complete: Completer, device: str = "") -> Callable
             default="open",
             help="must: leave out what is not in the specification; reference: what is left open.",
         ),
-        click.option("--junit", type=path, help="Write JUnit XML."),
+        click.option("--junit", type=Output(dir_okay=False), help="Write JUnit XML."),
         click.option(
             "--json",
             "json_path",
-            type=click.Path(dir_okay=False, path_type=Path, allow_dash=True),
+            type=Output(dir_okay=False, allow_dash=True),
             help="Write JSON; - is the standard output, which has nothing else then.",
         ),
         quiet_option("Show only what is not as it should be, and the count."),
@@ -151,6 +151,8 @@ class Suite(Generic[B]):
             if (habit := target.try_out()) and shown is _ALL:
                 click.echo(habit)
             results = self._shown(run(checks, target), shown)
+        if not only_json:  # before what may not be writable any more: the counts are not lost with it
+            _tell_counts(results)
         if asked.junit is not None:
             self._write_junit(asked.junit, results)
         if asked.json_path is not None:
@@ -160,7 +162,7 @@ class Suite(Generic[B]):
             else:
                 with about(asked.json_path):
                     asked.json_path.write_text(text + "\n")
-        _judge(results, silent=only_json)
+        _judge(results)
 
     def _chosen(self, only: Sequence[str], level: str) -> list[Check[B]]:
         """The checks that were asked for and are rules of the dialect.
@@ -301,30 +303,33 @@ def server(address: str | None, command: str | None, greet: Greet, *, timeout: f
         yield started
 
 
-def _judge(results: Sequence[CheckResult[B]], *, silent: bool) -> None:
-    """Count the outcomes.
-
-    Raises:
-        VerdictError: a check has failed.
-        UserError: none has, and one is broken itself: of the server that is no verdict.
-    """
+def _tell_counts(results: Sequence[CheckResult[B]]) -> None:
     count = {outcome: sum(result.outcome is outcome for result in results) for outcome in Outcome}
     seconds = sum(result.seconds for result in results)
     differ = f"{count[Outcome.DIFFERS]} differ, " if count[Outcome.DIFFERS] else ""
     unjudged = f"{count[Outcome.NOT_JUDGED]} not judged, " if count[Outcome.NOT_JUDGED] else ""
     broken = f"{count[Outcome.BROKEN]} broken, " if count[Outcome.BROKEN] else ""
-    if not silent:
-        click.echo(
-            f"\n{counted(len(results), 'check')}: {count[Outcome.PASS]} passed, {count[Outcome.FAIL]} failed, {differ}"
-            f"{count[Outcome.SKIP]} skipped, {unjudged}{broken}in {seconds:.1f} s"
-        )
-    if count[Outcome.FAIL]:
-        failed = "\n".join(f"  {result.check.id}" for result in results if result.outcome is Outcome.FAIL)
-        raise VerdictError(f"{count[Outcome.FAIL]} of {counted(len(results), 'check')}", evidence=failed)
-    first = next((result for result in results if result.outcome is Outcome.BROKEN), None)
-    if first is not None:
+    click.echo(
+        f"\n{counted(len(results), 'check')}: {count[Outcome.PASS]} passed, {count[Outcome.FAIL]} failed, {differ}"
+        f"{count[Outcome.SKIP]} skipped, {unjudged}{broken}in {seconds:.1f} s"
+    )
+
+
+def _judge(results: Sequence[CheckResult[B]]) -> None:
+    """Look at what became of the checks.
+
+    Raises:
+        VerdictError: a check has failed.
+        UserError: none has, and one is broken itself: of the server that is no verdict.
+    """
+    failed = [result.check.id for result in results if result.outcome is Outcome.FAIL]
+    if failed:
+        evidence = "\n".join(f"  {each}" for each in failed)
+        raise VerdictError(f"{len(failed)} of {counted(len(results), 'check')}", evidence=evidence)
+    broken = [result for result in results if result.outcome is Outcome.BROKEN]
+    if broken:
         raise UserError(
-            f"{counted(count[Outcome.BROKEN], 'check gives', 'checks give')} no verdict about the server: "
-            f"{first.check.id}: {first.detail}",
+            f"{counted(len(broken), 'check gives', 'checks give')} no verdict about the server: "
+            f"{broken[0].check.id}: {broken[0].detail}",
             hint="mend the check at that line",
         )

@@ -23,6 +23,7 @@ from vfio_user.cli._completion import Completer
 from vfio_user.cli._conformance import Target, server
 from vfio_user.cli._durations import Duration
 from vfio_user.cli._hardware import DEVICE, device_option
+from vfio_user.cli._outputs import Output
 from vfio_user.cli._progress import Waiting, quiet_option
 from vfio_user.extras import needing
 
@@ -59,7 +60,6 @@ def options(argument: str, served: str, *, complete: Completer, device: str = ""
     `argument` is what it calls the address, `served` what is there: server, or back-end. `device` is what that option
     also says, and `complete` is what a shell offers for it.
     """
-    folder = click.Path(file_okay=False, path_type=Path)
     decorators = [
         click.argument("address", required=False, metavar=f"[{argument}]"),
         click.option(
@@ -79,7 +79,11 @@ def options(argument: str, served: str, *, complete: Completer, device: str = ""
             "--finds", type=click.IntRange(min=1), metavar="N", help="Stop behind so many causes that were seen again."
         ),
         click.option(
-            "--output", type=folder, default=FOLDER, show_default=True, help="Finds go there, a file for each cause."
+            "--output",
+            type=Output(file_okay=False, makes_folders=True),
+            default=FOLDER,
+            show_default=True,
+            help="Finds go there, a file for each cause.",
         ),
         click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON; progress goes to stderr."),
         click.option(

@@ -10,6 +10,7 @@ import click
 from userdev.counted import counted
 from userdev.trace.view import apart_from
 from vfio_user.cli._durations import Duration
+from vfio_user.cli._outputs import Output
 from vfio_user.cli._progress import Waiting, quiet_option
 from vfio_user.cli._registers import registers as named_registers
 from vfio_user.cli._replaying import comparing
@@ -26,7 +27,7 @@ _INTERRUPTED = 130
 @click.option("--check", metavar="CMD", help="Decide by CMD: {trace} is the candidate; it fails while CMD does.")
 @click.option("--record", type=int, metavar="N", help="Of several that differ the one to explain, as `replay` numbers.")
 @click.option("--for", "seconds", type=Duration(), default=BUDGET_SECONDS, help="At most: 90s, 10m (default), 1h30m.")
-@click.option("--output", "-o", type=click.Path(dir_okay=False, path_type=Path), help="Default: TRACE.min")
+@click.option("--output", "-o", type=Output(dir_okay=False), help="Default: TRACE.min")
 @comparing
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @quiet_option("Say only what came of it.")

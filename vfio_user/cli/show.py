@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from vfio_user.cli._outputs import Output
 from vfio_user.cli._registers import registers as names
 from vfio_user.page.document import write_page
 from vfio_user.page.names import INDEX
@@ -16,9 +17,7 @@ from vfio_user.page.names import INDEX
 
 @click.command()
 @click.argument("what", metavar="EVIDENCE|TRACE|BUNDLE", type=click.Path(path_type=Path))
-@click.option(
-    "--output", "-o", type=click.Path(path_type=Path), help="The page; default: index.html in a folder, FILE.html."
-)
+@click.option("--output", "-o", type=Output(), help="The page; default: index.html in a folder, FILE.html.")
 @click.option("--registers", metavar="MAP", help="Names of registers, as `vfio-user trace show` takes them.")
 @click.option("--open/--no-open", "opened", default=None, help="Open it in a browser; by default at a terminal.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; no browser is opened, unless --open says so.")

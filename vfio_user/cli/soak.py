@@ -23,6 +23,7 @@ from vfio_user.cli._hardware import (
     guest_hardware,
     image_option,
 )
+from vfio_user.cli._outputs import Output
 from vfio_user.cli._progress import quiet_option
 from vfio_user.cli._soak_again import Again, keep_soak
 from vfio_user.cli._soak_line import Teller
@@ -88,7 +89,7 @@ _UNTIL = ("100", "first-failure")
 @guest_hardware(root_bus=False)
 @click.option("--trace", is_flag=True, help="Record every message of every guest; long soaks have large ones.")
 @capture_dma_option()
-@click.option("--journal", type=click.Path(path_type=Path), help="JSON lines; by default soak.jsonl among the results.")
+@click.option("--journal", type=Output(makes_folders=True), help="JSON lines; by default soak.jsonl among the results.")
 @quiet_option("Say only what failed, and how it ended.")
 @click.option("--json", "as_json", is_flag=True, help="Print each event's line of the journal.")
 @bundled("soak")

@@ -19,6 +19,7 @@ from userdev.trace import as_json, text
 from userdev.trace.view import TraceView, apart_from
 from vfio_user.cli._beside import refuse_beside
 from vfio_user.cli._choice import Choice
+from vfio_user.cli._outputs import Output
 from vfio_user.cli._registers import REGISTERS_HELP
 from vfio_user.cli._registers import registers as names
 from vfio_user.cli._trace_diff import diff
@@ -90,7 +91,7 @@ def show(
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--format", "kind", type=Choice(["pcapng", "json", "perfetto"]), required=True)
-@click.option("--output", "-o", type=click.Path(path_type=Path), help="Default: standard output.")
+@click.option("--output", "-o", type=Output(), help="Default: standard output.")
 @click.option("--registers", metavar="MAP", help=REGISTERS_HELP)
 @click.option("--qmp-log", type=click.Path(path_type=Path), help="QMP messages, a JSON object a line (perfetto).")
 @click.option("--console-log", type=click.Path(path_type=Path), help="Console lines with time stamps (perfetto).")

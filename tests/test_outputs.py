@@ -1,0 +1,67 @@
+"""Where results cannot go is said before the work that they come of."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from tests.cases import for_each
+from tests.test_conformance_told import no_server, told
+from userdev.errors import UserError
+from userdev.writable import require_writable
+from vfio_user.bundle import Keeping, Recipe
+from vfio_user.cli import cli
+
+__all__ = ["no_server"]
+
+_NOWHERE = "/nope/deeper/x"
+_COMMANDS = (
+    ("trace", "export", "t.trace", "--format", "json", "-o"),
+    ("minimize", "t.trace", "--server-command", "s", "-o"),
+    ("show", "t.trace", "-o"),
+    ("conformance", "s", "--junit"),
+    ("conformance", "s", "--json"),
+)
+
+
+@for_each(_COMMANDS)
+def test_a_file_in_no_folder_is_refused_before_anything_is_read(words: tuple[str, ...]) -> None:
+    said = CliRunner().invoke(cli, [*words, _NOWHERE])
+    assert isinstance(said.exception, UserError)
+    assert _NOWHERE in str(said.exception)
+    assert said.exception.hint
+
+
+def test_a_folder_below_a_file_is_refused_where_folders_are_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    below = tmp_path / "file" / "a" / "b"
+    for words in (("fuzz", "s", "--output"), ("soak", "--journal"), ("run", "--bundle"), ("migrate", "--bundle")):
+        said = CliRunner().invoke(cli, [*words, str(below)])
+        assert isinstance(said.exception, UserError), words
+        assert str(below) in str(said.exception), words
+    require_writable(tmp_path / "a" / "b", makes_folders=True)
+    assert not (tmp_path / "a").exists()
+
+
+def test_what_may_not_be_written_is_refused_and_a_device_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    require_writable(Path("/dev/null"))
+    require_writable(tmp_path / "x")
+    monkeypatch.setattr("os.access", lambda *_: False)
+    for path in (tmp_path / "x", tmp_path):
+        with pytest.raises(UserError, match="may not write"):
+            require_writable(path)
+    with pytest.raises(UserError, match="may not write"):
+        Keeping(str(tmp_path / "bundle"), Recipe(command="run", arguments=()), of="a run")
+
+
+def test_the_counts_are_told_though_the_results_cannot_be_written_at_the_end() -> None:
+    for option in ("--junit", "--json"):
+        said = told(option, "/dev/full")
+        assert isinstance(said.exception, OSError)
+        assert said.exception.errno == errno.ENOSPC
+        assert "1 check: 1 passed" in said.stdout
