@@ -70,6 +70,7 @@ def test_its_ci_is_what_the_service_reads(tmp_path: Path, service: str) -> None:
 def test_the_device_is_found_by_its_name_once_it_is_installed(tmp_path: Path, protocol: str) -> None:
     project = tomllib.loads((new(tmp_path, "my_nic", "--protocol", protocol) / "pyproject.toml").read_text())["project"]
     assert project["name"] == "my-nic"
+    assert not project["dependencies"], "vfio-user is on no index: what is called so there is somebody else's"
     assert project["entry-points"] == {f"{protocol.replace('-', '_')}.devices": {"my-nic": "my_nic:MyNic"}}
 
 

@@ -32,5 +32,5 @@ def lacking(error: ModuleNotFoundError, extra: str, what: str) -> Exception:
 
 
 def installing(extra: str) -> str:
-    """How to get the extra of this name, from an index or of a checkout: what came from one may be on no index."""
-    return f"pip install 'vfio-user[{extra}]'; in a checkout: pip install -e '.[{extra}]'"
+    """How to get the extra of this name: of a checkout or wheel, as vfio-user is on no index."""
+    return f"pip install '/path/to/vfio-user[{extra}]', its checkout or wheel; within: pip install -e '.[{extra}]'"

@@ -106,7 +106,7 @@ class SlotText(Written):
     folder: Annotated[str, StringConstraints(pattern=r"^/.")]
     """For the package, QEMUs and images there."""
     python: str = "python3"
-    """The one there that has what this package needs: `pip install 'vfio-user[test]'`."""
+    """The one there that has what this package needs: `pip install '/path/to/vfio-user[test]'`."""
     parallel: Annotated[StrictInt, Field(ge=1, le=16)] = 1
     """Cases at once."""
 

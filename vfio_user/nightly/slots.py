@@ -160,7 +160,7 @@ class Slots:
         if said["lacking"]:
             raise UserError(
                 f"{where} lacks {', '.join(said['lacking'])}",
-                hint="pip install 'vfio-user[test]' there",
+                hint="pip install '/path/to/vfio-user[test]' there",
             )
         if said["why"]:
             raise UserError(f"{text.folder} on {text.host}: {said['why']}")
