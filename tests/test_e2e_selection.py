@@ -73,6 +73,13 @@ def test_a_file_that_is_not_there_is_refused_with_those_that_are() -> None:
     assert " dma," in refused.value.hint
 
 
+def test_a_test_file_that_is_nearly_one_beside_the_plan_is_told(tmp_path: Path) -> None:
+    (tmp_path / "my_tests.py").touch()
+    with pytest.raises(UserError) as refused:
+        reference("my_test.py", None, tmp_path)
+    assert "did you mean 'my_tests.py'?" in refused.value.hint
+
+
 @pytest.mark.parametrize(
     ("words", "meant"),
     [

@@ -353,6 +353,16 @@ def test_a_mistake_in_a_recipe_is_named(tmp_path: Path, text: str, named: str) -
         load_recipe(str(path))
 
 
+def test_what_lies_beside_a_recipe_is_no_recipe_unless_it_is_nearly_meant(tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    (tmp_path / "servers.yaml").touch()
+    for parent, is_told in (("minimum", False), ("server", True)):
+        path.write_text(f"extends: {parent}\n")
+        with pytest.raises(UserError) as refused:
+            load_recipe(str(path))
+        assert ("servers" in refused.value.hint) is is_told, parent
+
+
 def test_a_recipe_extends_another_by_its_name_and_not_its_file(tmp_path: Path) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text("extends: mine.yaml\n")

@@ -56,8 +56,9 @@ def reference(test: str, folder: Path | None, beside: Path | None = None) -> str
             exactly = f"^{re.escape(chosen)}{'$' if '.' in chosen else '[.]'}"
             return _named(path, folder) + (f":{exactly}" if chosen else "")
     known = [topic_of(path) for path in all_tests(folder)] if folder else []
-    near = meant(topic_of(name), known)
-    hint = f"{near}there are: {', '.join(known)}" if known else "give the path of a file that has tests"
+    around = ((beside or Path()) / name).parent
+    near = meant(topic_of(name), known) or meant(Path(name).name, sorted(path.name for path in around.glob("*.py")))
+    hint = f"{near}there are: {', '.join(known)}" if known else f"{near}give the path of a file that has tests"
     raise UserError(f"there is no test file {name}", hint=hint)
 
 

@@ -15,7 +15,7 @@ from userdev.errors import UserError, VerdictError
 from userdev.process import Child, Deadline, tail
 from vfio_user.harness.device import Device, server_command
 from vfio_user.harness.interposition import InterposerProcess, Interposition
-from vfio_user.harness.last_words import end_of
+from vfio_user.harness.last_words import end_of, reason
 from vfio_user.harness.scratch import listen
 from vfio_user.harness.site import Site
 from vfio_user.interposer.control.client import InterposerControl
@@ -357,4 +357,6 @@ def _not_up(device: Device, child: Child) -> ServerError:
     if device.served and _FOR_HELP.search(tail(child.log)):
         name = device.served.removeprefix(f"{device.family.name}-").removeprefix(f"{device.family.name}:")
         return ServerError(_told_end(child), hint=f"`{device.family.name} serve {name} --help` shows its options")
-    return ServerError(_told_end(child), hint=f"its last lines:\n{child.last_words()}")
+    said = child.last_words().splitlines()
+    more = [line for line in said if line.strip() != reason("\n".join(said))]  # that one is told already
+    return ServerError(_told_end(child), hint="\n".join(["its last lines:", *more]) if more else "")

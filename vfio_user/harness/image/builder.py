@@ -231,11 +231,14 @@ def _pack_base(recipe: ImageRecipe, packages: Path, into: Path, debs: list[str])
 
     own = recipe.own_kernel
     kernel = KernelModules(own.modules if own else _only(packages, "usr/lib/modules/*", recipe.kernel))
-    tree = select(packages, recipe.files, recipe.exclude)
-    add_bytecode(tree, packages)
-    add_skeleton(tree)
-    add_busybox(tree, packages)
-    add_modules(tree, kernel, recipe.all_modules)
+    try:
+        tree = select(packages, recipe.files, recipe.exclude)
+        add_bytecode(tree, packages)
+        add_skeleton(tree)
+        add_busybox(tree, packages)
+        add_modules(tree, kernel, recipe.all_modules)
+    except UserError as error:
+        raise UserError(f"recipe {recipe.name}: {error}", hint=error.hint) from error
     vmlinuz = own.image if own else _only(packages, "boot/vmlinuz-*", recipe.kernel)
     vmlinux = extract_vmlinux(vmlinuz)
     (into / "vmlinux").write_bytes(vmlinux)

@@ -116,8 +116,9 @@ def _merged(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
         raise UserError(f"recipe {path}: extends: {parent!r:.100} is no recipe's name", hint=hint)
     folder = RECIPES if (RECIPES / f"{parent}.yaml").exists() else path.parent
     if not (folder / f"{parent}.yaml").exists():
-        names = sorted({*recipe_names(), *(each.stem for each in folder.glob("*.yaml") if each != path)})
-        hint = f"{meant(parent, names)}there are: {', '.join(names)}"
+        beside = {each.stem for each in folder.glob("*.yaml") if each != path}  # perhaps recipes, perhaps anything
+        near = meant(parent, sorted({*recipe_names(), *beside}))
+        hint = f"{near}there are: {', '.join(recipe_names())}; or one in the same folder"
         raise UserError(f"recipe {path}: extends: there is no recipe {parent!r:.100}", hint=hint)
     base = _merged(folder / f"{parent}.yaml", (*above, path))
     return {key: _join(base.get(key), fields.get(key)) for key in {**base, **fields}}
