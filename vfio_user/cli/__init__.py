@@ -196,6 +196,8 @@ def run_command(command: click.Command) -> None:
 def end_with(error: BaseException) -> NoReturn:
     """End as an error has it, whose handler this is called from."""
     if isinstance(error, click.Abort | KeyboardInterrupt):
+        notes = getattr(error.__cause__ if isinstance(error, click.Abort) else error, "__notes__", ())
+        click.echo("\n  ".join(("interrupted", *notes)), err=True)
         sys.exit(130)
     if isinstance(error, click.ClickException):
         error.show()

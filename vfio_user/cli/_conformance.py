@@ -150,7 +150,7 @@ class Suite(Generic[B]):
         with server(asked.address, command, greet, timeout=asked.timeout) as target:
             if (habit := target.try_out()) and shown is _ALL:
                 click.echo(habit)
-            results = self._shown(run(checks, target), shown)
+            results = self._shown(_counted_if_interrupted(run(checks, target), len(checks)), shown)
         if not only_json:  # before what may not be writable any more: the counts are not lost with it
             _tell_counts(results)
         if asked.junit is not None:
@@ -301,6 +301,18 @@ def server(address: str | None, command: str | None, greet: Greet, *, timeout: f
         ) as started,
     ):
         yield started
+
+
+def _counted_if_interrupted(results: Iterable[CheckResult[B]], of: int) -> Iterator[CheckResult[B]]:
+    """The results as they come; a KeyboardInterrupt is told how many there were."""
+    done = failed = 0
+    try:
+        for result in results:
+            done, failed = done + 1, failed + (result.outcome is Outcome.FAIL)
+            yield result
+    except KeyboardInterrupt as interrupt:
+        interrupt.add_note(f"{done} of {counted(of, 'check')} done, {failed} failed")
+        raise
 
 
 def _tell_counts(results: Sequence[CheckResult[B]]) -> None:
