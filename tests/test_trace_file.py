@@ -249,8 +249,9 @@ def test_what_was_written_before_a_sigkill_is_readable(tmp_path: Path) -> None:
 
 
 def test_a_trace_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError):
+    with pytest.raises(UserError) as refused:
         TraceWriter(tmp_path / "no" / "such" / "folder", NAME, {})
+    assert "another place" in refused.value.hint
 
 
 def test_a_changed_message_is_recorded_as_it_came_and_as_it_went(tmp_path: Path) -> None:

@@ -154,4 +154,5 @@ def _opened(path: str) -> int:
         return int(number)
     except (OSError, ValueError, OverflowError) as error:
         why = error.strerror if isinstance(error, OSError) else f"{number:.20} is no descriptor"
-        raise UserError(f"cannot write the trace {path}: {why}") from None
+        hint = "name another place for it, or make that one ready" if number == path else ""
+        raise UserError(f"cannot write the trace {path}: {why}", hint=hint) from None
