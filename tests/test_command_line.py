@@ -165,6 +165,12 @@ def test_a_word_that_is_nearly_right_is_told_what_was_meant(
     assert hint in done.stderr
 
 
+def test_a_disk_that_is_full_is_told_with_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+    for number in (errno.ENOSPC, errno.EDQUOT):
+        explain(OSError(number, "it is full", "results/log"))
+        assert "make room" in capsys.readouterr().err
+
+
 def test_a_file_in_a_folder_that_may_not_be_written_to_is_told_with_the_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

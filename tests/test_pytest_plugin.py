@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import re
+from importlib import import_module
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -199,3 +202,15 @@ def test_a_guest_is_booted_and_a_failure_leaves_its_evidence(project: pytest.Pyt
     kept = [path.name for path in tmp_path.iterdir() if (path / "index.html").exists()]
     assert [name.rpartition("-")[2] for name in kept] == ["test_that_fails"]
     done.stdout.fnmatch_lines([f"*{tmp_path}/*test_that_fails*"])
+
+
+def test_a_full_disk_is_one_sentence_with_what_to_do_about_it(
+    project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = Mock(side_effect=OSError(errno.ENOSPC, "No space left on device", "results/log"))
+    monkeypatch.setattr(import_module("vfio_user.harness.verdicts"), "trial", full)
+    project.makepyfile("def test_it(lab): pass")
+    said = project.runpytest_inprocess(*HERE, f"--basetemp={project.path / 't'}").stdout.str()
+    assert "No space left on device: 'results/log'" in said
+    assert "make room" in said
+    assert "pytest_plugin.py" not in said.partition("short test summary")[0].partition("ERRORS")[2]

@@ -65,6 +65,9 @@ class ProtocolError(UserdevError):
         self.fatal = fatal
 
 
+FULL = frozenset({_errno.ENOSPC, _errno.EDQUOT})
+"""What a disk or a quota says that is full."""
+
 AUTHORS_FAILURES = (Exception, SystemExit)
 """What the code of a device's author may raise. `sys.exit` ends the thread that it is called on and nothing else, and
 nobody is told: where a device is served it is a failure as any other, answered and logged."""

@@ -40,6 +40,7 @@ _MARKERS = (
 _FAILED: pytest.StashKey[BaseException] = pytest.StashKey()
 _TRIAL: pytest.StashKey[Trial] = pytest.StashKey()
 _RESULTS = "results"
+_ROOM = "make room, or name a folder on a larger disk by --vfio-results"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -208,10 +209,12 @@ def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Say in our errors' own words what went wrong, without this package's lines, and where the evidence is."""
-    from userdev.errors import UserError, VerdictError
+    from userdev.errors import FULL, UserError, VerdictError
 
     error = call.excinfo.value if call.excinfo else None
-    if not isinstance(error, UserError | VerdictError) or item.config.getoption("fulltrace"):
+    is_full = isinstance(error, OSError) and error.errno in FULL
+    is_told = is_full or isinstance(error, UserError | VerdictError)
+    if error is None or not is_told or item.config.getoption("fulltrace"):
         report = yield
     else:
         authors = [entry for entry in _entries(error) if _is_authors(Path(entry.tb_frame.f_code.co_filename), item)]
@@ -224,7 +227,7 @@ def pytest_runtest_makereport(
         said = (
             ("evidence", str(made.lab.folder) if made else ""),
             ("what was seen", getattr(error, "evidence", "")),
-            ("what to do", getattr(error, "hint", "")),
+            ("what to do", _ROOM if is_full else getattr(error, "hint", "")),
         )
         report.sections += [(title, text) for title, text in said if text]
     return report

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from userdev.errors import UserError, VerdictError
+from userdev.errors import FULL, UserError, VerdictError
 
 _OF_FILES = frozenset(
     {
@@ -24,6 +24,10 @@ _OF_FILES = frozenset(
     }
 )
 """What goes wrong with files, and is the disk's or a limit's doing, not ours."""
+
+
+ROOM = "make room, or name a place on a larger disk; for results that is VFIO_USER_RESULTS"
+"""What to do where a disk is full."""
 
 
 def explain(error: Exception) -> int:
@@ -46,8 +50,10 @@ def _unnamed(error: OSError) -> str:
     return f"{'the standard output' if printing else 'a file of this command'}: {error.strerror}{hint}"
 
 
-def _unwritable(error: OSError, name: str | bytes | int) -> str:
-    """What to do about a folder that may not be written to; nothing where something else is wrong."""
+def _remedy(error: OSError, name: str | bytes | int) -> str:
+    """What to do about a disk that is full or a folder that may not be written to; nothing where neither is."""
+    if error.errno in FULL:
+        return f"\n  {ROOM}"
     if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS) or not isinstance(name, str):
         return ""
     folder = next((each for each in Path(name).absolute().parents if each.exists()), None)
@@ -65,7 +71,7 @@ def _say(error: Exception) -> int:
             click.echo(f"failed: {error}" + (f"\n{error.evidence}" if error.evidence else ""), err=True)
             return 1
         case OSError(filename=name) if name is not None:
-            click.echo(f"error: {name}: {error.strerror}{_unwritable(error, name)}", err=True)
+            click.echo(f"error: {name}: {error.strerror}{_remedy(error, name)}", err=True)
             return 2
         case OSError(errno=number) if number in _OF_FILES:
             click.echo(f"error: {_unnamed(error)}", err=True)

@@ -6,7 +6,6 @@ process at a time makes it (`locked`). Deleting the whole folder is always safe.
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 import sys
@@ -18,14 +17,11 @@ from pathlib import Path
 
 import platformdirs
 
-from userdev.errors import UserError
+from userdev.errors import FULL, UserError
 
 ENVIRONMENT = "VFIO_USER_CACHE"
 LOCK_SECONDS = 3600.0  # seconds; a slow mirror may hold a lock for long, a dead process never does
 LEFTOVER_SECONDS = 86400.0  # seconds after which a temporary folder can only be a killed run's
-
-FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-"""Errnos of a disk, or of a share of it, that is full."""
 
 
 def cache_dir() -> Path:

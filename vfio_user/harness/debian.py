@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from userdev.counted import counted
-from userdev.errors import UserError
-from vfio_user.harness.cache import FULL, cache_dir, disk_full, locked
+from userdev.errors import FULL, UserError
+from vfio_user.harness.cache import cache_dir, disk_full, locked
 
 INDEX_SECONDS = 86400.0  # seconds for which a downloaded index is good enough
 APT_SECONDS = 1800.0  # seconds for one run of apt; a stalled connection ends by apt's own time-out long before
