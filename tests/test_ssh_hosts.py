@@ -20,11 +20,10 @@ from typing import Any, cast
 
 import pytest
 
-from tests.cases import for_each
 from tests.device_kit import open_fds
 from userdev.errors import UserError
 from userdev.process import Child
-from vfio_user.harness.hosts import LocalHost, SshHost, namespace, relay, ssh, two_hosts
+from vfio_user.harness.hosts import LocalHost, SshHost, namespace, relay, ssh
 from vfio_user.harness.hosts.relay import AgentConnection, WrittenFile, agent_source, serve
 from vfio_user.harness.hosts.remote_agent import (
     ALIVE,
@@ -42,7 +41,7 @@ from vfio_user.harness.hosts.remote_agent import (
     Outgoing,
     Streams,
 )
-from vfio_user.harness.hosts.ssh_connection import connected, put
+from vfio_user.harness.hosts.ssh_connection import put
 
 LIMIT = 20.0
 
@@ -391,42 +390,6 @@ def test_the_last_program_of_a_folder_removes_it(tmp_path: Path) -> None:
     assert not folder.exists()
 
 
-def test_a_url_has_all_that_is_to_be_known_of_a_host() -> None:
-    host = SshHost.parse("b", "ssh://root@host.example:2222?address=192.0.2.7&python=/opt/python")
-    assert (host.user, host.host, host.port, host.address) == ("root", "host.example", 2222, "192.0.2.7")
-    assert host.python == "/opt/python"
-
-
-def test_a_host_is_reached_at_its_own_name_when_no_address_is_given() -> None:
-    assert SshHost.parse("b", "ssh://host.example").address == "host.example"
-
-
-@for_each(
-    [
-        "http://host.example",
-        "ssh://",
-        "ssh://host.example?colour=red",
-        "host.example",
-        "ssh://host.example:ssh",
-        "ssh://host.example:99999",
-        "ssh://[::1",
-        "ssh://host.example?key",
-        "ssh://host.example?address=",
-        "ssh://host.example/opt/python",
-        "ssh://root:secret@host.example",
-    ]
-)
-def test_what_is_no_host_is_the_users_to_mend(url: str) -> None:
-    with pytest.raises(UserError, match="is no host"):
-        SshHost.parse("b", url)
-
-
-def test_a_file_of_known_hosts_that_is_not_there_is_the_users_to_mend(tmp_path: Path) -> None:
-    where = SshHost("b", "127.0.0.1", "127.0.0.1", known_hosts=str(tmp_path / "none")).where()
-    with pytest.raises(UserError, match="none"):
-        connected(where)
-
-
 def test_what_puts_files_on_a_host_is_ended_when_it_takes_too_long(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -482,60 +445,6 @@ def test_of_namespaces_that_cannot_be_made_whole_nothing_is_left(monkeypatch: py
     with pytest.raises(OSError, match="no netlink"), namespace.joined_namespaces():
         raise AssertionError("unreachable")
     assert (open_fds(), threading.active_count()) == before
-
-
-def test_who_mistypes_hosts_is_told_what_was_perhaps_meant() -> None:
-    with pytest.raises(UserError) as refused:
-        two_hosts("namespace")
-    assert "'namespaces'" in refused.value.hint
-
-
-def test_an_option_that_a_host_has_not_is_named_and_the_one_that_was_meant() -> None:
-    with pytest.raises(UserError, match="no option 'adress'") as refused:
-        SshHost.parse("b", "ssh://host.example?adress=192.0.2.7")
-    assert "did you mean 'address'" in refused.value.hint
-
-
-def test_a_key_is_looked_for_at_home_and_named_where_it_is_not_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    with pytest.raises(UserError, match=f"key of host.example: .*{tmp_path}/.ssh/lab"):
-        SshHost.parse("b", "ssh://host.example?key=~/.ssh/lab").reach()
-
-
-@pytest.fixture
-def nobody() -> Iterator[int]:
-    """A port of this machine at which nobody listens, and nobody can."""
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        yield bound.getsockname()[1]
-
-
-def test_hosts_that_are_named_are_reached_before_anything_is_begun(nobody: int) -> None:
-    with pytest.raises(UserError) as refused, two_hosts(f"local,ssh://lab@127.0.0.1:{nobody}"):
-        raise AssertionError("unreachable")
-    assert str(refused.value) == f"no SSH connection to 127.0.0.1:{nobody}: Connection refused"
-    assert f"ssh -p {nobody} lab@127.0.0.1" in refused.value.hint
-
-
-def test_a_relay_that_does_not_reach_its_host_says_so_in_words(
-    nobody: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(relay, "inherited_sockets", lambda: ({}, {}))  # this process has others'
-    monkeypatch.setattr(relay, "inherited_files", dict)
-    where = json.dumps(SshHost("b", "127.0.0.1", "127.0.0.1", port=nobody).where())
-    assert relay.main([where, "--", "true"]) == relay.CONNECTION_ENDED
-    assert capsys.readouterr().out == f"no SSH connection to 127.0.0.1:{nobody}: Connection refused\n"
-
-
-def test_two_hosts_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    reached: list[str] = []
-    monkeypatch.setattr(SshHost, "reach", lambda host: reached.append(host.host))
-    with two_hosts("local,ssh://host.example") as pair:
-        assert isinstance(pair.a, LocalHost)
-        assert isinstance(pair.b, SshHost)
-    assert reached == ["host.example"]
 
 
 def test_what_a_program_writes_into_a_file_that_it_inherits_is_in_that_file_here(near: Near, tmp_path: Path) -> None:
