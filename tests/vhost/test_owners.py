@@ -30,8 +30,7 @@ def test_of_a_ring_that_was_reset_neither_place_nor_addresses_nor_status_are_lef
     stranger.do(R.SET_VRING_KICK, 0, [again.kick_fd])
     again.put(b"cd", 2)
     again.kick()
-    stranger.settle()
-    assert [completion.data for completion in again.take_used()] == [b"dc"]
+    assert [completion.data for completion in again.wait_used()] == [b"dc"]
 
 
 def test_a_second_owner_has_neither_status_nor_log_nor_in_flight_region_of_the_first(stranger: FrontEnd) -> None:
