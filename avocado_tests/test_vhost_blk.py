@@ -53,7 +53,7 @@ class DiskBehindVhostUser(DiskTest):
             guest = lab.boot()
             with self.assertRaises(ServerError) as told:
                 guest.plug("vhost-user-blk --image /proc/there/is/none")
-            self.assertIn("/proc/there", told.exception.hint)
+            self.assertIn("/proc/there", f"{told.exception} {told.exception.hint}")
 
     def test_a_server_whose_device_qemu_refuses_has_failed(self) -> None:
         """One that is no disk, where QEMU is to have one. What is asked of QEMU wrongly is no server's failure."""
