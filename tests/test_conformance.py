@@ -368,6 +368,20 @@ def test_one_refusal_is_one_finding_and_what_needs_it_is_not_judged(
         assert any(id in result.detail for id in expected), result
 
 
+class RefusesConfigSpace(Fault):
+    """Its header cannot be read, at which every comparison of before and after would fail."""
+
+    def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
+        if command is Command.REGION_READ and message.payload[8:12] == (7).to_bytes(4, "little"):
+            raise ProtocolError("no config space here", errno.EINVAL)
+        return proceed(command, message)
+
+
+def test_what_cannot_be_compared_is_a_fact_and_no_failure_of_whatever_compares(tmp_path: Path) -> None:
+    with InProcess(tmp_path, Everything, session=with_fault(RefusesConfigSpace())) as target:
+        assert not failed(target.results("device_info", "irq_info"))
+
+
 def test_what_a_check_needs_is_a_check_before_it() -> None:
     """Whoever fails for a need is told of a check that has been run."""
     known: list[str] = []
