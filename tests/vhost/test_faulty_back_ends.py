@@ -83,14 +83,14 @@ def test_what_most_others_need_is_one_finding(
     """Rings that are not served are not waited for; answers are, or a late one would be another finding."""
     FAULTS[cause](faulty)
     if cause == "rings/served":
+        faulty.instead(Ring, "push", nothing)  # or what comes back before anybody looks needs no call
         monkeypatch.setattr("vhost_user.frontend.queue.Deadline", lambda _: Deadline(0.05))
         faulty.instead(Queue, "wait_call", lambda usual, queue, seconds=0.05: usual(queue, seconds))
     some = [check for check in CATALOGUE if check.group in ("messages", "rings", "config")]
     found = results(tmp_path, Reverse, REVERSE, *some, timeout=1)
     wrong = {result.check.id for result in found if result.outcome in (Outcome.FAIL, Outcome.DIFFERS)}
     assert wrong == {cause}
-    unjudged = sum(result.outcome is Outcome.NOT_JUDGED for result in found)
-    assert unjudged > 5, "a few may have ended well before they came to it"
+    assert sum(result.outcome is Outcome.NOT_JUDGED for result in found) > 10
 
 
 def test_whatever_a_check_requires_there_is_a_back_end_that_it_finds_by_that(
