@@ -17,7 +17,7 @@ from tests.descriptors import fd_count
 from tests.scripted_server import Script, ScriptedServer
 from userdev.errors import ProtocolError, UserdevError, UserError
 from userdev.transport import Framer, Stream, close_all
-from vfio_user.client import AddressSpace, Client, Disconnected, GuestMemory, Mapping, NoAnswer, RemoteError, channel
+from vfio_user.client import Client, Disconnected, GuestMemory, Mapping, NoAnswer, RemoteError, channel
 from vfio_user.wire import (
     COMMAND,
     CURRENT,
@@ -34,8 +34,8 @@ from vfio_user.wire import (
     Dialect,
     Message,
 )
-from vfio_user.wire.constants import DmaFlags, RegionFlags
-from vfio_user.wire.layouts import DMA_ACCESS, DMA_ACCESS_32, REGION_ACCESS, REGION_INFO, VM_INTERRUPT
+from vfio_user.wire.constants import RegionFlags
+from vfio_user.wire.layouts import DMA_ACCESS, REGION_ACCESS, REGION_INFO, VM_INTERRUPT
 from vfio_user.wire.region_info import RegionDescription, encode_region_info
 
 
@@ -266,120 +266,6 @@ BOTH_COUNTS = pytest.mark.parametrize("dialect", DIALECTS.values(), ids=DIALECTS
 
 def _mapping(ram: GuestMemory) -> Mapping:
     return Mapping(0x1000, ram.size, ram)
-
-
-@BOTH_COUNTS
-def test_a_dma_read_is_served_while_a_reply_is_awaited(dialect: Dialect) -> None:
-    heard: list[Message] = []
-    layout = dialect.shapes[Command.DMA_READ].request
-    assert layout is not None
-
-    def script(server: ScriptedServer, message: Message) -> Message:
-        heard.append(server.ask(Command.DMA_READ, layout.pack(0x1004, 4)))
-        return message.reply()
-
-    with GuestMemory(0x1000, shared=False) as ram, talking(script, dialect=dialect) as (client, _):
-        ram.view[4:8] = b"abcd"
-        client.memory.add(_mapping(ram))
-        client.reset()
-    reply = heard[0]
-    assert (reply.flags, reply.errno) == (REPLY, 0)
-    assert layout.unpack(reply.payload) == (0x1004, 4)
-    assert reply.payload[layout.size : layout.size + 4] == b"abcd"
-
-
-@pytest.mark.parametrize(
-    ("dialect", "size", "count"),
-    [
-        ("current", 32, 4),
-        ("draft-v6", 28, 0),
-        ("region-migration", 32, 4),
-        ("current-dma32", 16, None),
-        ("region-migration-dma32", 16, None),
-    ],
-)
-def test_a_dma_write_is_answered_as_the_dialect_has_it(dialect: str, size: int, count: int | None) -> None:
-    """Dialects, section 9.5."""
-    heard: list[Message] = []
-    spoken = DIALECTS[dialect]
-    layout = spoken.shapes[Command.DMA_WRITE].request
-    assert layout is not None
-
-    def script(server: ScriptedServer, message: Message) -> Message:
-        heard.append(server.ask(Command.DMA_WRITE, layout.pack(0x1FFE, 4, tail=b"wxyz")))
-        return message.reply()
-
-    with GuestMemory(0x2000, shared=False) as ram, talking(script, dialect=spoken) as (client, _):
-        client.memory.add(_mapping(ram))
-        client.reset()
-        assert bytes(ram.view[0xFFE:0x1002]) == b"wxyz"
-        assert client.memory.dirty == {0x1000, 0x2000}
-    assert heard[0].size == size
-    if count is not None:
-        assert layout.unpack(heard[0].payload).length == count
-
-
-@pytest.mark.parametrize(
-    ("command", "payload", "expected"),
-    [
-        (Command.DMA_READ, DMA_ACCESS.pack(0x9000, 4), errno.ENODEV),
-        (Command.DMA_READ, DMA_ACCESS.pack(0x1FFE, 4), errno.ENODEV),
-        (Command.DMA_WRITE, DMA_ACCESS.pack(0x1000, 4, tail=b"abcd"), errno.EPERM),
-        (Command.DMA_READ, DMA_ACCESS.pack(0x1000, 0x100001), errno.E2BIG),
-        (Command.DMA_WRITE, DMA_ACCESS.pack(0x1000, 5, tail=b"abcd"), errno.E2BIG),
-        (Command.DMA_READ, DMA_ACCESS_32.pack(0x1000, 4), errno.EINVAL),
-        (Command.DEVICE_RESET, b"", errno.ENOSYS),
-    ],
-    ids=["unmapped", "over the end", "read-only", "read too long", "write too long", "too short", "not the server's"],
-)
-def test_the_servers_bad_requests_get_qemus_errno(command: Command, payload: bytes, expected: int) -> None:
-    heard: list[Message] = []
-
-    def script(server: ScriptedServer, message: Message) -> Message:
-        heard.append(server.ask(command, payload))
-        return message.reply()
-
-    with GuestMemory(0x1000, shared=False) as ram, talking(script) as (client, _):
-        client.memory.add(Mapping(0x1000, 0x1000, ram, 0, DmaFlags.READ))
-        client.reset()
-        assert not any(ram.view)
-    assert (heard[0].failed, heard[0].errno, heard[0].payload) == (True, expected, b"")
-
-
-def test_dma_reaches_across_neighbouring_mappings() -> None:
-    with GuestMemory(0x1000, shared=False) as low, GuestMemory(0x1000) as high:
-        space = AddressSpace()
-        space.add(Mapping(0x2000, 0x1000, high))
-        space.add(Mapping(0x1000, 0x1000, low))
-        space.write(0x1FFE, b"abcd")
-        assert (bytes(low.view[-2:]), bytes(high.view[:2])) == (b"ab", b"cd")
-        assert space.read(0x1FFE, 4) == b"abcd"
-        space.remove(0x2000, 0x1000)
-        with pytest.raises(ProtocolError):
-            space.write(0x1FFE, b"efgh")
-        assert bytes(low.view[-2:]) == b"ab"
-
-
-def test_what_the_device_may_not_do_it_may_not_do_across_neighbours_either() -> None:
-    for access, other in ((DmaFlags.READ, DmaFlags.WRITE), (DmaFlags.WRITE, DmaFlags.READ)):
-        for refused in range(4):
-            with GuestMemory(0x3000, shared=False) as ram:
-                space = AddressSpace()
-                for place in range(3):
-                    rights = other if place == refused else access
-                    space.add(Mapping(0x1000 * (1 + place), 0x1000, ram, 0x1000 * place, rights))
-                said = 0
-                try:
-                    if access is DmaFlags.READ:
-                        space.read(0x1FFF, 0x1002)
-                    else:
-                        space.write(0x1FFF, b"x" * 0x1002)
-                except ProtocolError as error:
-                    said = error.errno
-                assert said == (errno.EPERM if refused < 3 else 0), (access, refused)
-                written = access is DmaFlags.WRITE and not said
-                assert any(ram.view) is written, (access, refused)
-                assert bool(space.dirty) is written, (access, refused)
 
 
 def test_interrupt_messages_of_the_draft_are_kept_in_order() -> None:

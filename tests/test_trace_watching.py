@@ -1,0 +1,82 @@
+"""A trace is counted while it grows: by its interposer's control socket, and on a terminal."""
+
+from __future__ import annotations
+
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.interposer_bench import DEADLINE
+from tests.test_harness_interposed import interposed
+from tests.test_trace_stats import run, stats
+from tests.traced import CAUSES, REGISTERS, Written
+from userdev.errors import UserError
+from vfio_user.client import Client
+
+
+def test_the_trace_of_a_running_interposer_is_counted_by_its_control_socket(tmp_path: Path) -> None:
+    with interposed(tmp_path, trace=True) as server, Client.connect(str(server.path)) as client:
+        client.store(0, 4, 4, 1)
+        counted = stats(server.interposer.control_path)
+        [row] = counted["registers"]
+        assert (row["register"], row["writes"]) == ("liveness", 1)
+        assert counted["file"] == str(tmp_path / "device.trace")
+
+
+def test_an_interposer_that_records_nothing_says_how_it_would(tmp_path: Path) -> None:
+    with interposed(tmp_path) as server, pytest.raises(UserError) as refused:
+        run(server.interposer.control_path)
+    assert "--trace" in refused.value.hint
+
+
+def test_a_growing_trace_is_watched_in_a_terminal_until_it_is_enough(tmp_path: Path) -> None:
+    near, far = pty.openpty()
+    command = [
+        sys.executable,
+        "-m",
+        "vfio_user",
+        "trace",
+        "stats",
+        str(tmp_path / "t"),
+        "--watch",
+        "--interval",
+        "0.05",
+    ]
+    with Written(tmp_path / "t", REGISTERS) as trace:
+        trace.read(CAUSES, 0x11)
+        trace.writer.flush()
+        size = {**os.environ, "COLUMNS": "150", "LINES": "50", "TERM": "xterm"}
+        watching = subprocess.Popen(command, stdin=far, stdout=far, stderr=far, env=size)
+        os.close(far)
+        try:
+            await_shown(near, b"0x11")
+            trace.read(CAUSES, 0x22)
+            trace.writer.flush()
+            await_shown(near, b"0x22")
+            watching.send_signal(signal.SIGINT)
+            await_shown(near, None)  # it would wait for somebody who reads the rest
+            assert watching.wait(DEADLINE) == 0
+        finally:
+            watching.kill()
+            watching.wait()
+            os.close(near)
+
+
+def await_shown(terminal: int, wanted: bytes | None) -> None:
+    """Read what a program draws until it has drawn this; None: until it has ended."""
+    drawn = b""
+    end = time.monotonic() + DEADLINE
+    while wanted is None or wanted not in drawn:
+        assert select.select([terminal], [], [], max(0.0, end - time.monotonic()))[0], drawn[-2000:]
+        try:
+            drawn += os.read(terminal, 1 << 16)
+        except OSError:  # EIO: nobody has the terminal any more
+            assert wanted is None, drawn[-2000:]
+            return
