@@ -16,7 +16,6 @@ from vfio_user.avocado_job import job as avocado_job
 
 NAMES = ("a", "b")
 SPAWNED = "a test is spawned while another runs"
-BEGUN = "a test is begun and not watched yet"
 TOLD = "results are told"
 RUNNING = "both tests run"
 
@@ -66,7 +65,7 @@ def of_avocado(name: str) -> Any:
     return SimpleNamespace(task=task, status=None, dependencies=[], execution_timeout=None, result=None)
 
 
-@pytest.mark.parametrize("moment", [SPAWNED, BEGUN, TOLD, RUNNING])
+@pytest.mark.parametrize("moment", [SPAWNED, TOLD, RUNNING])
 def test_a_job_that_is_told_to_end_ends_each_test_and_tells_of_it(loop: asyncio.AbstractEventLoop, moment: str) -> None:
     from avocado.core.status.repo import StatusRepo
     from avocado.core.task.statemachine import TaskStateMachine, Worker
@@ -92,14 +91,8 @@ def test_a_job_that_is_told_to_end_ends_each_test_and_tells_of_it(loop: asyncio.
     if moment == RUNNING:
         loop.call_soon(both_run)
 
-    class Told(Worker):  # type: ignore[misc]  # avocado has no types
-        async def monitor(self) -> None:
-            if moment == BEGUN and tests.started and tests.monitored:
-                signal.raise_signal(signal.SIGTERM)
-            await super().monitor()
-
     async def work() -> None:
-        await asyncio.shield(asyncio.gather(*(Told(tests, spawner, max_running=2).run() for _ in NAMES)))
+        await asyncio.shield(asyncio.gather(*(Worker(tests, spawner, max_running=2).run() for _ in NAMES)))
 
     telling = loop.create_task(tell())
     with ending.noticed(job):
@@ -126,3 +119,11 @@ def test_a_terminals_interrupt_does_not_come_to_what_tests_are_forked_of(monkeyp
     with _Template._started():
         assert os.getpgid(begun[0].pid) != os.getpgrp()
     begun[0].wait(60)
+
+
+def test_what_is_begun_and_in_no_queue_that_is_looked_through_is_waited_for() -> None:
+    queues = ("requested", "triaging", "ready", "started", "monitored", "finished")
+    for queue in queues:
+        tests = SimpleNamespace(task_size=1, **{name: ["a"] if name == queue else [] for name in queues})
+        job = SimpleNamespace(test_suites=[SimpleNamespace(runner=SimpleNamespace(tsm=tests))])
+        assert avocado_job._is_at_rest(job) is (queue != "started"), queue

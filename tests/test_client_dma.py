@@ -7,7 +7,7 @@ import errno
 import pytest
 
 from tests.scripted_server import ScriptedServer
-from tests.test_client_exchange import BOTH_COUNTS, _mapping, talking
+from tests.test_client_exchange import BOTH_COUNTS, mapping_of, talking
 from userdev.errors import ProtocolError
 from vfio_user.client import AddressSpace, GuestMemory, Mapping
 from vfio_user.wire import (
@@ -33,7 +33,7 @@ def test_a_dma_read_is_served_while_a_reply_is_awaited(dialect: Dialect) -> None
 
     with GuestMemory(0x1000, shared=False) as ram, talking(script, dialect=dialect) as (client, _):
         ram.view[4:8] = b"abcd"
-        client.memory.add(_mapping(ram))
+        client.memory.add(mapping_of(ram))
         client.reset()
     reply = heard[0]
     assert (reply.flags, reply.errno) == (REPLY, 0)
@@ -63,7 +63,7 @@ def test_a_dma_write_is_answered_as_the_dialect_has_it(dialect: str, size: int, 
         return message.reply()
 
     with GuestMemory(0x2000, shared=False) as ram, talking(script, dialect=spoken) as (client, _):
-        client.memory.add(_mapping(ram))
+        client.memory.add(mapping_of(ram))
         client.reset()
         assert bytes(ram.view[0xFFE:0x1002]) == b"wxyz"
         assert client.memory.dirty == {0x1000, 0x2000}

@@ -251,7 +251,7 @@ def test_two_peers_that_both_talk_at_once_do_not_deadlock() -> None:
         return echo_read(server, message)
 
     with GuestMemory(0x10000, shared=False) as ram, talking(flooding) as (client, _):
-        client.memory.add(_mapping(ram))
+        client.memory.add(mapping_of(ram))
         pending = [client.submit(Command.REGION_READ, REGION_ACCESS.pack(0, 0, 1)) for _ in range(4)]
         for _ in range(200):
             client.region_write(0, 0, bytes(4096), posted=True)
@@ -264,7 +264,7 @@ def test_two_peers_that_both_talk_at_once_do_not_deadlock() -> None:
 BOTH_COUNTS = pytest.mark.parametrize("dialect", DIALECTS.values(), ids=DIALECTS)
 
 
-def _mapping(ram: GuestMemory) -> Mapping:
+def mapping_of(ram: GuestMemory) -> Mapping:
     return Mapping(0x1000, ram.size, ram)
 
 
@@ -392,7 +392,7 @@ def test_the_servers_requests_may_come_on_a_twin_socket(index: int) -> None:
         Client(server.client_stream) as client,
     ):
         ram.view[:2] = b"hi"
-        client.memory.add(_mapping(ram))
+        client.memory.add(mapping_of(ram))
         server._capabilities = replace(server._capabilities, twin_socket_fd_index=index)
         for _ in range(index):
             server.fds.insert(0, os.open(os.devnull, os.O_RDONLY))

@@ -317,8 +317,7 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
 def _interrupt_at_rest(job: Any, loop: asyncio.AbstractEventLoop) -> None:
     """Raise KeyboardInterrupt out of avocado's loop once no worker has a test in its hands, nor ever takes one again.
 
-    Of version 113: it lets a test go that is begun and not yet watched, and waits for that for ever, without a pause
-    in which its workers would go on; and what is raised in the task that tells of results is the end of telling.
+    Version 113 was seen not to end, and to forget a verdict, where it was raised elsewhere.
     """
     if not _is_at_rest(job):
         loop.call_later(_SETTLE_SECONDS, _interrupt_at_rest, job, loop)
