@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import queue
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -32,7 +34,7 @@ class Held:
 
 
 def closing(close: Callable[[], None]) -> threading.Thread:
-    thread = threading.Thread(target=close)
+    thread = threading.Thread(target=close, daemon=True)
     thread.start()
     return thread
 
@@ -118,6 +120,25 @@ def test_whoever_waits_for_threads_waits_for_what_they_have_not_begun() -> None:
     background.reap()
     assert len(told) == THREADS + 1
     background.close()
+
+
+def test_threads_outlive_whoever_could_not_be_woken() -> None:
+    """Who waits is not kept, what has ended is told, and there is a thread for what comes."""
+    told: list[int | Exception] = []
+
+    def wake() -> None:
+        raise OSError(errno.EBADF, "its session is gone")
+
+    background = Background[int](wake, "test")
+    for number in range(2 * THREADS):
+        background.submit(partial(int, number), told.append)
+        wait = closing(background.wait)
+        wait.join(5)
+        assert not wait.is_alive(), number
+        background.reap()
+    end = closing(background.close)
+    end.join(5)
+    assert (told, end.is_alive()) == ([*range(2 * THREADS)], False)
 
 
 class Staying:

@@ -6,6 +6,7 @@ import errno
 import os
 import threading
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -32,28 +33,79 @@ def test_only_what_is_started_and_enabled_runs(state: RingState) -> None:
 
 
 SAID = {
-    RingState.STOPPED: (False, False),
-    RingState.ENABLED: (False, True),
-    RingState.STARTED: (True, False),
-    RingState.RUNNING: (True, True),
+    RingState.STOPPED: (False, False, False),
+    RingState.ENABLED: (False, True, False),
+    RingState.STARTED: (True, False, False),
+    RingState.RUNNING: (True, True, False),
+    RingState.BROKEN: (True, True, True),
+    RingState.BROKEN_DISABLED: (True, False, True),
 }
-"""Of states whether a ring was started, and whether it was enabled."""
+"""Of states whether a ring was started, whether it was enabled, and whether it has broken since it was started."""
 
 
 @pytest.mark.parametrize("event", RingEvent)
 @pytest.mark.parametrize("state", RingState)
 def test_an_event_changes_what_it_says_of_a_ring_and_nothing_else(state: RingState, event: RingEvent) -> None:
-    """One that is broken is enabled, and stays as it is until it is stopped or disabled; only one that runs breaks."""
-    if state is RingState.BROKEN:
-        wanted = {RingEvent.STOP: RingState.ENABLED, RingEvent.DISABLE: RingState.STOPPED}.get(event, state)
-    elif event is RingEvent.BREAK:
-        wanted = RingState.BROKEN if state is RingState.RUNNING else state
-    else:
-        started, enabled = SAID[state]
-        started = {RingEvent.START: True, RingEvent.STOP: False}.get(event, started)
-        enabled = {RingEvent.ENABLE: True, RingEvent.DISABLE: False}.get(event, enabled)
-        wanted = next(each for each, said in SAID.items() if said == (started, enabled))
+    """One that is broken is so until it is stopped; only one that is started breaks."""
+    started, enabled, broken = SAID[state]
+    started = {RingEvent.START: True, RingEvent.STOP: False}.get(event, started)
+    enabled = {RingEvent.ENABLE: True, RingEvent.DISABLE: False}.get(event, enabled)
+    broken = started and (broken or event is RingEvent.BREAK)
+    wanted = next(each for each, said in SAID.items() if said == (started, enabled, broken))
     assert after(state, event) is wanted
+    assert after(state, event).is_started is started
+
+
+def enabled_again(ring: Queue) -> None:
+    ring.enable(False)
+    ring.enable()
+
+
+def started_again(ring: Queue) -> None:
+    ring.enable(False)
+    ring.connection.do(R.SET_VRING_KICK, 0, [ring.kick_fd])
+    ring.enable()
+
+
+def fails_at_a_request(ring: Queue, device: Reverse) -> None:
+    ring.put(b"fail", 2)
+    ring.kick()
+    assert ring.wait_err()
+
+
+def fails_while_it_is_disabled(ring: Queue, device: Reverse) -> None:
+    ring.put(b"wait and fail", 2)
+    ring.kick()
+    ring.connection.settle()
+    device.go_on.set()
+    ring.enable(False)
+    assert ring.wait_err()
+
+
+def test_a_ring_that_is_broken_is_not_taken_up_before_it_was_stopped(front_end: FrontEnd, device: Reverse) -> None:
+    """What it had under way is told by GET_VRING_BASE: a ring that goes on without leaves a request out."""
+    for attempt, breaks in product((enabled_again, started_again), (fails_at_a_request, fails_while_it_is_disabled)):
+        ring = front_end.queue()
+        ring.start(0)
+        breaks(ring, device)
+        starts = device.events.count("start 0")
+        case = attempt.__name__, breaks.__name__
+        for count in range(2):
+            attempt(ring)
+            ring.put(b"ab", 2)
+            ring.kick()
+            front_end.settle()
+            assert (split(ring).used_index, device.events.count("start 0")) == (0, starts), (case, count)
+        ring.enable(False)
+        front_end.do(R.SET_VRING_BASE, VringState(0, ring.stop(drain=False)))
+        front_end.do(R.SET_VRING_KICK, 0, [ring.kick_fd])
+        front_end.settle()
+        assert split(ring).used_index == 0, (case, "it was disabled, which a stop does not change")
+        ring.enable()
+        assert [done.data for done in ring.wait_used(2)] == [b"ba", b"ba"], case
+        ring.stop(drain=False)
+        ring.close()
+        device.go_on.clear()
 
 
 @pytest.mark.parametrize("breaks", [False, True])

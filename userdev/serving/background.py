@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -9,6 +10,8 @@ from queue import SimpleQueue
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+
+log = logging.getLogger("userdev.serving")
 
 THREADS = 4
 """As many pieces of work wait at once."""
@@ -85,7 +88,10 @@ class Background(Generic[T]):
             except SystemExit as end:
                 outcome = RuntimeError(f"it has called sys.exit({end.code!r})")
             self._ended.append((done, outcome))
-            self._wake()
+            try:
+                self._wake()
+            except Exception:  # whoever waits counts on this thread; `reap` finds the outcome whenever it looks
+                log.exception("nobody could be told that work has ended")
             with self._changed:
                 self._running -= 1
                 self._changed.notify_all()

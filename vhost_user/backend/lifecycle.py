@@ -22,11 +22,13 @@ class RingState(Enum):
     RUNNING = "running"
     BROKEN = "broken"
     """What was in it cannot be right, or its device has failed: until it is stopped and started again."""
+    BROKEN_DISABLED = "broken and disabled"
+    """Enabling it mends nothing: what it had under way when it broke is told by GET_VRING_BASE alone."""
 
     @property
     def is_started(self) -> bool:
         """Whether SET_VRING_KICK has come since it was stopped."""
-        return self in (RingState.STARTED, RingState.RUNNING, RingState.BROKEN)
+        return self not in (RingState.STOPPED, RingState.ENABLED)
 
 
 class RingEvent(Enum):
@@ -47,9 +49,10 @@ TRANSITIONS: Mapping[RingState, Mapping[RingEvent, RingState]] = MappingProxyTyp
     {
         _S.STOPPED: {_E.START: _S.STARTED, _E.ENABLE: _S.ENABLED},
         _S.ENABLED: {_E.START: _S.RUNNING, _E.DISABLE: _S.STOPPED},
-        _S.STARTED: {_E.ENABLE: _S.RUNNING, _E.STOP: _S.STOPPED},
+        _S.STARTED: {_E.ENABLE: _S.RUNNING, _E.BREAK: _S.BROKEN_DISABLED, _E.STOP: _S.STOPPED},
         _S.RUNNING: {_E.DISABLE: _S.STARTED, _E.BREAK: _S.BROKEN, _E.STOP: _S.ENABLED},
-        _S.BROKEN: {_E.DISABLE: _S.STOPPED, _E.STOP: _S.ENABLED},
+        _S.BROKEN: {_E.DISABLE: _S.BROKEN_DISABLED, _E.STOP: _S.ENABLED},
+        _S.BROKEN_DISABLED: {_E.ENABLE: _S.BROKEN, _E.STOP: _S.STOPPED},
     }
 )
 """An event that is not in a state's row changes nothing there."""
