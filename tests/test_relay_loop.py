@@ -35,6 +35,24 @@ def test_a_task_that_is_cancelled_runs_its_finally_at_once() -> None:
         task.result()
 
 
+def test_a_task_that_is_cancelled_may_cancel_what_it_waits_for() -> None:
+    async def inner() -> None:
+        await Future()
+
+    async def outer() -> None:
+        waited = Task(inner())
+        begun.append(waited)
+        try:
+            await waited
+        finally:
+            waited.cancel()
+
+    begun: list[Task[None]] = []
+    task = Task(outer())
+    task.cancel()
+    assert (task.done, begun[0].done) == (True, True)
+
+
 def test_a_cancelled_sleep_leaves_no_timer_that_fires(loop: Loop) -> None:
     task = Task(loop.sleep(0))
     task.cancel()

@@ -1,16 +1,22 @@
-"""What is remembered of memory that was unmapped while a server logs its writes: each byte, or that it is not all."""
+"""What is remembered of memory that was unmapped while a server logs its writes: each byte, or that it is not all; and
+how what the server wrote is written again.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 
 import pytest
 
+from tests.cases import for_each
 from tests.interposer_bench import Bench, dma_map, request
 from userdev.errors import UserError
+from userdev.relay.loop import Task, TaskCancelled
 from vfio_user.interposer import resending, unmapped
-from vfio_user.interposer.resending import unmapped_pages
+from vfio_user.interposer.errors import RequestRefused
+from vfio_user.interposer.resending import resend, unmapped_pages
 from vfio_user.interposer.unmapped import FileRange, UnmappedMemory
 from vfio_user.wire import Command
 from vfio_user.wire import layouts as at
@@ -69,4 +75,34 @@ def test_what_cannot_be_written_again_is_refused_and_not_left_out(
         else:
             with pytest.raises(UserError):
                 unmapped_pages(bench.session, PAGE)
+    os.close(memory)
+
+
+@for_each(("refused", "unreadable", "cancelled"))
+def test_nothing_is_on_its_way_any_more_when_writing_again_has_failed(how: str) -> None:
+    """The guest may run then, and a byte that comes late would be written over what it has."""
+    memory = os.memfd_create("guest")
+    os.ftruncate(memory, 4 * PAGE)
+    with pytest.MonkeyPatch.context() as monkeypatch, Bench() as bench:
+        monkeypatch.setattr(resending, "AT_ONCE", 2)
+        bench.negotiate()
+        bench.exchange(dma_map(0, 4 * PAGE, memory))
+        pages = [0, PAGE, 2 * PAGE, 3 * PAGE, *([8 * PAGE] if how == "unreadable" else [])]
+        again = Task(resend(bench.session, pages))
+        _, first, _, second = [bench.client.receive() for _ in range(4)]
+        if how == "cancelled":
+            again.cancel()
+            assert bench.loop._timeout() is None, "nobody waits for an answer any more"
+            with pytest.raises(TaskCancelled):
+                again.result()
+        else:
+            bench.client.send(first.error(errno.EPERM) if how == "refused" else first.reply())
+            bench.settle()
+            assert not again.done, "the second batch is on its way"
+            bench.client.send(second.reply())
+            bench.until(lambda: again.done or None)
+            with pytest.raises(RequestRefused) as refusal:
+                again.result()
+            assert refusal.value.errno == (errno.EPERM if how == "refused" else errno.EFAULT)
+        assert bench.client.is_silent()
     os.close(memory)

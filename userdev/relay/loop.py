@@ -79,21 +79,24 @@ class Future(Generic[T]):
 class Task(Future[T]):
     """A running coroutine; done when it has returned or raised."""
 
-    __slots__ = ("_coroutine",)
+    __slots__ = ("_coroutine", "_ends")
 
     def __init__(self, coroutine: Coroutine[Future[Any], None, T]) -> None:
         super().__init__()
         self._coroutine = coroutine
+        self._ends = False
+        """It is cancelled, and what its `finally` clauses end in turn does not wake it."""
         self._step()
 
     def cancel(self) -> None:
         """End the coroutine where it waits; its `finally` clauses run now."""
         if not self.done:
+            self._ends = True
             self._coroutine.close()
             self.fail(TaskCancelled())
 
     def _step(self) -> None:
-        if self.done:
+        if self.done or self._ends:
             return
         try:
             waits_for = self._coroutine.send(None)

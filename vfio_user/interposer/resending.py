@@ -10,6 +10,7 @@ import os
 import sys
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from itertools import islice
 
 from userdev.errors import UserError
@@ -37,16 +38,25 @@ async def resend(session: ForwardedSession, pages: Iterable[int]) -> int:
             read.
     """
     sent = 0
-    before: Task[None] | None = None
-    for some in _batches(iter(pages)):
-        payloads = _writes(session, some)
-        batch = Task(_write_all(session, payloads))
-        sent += len(payloads)
-        if before is not None:
-            await before
-        before = batch
-    if before is not None:
-        await before
+    under_way: list[Task[None]] = []
+    try:
+        for some in _batches(iter(pages)):
+            payloads = _writes(session, some)
+            under_way.append(Task(_write_all(session, payloads)))
+            sent += len(payloads)
+            if len(under_way) > 1:
+                await under_way[0]
+                del under_way[0]
+        for batch in under_way:
+            await batch
+    except Exception:  # once this is told, the guest may run, and what is on its way would write over what it has then
+        for batch in under_way:
+            with suppress(Exception):
+                await batch
+        raise
+    finally:
+        for batch in under_way:
+            batch.cancel()
     return sent
 
 
