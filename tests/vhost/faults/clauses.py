@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from itertools import count
 from typing import Any
 
 from tests.vhost.faults.faulty import FAULTS, Fault, Faulty, Usual
@@ -14,7 +15,7 @@ from vhost_user.backend.commands import Answer
 from vhost_user.backend.in_band import InBand
 from vhost_user.backend.session import Session
 from vhost_user.memory import Iotlb, IotlbMiss
-from vhost_user.rings import Chain, SplitInflight
+from vhost_user.rings import Chain, SplitInflight, SplitRing
 from vhost_user.wire import BackEndRequest, FrontEndRequest, VirtioFeature
 from vhost_user.wire.payloads import VringState
 
@@ -275,3 +276,71 @@ def lets_the_first_go(back_end: Faulty) -> None:
         return True
 
     back_end.instead(Session, "free", end)
+
+
+def serves(front_ends: int) -> Fault:
+    """So many are served, and nobody behind them: who is lost once is let off."""
+
+    def fault(back_end: Faulty) -> None:
+        came = count(1)
+
+        def run(usual: Usual, session: Session) -> None:
+            if next(came) > front_ends:
+                session.stop()
+            usual(session)
+
+        back_end.instead(Session, "run", run)
+
+    return fault
+
+
+NOT_SERVED = "the next front-end is not served"
+CLAUSES += [
+    ("messages/refused", NOT_SERVED, serves(1)),
+    ("session/next", NOT_SERVED, serves(3)),
+    ("session/cut-off", NOT_SERVED, serves(2)),
+]
+
+
+@clause("iommu/asked", "and the request does not come back")
+def asks_for_ever(back_end: Faulty) -> None:
+    """For another page each time."""
+    pages = count(1)
+
+    def translate(usual: Usual, iotlb: Iotlb, iova: int, size: int, permission: Any) -> Any:
+        if iova < LOWER:
+            raise IotlbMiss(iova + 0x1000 * next(pages), permission)
+        return usual(iotlb, iova, size, permission)
+
+    back_end.instead(Iotlb, "translate", translate)
+
+
+@clause("inflight/resubmitted", "GET_VRING_BASE says 3")
+def counts_one_more(back_end: Faulty) -> None:
+    back_end.at(R.GET_VRING_BASE, lambda b, said, fds, usual: (it := usual(b, said, fds))._replace(num=it.num + 1))
+
+
+@clause("inflight/resubmitted", "3 requests came back, of 2")
+def gives_one_back_again(back_end: Faulty) -> None:
+    def get(b: BackEnd, said: VringState, fds: list[int], usual: Usual) -> VringState:
+        ring = b.vrings[said.vring].ring
+        assert isinstance(ring, SplitRing)
+        head = ring._used_head
+        answer: VringState = usual(b, said, fds)
+        head[1] += 1
+        return answer
+
+    back_end.at(R.GET_VRING_BASE, get)
+
+
+@clause("messages/acknowledged-on-agreeing", "SET_PROTOCOL_FEATURES is answered with 0x16")
+def agrees_and_says_no(back_end: Faulty) -> None:
+    """To the third who agrees, who asks for an answer."""
+    came = count(1)
+
+    def agree(b: BackEnd, value: Any, fds: list[int], usual: Usual) -> None:
+        usual(b, value, fds)
+        if next(came) > 2:
+            refuse()
+
+    back_end.at(R.SET_PROTOCOL_FEATURES, agree)

@@ -229,10 +229,10 @@ class Bench:
         return state
 
     def unchanged(self, before: dict[str, object], what: str) -> None:
-        """Fail the check where the device is another than `before`, after what `what` says."""
+        """Fail the check where the device is another than `before`, which `what` has made it."""
         after = self.snapshot()
         changed = [name for name, value in before.items() if after.get(name) != value]
-        require(not changed, f"{what} was refused and still changed {', '.join(changed)}")
+        require(not changed, f"{what} changed {', '.join(changed)}")
 
 
 def _description(region: Region) -> object:

@@ -80,6 +80,6 @@ def _run(
         bench.refused(reply, row.accepted, row.what)
         if still is not None:
             still()
-        bench.unchanged(before, row.what)
+        bench.unchanged(before, f"{row.what} was refused and still")
 
     return run

