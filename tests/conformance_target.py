@@ -89,7 +89,7 @@ class InProcess(InProcessTarget):
         super().__exit__()
         server_module.Session = Session  # type: ignore[attr-defined]
 
-    def results(self, *groups: str, slow: bool = False) -> list[CheckResult[Bench]]:
+    def results(self, *groups: str, slow: bool = False, timeout: float = 2) -> list[CheckResult[Bench]]:
         """Run the catalogue, or these groups of it; those that take longest only where that is asked for."""
         checks = [
             check
@@ -98,7 +98,7 @@ class InProcess(InProcessTarget):
             and (check.dialects is None or self.dialect.name in check.dialects)
             and (slow or check.id not in SLOW)
         ]
-        return list(run(checks, self, self.dialect, timeout=2))
+        return list(run(checks, self, self.dialect, timeout=timeout))
 
 
 def failed(results: list[CheckResult[Bench]]) -> dict[str, str]:

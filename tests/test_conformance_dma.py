@@ -11,7 +11,7 @@ from tests.conformance_target import Fault, InProcess, Proceed, Reply, failed, w
 from userdev.errors import ProtocolError
 from userdev.transport import close_all
 from userdev_servers.edu import TO_RAM, Edu
-from vfio_user.client.conformance import CATALOGUE, Outcome, device_dma, run
+from vfio_user.client.conformance import CATALOGUE, Outcome, run
 from vfio_user.device import PciDevice
 from vfio_user.server.session import Session
 from vfio_user.wire import CURRENT, Command, Message
@@ -115,11 +115,24 @@ def test_a_fault_fails_the_checks_for_it_and_no_others(
     fault: Fault,
     device: Callable[[], PciDevice],
     expected: set[str],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(device_dma, "_TRIES", 20)  # a good one is done before it answers again
+    timeout = 0.5 if device is StuckEdu else 2
     with InProcess(tmp_path, device, session=with_fault(fault)) as target:
-        assert {check.removeprefix("device_dma/") for check in failed(target.results("device_dma"))} == expected
+        results = target.results("device_dma", timeout=timeout)
+    assert {check.removeprefix("device_dma/") for check in failed(results)} == expected
+
+
+class LateEdu(Edu):
+    """Takes a while, and goes on once the client asks nothing."""
+
+    def run_dma(self) -> None:
+        self.call_later(0.02, super().run_dma)
+
+
+def test_a_device_that_takes_its_time_is_waited_for(tmp_path: Path) -> None:
+    """Its client looks at it now and then, and answers what it asks in between."""
+    with InProcess(tmp_path, LateEdu) as target:
+        assert failed(target.results("device_dma", timeout=30)) == {}
 
 
 def test_each_check_can_fail() -> None:
