@@ -6,19 +6,28 @@ import errno
 import io
 import os
 import socket
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 
+from tests.cases import for_each
 from tests.device_kit import open_fds
 from tests.migration_device import Adder, get_state, read_all, read_data, save, set_state, write_data
-from userdev.errors import ProtocolError
+from userdev.errors import ProtocolError, UserError
 from userdev.relay.outlet import Outlet
 from userdev.trace import Note, TraceReader, TraceWriter
 from userdev.transport import BadFrame, Framer, Stream
+from userdev_servers.blk import Blk
+from userdev_servers.block.images import open_images
+from userdev_servers.gpio import Gpio
+from userdev_servers.net import Net
+from userdev_servers.nvme import Nvme
+from userdev_servers.rng import Rng
 from vfio_user.device import PciDevice, PciExpress, PciIds, Quiesce, ResetKind
 from vfio_user.device.standstill import Standstill
 from vfio_user.interposer.trace.files import NAME, PROTOCOL
@@ -295,3 +304,35 @@ def test_a_device_that_has_refused_is_asked_anew_and_whoever_was_refused_is_told
     assert device.said == ["asked", "asked", "go on"], "who was refused holds nothing"
     refused.release()
     assert device.said == ["asked", "asked", "go on"]
+
+
+# Devices that do not begin
+
+NOWHERE = "/nowhere/control"
+NOT_BEGUN: Mapping[str, Callable[[str], object]] = {
+    "a disk of two images": lambda image: Blk(image=f"{image},memory:1M"),
+    "a disk of no such size": lambda image: Blk(image=f"{image}:1000"),
+    "a disk with a control socket nowhere": lambda image: Blk(image=image, control=NOWHERE),
+    "a card with a control socket nowhere": lambda _: Net(control=NOWHERE),
+    "a card of no such address": lambda image: Net(mac="none", control=f"{image}.control"),
+    "a source of nothing": lambda image: Rng(source=Path(f"{image}.empty")),
+    "a controller of one image too many": lambda image: Nvme(image=f"{image},/nowhere/image"),
+    "a controller of an image twice": lambda image: Nvme(image=f"{image},{image}"),
+    "a controller with a control socket nowhere": lambda image: Nvme(image=image, control=NOWHERE),
+    "lines with a control socket nowhere": lambda _: Gpio(control=NOWHERE),
+}
+
+
+@for_each(NOT_BEGUN)
+def test_a_device_that_cannot_begin_leaves_nothing_and_its_image_to_the_next(name: str) -> None:
+    with TemporaryDirectory() as folder:
+        image = Path(folder) / "image"
+        image.write_bytes(bytes(1 << 20))
+        image.with_suffix(".empty").touch()
+        before, threads = open_fds(), threading.active_count()
+        with pytest.raises(UserError):
+            NOT_BEGUN[name](str(image))
+        assert (open_fds(), threading.active_count()) == (before, threads)
+        (backing,) = open_images(str(image), 512)
+        backing.close()
+        assert sorted(path.name for path in Path(folder).iterdir()) == ["image", "image.empty"]

@@ -307,7 +307,7 @@ def test_a_driver_that_has_many_outstanding_gets_what_it_asked_for(front_end: Fr
     for turn in range(20):
         blocks = [(turn * 3 + number) % COUNT for number in range(COUNT)]
         put(ring, *blocks)
-        assert sorted(done.writable for done in ring.wait_used(COUNT)) == expected(image, *blocks)
+        assert sorted(done.data for done in ring.wait_used(COUNT)) == expected(image, *blocks)
     ring.close()
 
 
@@ -319,7 +319,7 @@ def test_one_that_misses_the_page_cache_waits_beside_the_session(
     ring = front_end.queue()
     put(ring, *range(COUNT))
     ring.start()
-    assert sorted(done.writable for done in ring.wait_used(COUNT)) == expected(image, *range(COUNT))
+    assert sorted(done.data for done in ring.wait_used(COUNT)) == expected(image, *range(COUNT))
     ring.close()
 
 
@@ -332,7 +332,7 @@ def test_an_image_that_was_cut_fails_those_that_are_gone_alone(front_end: FrontE
     ring = front_end.queue()
     put(ring, 0, 1, 2, 3)
     ring.start()
-    statuses = sorted(done.writable[-1] for done in ring.wait_used(4))
+    statuses = sorted(done.data[-1] for done in ring.wait_used(4))
     assert statuses == [Status.OK, Status.OK, Status.IOERR, Status.IOERR]
     ring.close()
 
@@ -347,7 +347,7 @@ def test_another_session_of_the_same_server_goes_on_with_it(image: Path, tmp_pat
                 ring = front_end.queue()
                 put(ring, 0, 1, 2)
                 ring.start()
-                assert sorted(done.writable for done in ring.wait_used(3)) == expected(image, 0, 1, 2)
+                assert sorted(done.data for done in ring.wait_used(3)) == expected(image, 0, 1, 2)
                 ring.close()
     disk.close()
 
@@ -396,6 +396,6 @@ def test_reads_that_were_under_way_at_sigkill_are_done_by_the_next(tmp_path: Pat
             front_end.share_memory()
             front_end.set_inflight(inflight)
             ring.start()
-            assert sorted(done.writable for done in ring.wait_used(COUNT)) == expected(image, *range(COUNT))
+            assert sorted(done.data for done in ring.wait_used(COUNT)) == expected(image, *range(COUNT))
             assert ring.stop() == COUNT
             assert front_end.ask(R.GET_QUEUE_NUM)

@@ -10,12 +10,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from struct import pack
+from tempfile import TemporaryDirectory
+from threading import Event
 from typing import Any
 
 import pytest
 
+from tests.cases import for_each
 from tests.nvme_kit import CC, CSTS, Host, controller
-from tests.vhost_frontend import FEATURES, PROTOCOL, FrontEnd, P, Queue, V, split
+from tests.vhost_frontend import FEATURES, PROTOCOL, FrontEnd, P, Queue, R, V, split
 from userdev.interposer.holding import Holding
 from userdev.interposer.passing import Passing
 from userdev.relay.backlog import Backlog
@@ -31,6 +34,7 @@ from vfio_user.migration.dirty_log import DirtyPages
 from vfio_user.testing import RecordingLink, memory_file
 from vfio_user.wire import Message
 from vhost_user.backend import Server
+from vhost_user.wire.payloads import Config
 
 DATA = bytes(range(1, 129)) * 4
 BEFORE = b"\xee" * SECTOR
@@ -45,11 +49,13 @@ class Disk:
         self.path = path
         self.told = told
         self.synced: list[bytes] = []
+        self.kept = Event()
         self.too_early = 0
 
     def fdatasync(self, fd: int) -> None:
         self.synced.append(self.path.read_bytes()[:SECTOR])
         self.too_early += self.told()
+        self.kept.set()
 
 
 @contextmanager
@@ -136,6 +142,37 @@ def test_an_image_is_on_the_disk_before_it_is_given_away(image: Path, tmp_path: 
         do(ring, RequestType.OUT, DATA, 1)
         ring.stop()
         assert order == ["sync", "hand over"]
+
+
+def chooses_write_through(ring: Queue) -> None:
+    ring.connection.do(R.SET_CONFIG, Config(32, 1, 0, b"\0"))
+
+
+def stops_its_last_queue(ring: Queue) -> None:
+    ring.stop()
+
+
+def leaves(ring: Queue) -> None:
+    ring.connection.close()
+
+
+def resets(ring: Queue) -> None:
+    ring.connection.do(R.RESET_DEVICE)
+
+
+@for_each((chooses_write_through, stops_its_last_queue, leaves, resets))
+def test_what_was_acknowledged_is_on_the_disk_once_its_driver(does: Callable[[Queue], None]) -> None:
+    """Where the driver flushes, and did not before."""
+    with TemporaryDirectory() as name:
+        image = Path(name) / "image"
+        image.write_bytes(BEFORE * 64)
+        features = V(int(Feature.FLUSH | Feature.CONFIG_WCE))
+        with vhost(image, Path(name), features) as ring, spied(image, lambda: False) as disk:
+            do(ring, RequestType.OUT, DATA, 1)
+            assert disk.synced == []
+            does(ring)
+            assert disk.kept.wait(10)
+            assert disk.synced == [DATA]
 
 
 # An NVMe controller
