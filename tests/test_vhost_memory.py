@@ -7,12 +7,13 @@ import fcntl
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from tests.cases import for_each_row
 from tests.descriptors import fd_count
 from userdev.errors import ProtocolError
 from vhost_user.memory import Iotlb, IotlbMiss, MemoryTable, Permission
@@ -434,12 +435,47 @@ def test_a_translation_into_memory_that_is_gone_is_the_front_ends_mistake(transl
         translated.iotlb.translate(0, 1, Permission.READ)
 
 
-def test_a_region_that_is_added_again_and_again_is_mapped_once() -> None:
-    """QEMU does that whenever a device comes back; the file's mapping goes with the region all the same."""
+def refused(change: Callable[[], None]) -> None:
+    with pytest.raises(ProtocolError):
+        change()
+
+
+def shrunk(table: MemoryTable, fd: int) -> None:
+    os.ftruncate(fd, 4096)
+    refused(table.check)
+
+
+HERE, THERE, OVER = Region(0, MIB, USER, 0), Region(MIB, MIB, USER + MIB, 0), Region(0x1000, MIB, USER, 0)
+CHANGES: dict[str, tuple[Callable[[MemoryTable, int, int], object], int]] = {
+    "added again, as QEMU does whenever a device comes back": (lambda table, fd, _: table.add(HERE, fd), 1),
+    "one more of the same file": (lambda table, fd, _: table.add(THERE, fd), 1),
+    "one of another file": (lambda table, _, other: table.add(THERE, other), 2),
+    "one that is over another": (lambda table, _, other: refused(lambda: table.add(OVER, other)), 1),
+    "removed": (lambda table, _, __: table.remove(HERE), 0),
+    "the same table": (lambda table, fd, _: table.set([HERE], [fd]), 1),
+    "another table": (lambda table, _, other: table.set([HERE], [other]), 1),
+    "a table of which one is over another": (
+        lambda table, fd, other: refused(lambda: table.set([HERE, OVER], [other, fd])),
+        1,
+    ),
+    "no table": (lambda table, _, __: table.clear(), 0),
+    "a file that has shrunk": (lambda table, fd, _: shrunk(table, fd), 0),
+}
+"""What becomes of a table with one region, and how many files are mapped then."""
+
+
+@for_each_row((name, *change) for name, change in CHANGES.items())
+def test_a_file_is_mapped_once_and_as_long_as_one_of_its_regions_is_there(
+    name: str, change: Callable[[MemoryTable, int, int], object], mapped: int
+) -> None:
     table = MemoryTable()
-    with memfd(MIB) as fd:
-        for _ in range(5):
-            table.add(Region(0, MIB, USER, 0), fd)
-            assert maps_of("test") == 1
-        table.remove(Region(0, MIB, USER, 0))
-        assert maps_of("test") == 0
+    with memfd(MIB, sealed=False) as fd, memfd(MIB, sealed=False) as other:
+        table.add(HERE, fd)
+        for _ in range(3 if mapped else 1):
+            change(table, fd, other)
+            assert maps_of("test") == mapped, name
+            if len(table) > 1:
+                table.remove(THERE)
+                assert maps_of("test") == 1, name
+    table.clear()
+    assert maps_of("test") == 0

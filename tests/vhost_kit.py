@@ -251,6 +251,7 @@ class PackedDriver(Driver):
             _, length, known_by, flags = DESCRIPTOR.unpack_from(self.guest.memory, 16 * self.taken)
             if flags & (AVAIL | USED) != (AVAIL | USED) * self.taken_wrap:
                 return
+            assert bool(flags & WRITE) == bool(length), "a used descriptor says whether anything was written"
             self.taken += self.slots.pop(known_by)
             if self.taken >= self.size:
                 self.taken, self.taken_wrap = self.taken - self.size, 1 - self.taken_wrap

@@ -15,6 +15,7 @@ from zlib import crc32
 
 import pytest
 
+from tests.cases import for_each
 from tests.vhost_frontend import PROTOCOL, FrontEnd, P, R
 from userdev.declare.values import encode
 from userdev.errors import ProtocolError
@@ -151,6 +152,41 @@ def test_a_state_goes_whole_however_little_a_pipe_takes_or_gives_at_a_time() -> 
             loading._go_on()
         os.close(writer)
         assert (loading.finish(), loaded) == (0, [state]), step
+
+
+@for_each(("saves", "loads"))
+def test_a_transfer_has_its_time_anew_with_every_byte(way: str) -> None:
+    """A state of many bytes may come through a thin wire, as long as it comes."""
+    now, device = [0.0], Keeper()
+    device.kept = bytes(1 << 16)
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transfer, "monotonic", lambda: now[0])
+        served = back_end.BackEnd(model_of(device), Now(), lambda _: False)
+        served.save_to(writer) if way == "saves" else served.load_from(reader)
+        under_way = served._transfer
+        assert under_way is not None
+        for _ in range(5):
+            now[0] += 0.9 * transfer.TRANSFER_SECONDS
+            served.expire(now[0])
+            assert under_way.outcome is None
+            if way == "loads":
+                os.write(writer, b"x")
+            under_way._go_on()
+            if way == "saves":
+                os.read(reader, 4096)
+            assert served.deadline == now[0] + transfer.TRANSFER_SECONDS
+        now[0] += 0.5 * transfer.TRANSFER_SECONDS
+        if way == "saves":
+            under_way._go_on()
+            now[0] += 0.5 * transfer.TRANSFER_SECONDS
+        under_way._go_on()  # it cannot, and no byte is no progress
+        now[0] += 0.5 * transfer.TRANSFER_SECONDS
+        served.expire(now[0])
+        assert served.check_transfer() == errno.ETIMEDOUT
+        served.close()
+    os.close(reader if way == "saves" else writer)
 
 
 def test_a_transfer_that_has_ended_is_not_given_up_when_its_time_is_over(device: Keeper) -> None:

@@ -7,6 +7,7 @@ import errno
 import gc
 import os
 import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from tests.vhost_frontend import MEMORY, PROTOCOL, USER, Disconnected, FrontEnd,
 from vhost_user.backend import Server, Session
 from vhost_user.backend import server as server_module
 from vhost_user.wire import HEADER, VERSION, encode_request
-from vhost_user.wire.payloads import Region, VringState
+from vhost_user.wire.payloads import DeviceStateTransfer, Inflight, Log, Region, VringState
 
 
 def held() -> tuple[int, int]:
@@ -45,6 +46,158 @@ def test_nothing_of_a_front_end_is_left(server: Server, device: Reverse) -> None
     for _ in range(3):
         visit()
     assert held() == before
+
+
+def wrong_file(size: int = 4096) -> int:
+    fd = os.memfd_create("wrong")
+    os.ftruncate(fd, size)
+    return fd
+
+
+class Sayer:
+    """What a front-end may say again and again, right or wrong; the number of its answer, 0 for what is done."""
+
+    def __init__(self, front_end: FrontEnd, held: contextlib.ExitStack) -> None:
+        self.front_end = front_end
+        self.tell = front_end.tell
+        self.ring = front_end.queue()
+        self.log = front_end.share_log()
+        self.inflight = front_end.ask_inflight()
+        self.pipe = os.pipe()
+        self.file, self.eventfd = wrong_file(), os.eventfd(0)
+        self.memory = front_end.memory.regions[0]
+        for fd in (*self.pipe, self.file, self.eventfd):
+            held.callback(os.close, fd)
+
+    def kick(self) -> int:
+        return self.tell(R.SET_VRING_KICK, 0, [self.ring.kick_fd])
+
+    def no_kick(self) -> int:
+        return self.tell(R.SET_VRING_KICK, no_fd(0))
+
+    def call(self) -> int:
+        return self.tell(R.SET_VRING_CALL, 0, [self.ring.call_fd])
+
+    def no_call(self) -> int:
+        return self.tell(R.SET_VRING_CALL, no_fd(0))
+
+    def err(self) -> int:
+        return self.tell(R.SET_VRING_ERR, 0, [self.ring.err_fd])
+
+    def dirty_log(self) -> int:
+        return int(self.front_end.ask(R.SET_LOG_BASE, Log(self.log.size, 0), [self.log.fd]))
+
+    def log_fd(self) -> int:
+        return self.tell(R.SET_LOG_FD, None, [self.eventfd])
+
+    def an_inflight_region(self) -> int:
+        return self.tell(R.SET_INFLIGHT_FD, self.inflight.described, [self.inflight.fd])
+
+    def ask_for_an_inflight_region(self) -> int:
+        return int(self.front_end.ask(R.GET_INFLIGHT_FD, Inflight(0, 0, 1, 8)).mmap_size == 0)
+
+    def a_channel(self) -> int:
+        return int(self.front_end.open_channel() is None)
+
+    def memory_table(self) -> int:
+        return self.tell(R.SET_MEM_TABLE, (self.memory,), [self.front_end.memory.fd])
+
+    def memory_region(self) -> int:
+        return self.tell(R.ADD_MEM_REG, self.memory, [self.front_end.memory.fd])
+
+    def another_owner(self) -> int:
+        return self.tell(R.SET_OWNER)
+
+    def a_transfer(self) -> int:
+        self.tell(R.GET_VRING_BASE, VringState(0, 0))
+        return int(self.front_end.ask(R.SET_DEVICE_STATE_FD, DeviceStateTransfer(1, 0), [self.pipe[0]]) & 0xFF)
+
+    # Wrong ones
+
+    def kick_that_is_none(self) -> int:
+        return self.tell(R.SET_VRING_KICK, 0, [self.file])
+
+    def call_of_a_ring_that_is_none(self) -> int:
+        return self.tell(R.SET_VRING_CALL, 7, [self.eventfd])
+
+    def err_that_is_none(self) -> int:
+        return self.tell(R.SET_VRING_ERR, 0, [self.file])
+
+    def log_beyond_its_file(self) -> int:
+        return int(self.front_end.ask(R.SET_LOG_BASE, Log(8192, 0), [self.file]))
+
+    def inflight_region_that_is_too_small(self) -> int:
+        return self.tell(R.SET_INFLIGHT_FD, Inflight(64, 0, 1, 64), [self.file])
+
+    def channel_that_is_none(self) -> int:
+        return self.tell(R.SET_BACKEND_REQ_FD, None, [self.file])
+
+    def table_beyond_its_file(self) -> int:
+        return self.tell(R.SET_MEM_TABLE, (self.memory,), [self.file])
+
+    def region_over_another(self) -> int:
+        over = self.memory._replace(guest_address=4096, size=4096)
+        return self.tell(R.ADD_MEM_REG, over, [self.file])
+
+    def region_that_is_not_there(self) -> int:
+        return self.tell(R.REM_MEM_REG, self.memory._replace(size=4096), [self.file])
+
+    def transfer_through_a_file(self) -> int:
+        return int(self.front_end.ask(R.SET_DEVICE_STATE_FD, DeviceStateTransfer(0, 0), [self.file]) & 0xFF)
+
+    def request_that_was_not_negotiated(self) -> int:
+        return self.tell(R.GPU_SET_SOCKET, None, [self.file])
+
+
+RIGHT: Sequence[Callable[[Sayer], int]] = (
+    Sayer.kick,
+    Sayer.no_kick,
+    Sayer.call,
+    Sayer.no_call,
+    Sayer.err,
+    Sayer.dirty_log,
+    Sayer.log_fd,
+    Sayer.an_inflight_region,
+    Sayer.ask_for_an_inflight_region,
+    Sayer.a_channel,
+    Sayer.memory_table,
+    Sayer.memory_region,
+    Sayer.a_transfer,
+)
+WRONG: Sequence[Callable[[Sayer], int]] = (
+    Sayer.kick_that_is_none,
+    Sayer.call_of_a_ring_that_is_none,
+    Sayer.err_that_is_none,
+    Sayer.log_beyond_its_file,
+    Sayer.inflight_region_that_is_too_small,
+    Sayer.channel_that_is_none,
+    Sayer.table_beyond_its_file,
+    Sayer.region_over_another,
+    Sayer.region_that_is_not_there,
+    Sayer.transfer_through_a_file,
+    Sayer.request_that_was_not_negotiated,
+)
+
+
+def test_what_is_said_again_takes_the_place_of_what_was_said_before(server: Server) -> None:
+    """And what is refused leaves nothing: neither a descriptor nor a mapping."""
+
+    def holds() -> tuple[int, int]:
+        front_end.settle()
+        return len(open_fds()), Path("/proc/self/maps").read_text().count("memfd:")
+
+    gc.collect()
+    with contextlib.ExitStack() as held:
+        front_end = held.enter_context(FrontEnd(str(server.listener.address)))
+        front_end.negotiate(protocol=PROTOCOL | P.BACKEND_REQ | P.DEVICE_STATE)
+        front_end.share_memory()
+        sayer = Sayer(front_end, held)
+        for say in (*RIGHT, *WRONG, Sayer.another_owner):
+            counts = []
+            for _ in range(3):
+                assert bool(say(sayer)) is (say in WRONG), say.__name__
+                counts.append(holds())
+            assert len(set(counts)) == 1, (say.__name__, counts)
 
 
 @pytest.mark.parametrize("garbage", [HEADER.pack(1, 1, 1 << 31), b"\xff" * 64, HEADER.pack(1, VERSION + 1, 0)])

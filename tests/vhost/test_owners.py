@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
+from collections import deque
+from dataclasses import replace
+from enum import Enum
 
-from tests.vhost_frontend import FEATURES, PROTOCOL, FrontEnd, P, Queue, R, V, split
+from tests.vhost_frontend import FEATURES, PROTOCOL, USER, FrontEnd, P, Queue, R, V, no_fd, split
 from userdev.eventfd import drain
+from vhost_user.backend import Server, Session
+from vhost_user.backend.line import Line
+from vhost_user.wire import DeviceStatus
 from vhost_user.wire.payloads import VringState
 
 
@@ -88,3 +94,77 @@ def test_a_second_owner_is_told_by_nobody_but_whom_it_names(front_end: FrontEnd,
     assert split(again).used_index == 1
     assert not ring.wait_call(0)
     assert not ring.wait_err(0)
+
+
+PLAIN = (bool, int, str, tuple, list, set, dict, deque, type(None))
+"""What is compared as it is; of everything else it counts whether it is there."""
+
+
+def plain(owner: object) -> dict[str, object]:
+    """The attributes of an object that a front-end's messages may have changed."""
+    return {
+        name: value if isinstance(value, (*PLAIN, Enum)) else type(value).__name__
+        for name, value in vars(owner).items()
+        if not callable(value)
+    }
+
+
+def known(server: Server) -> dict[str, object]:
+    """All that a session knows of its front-end, but for what comes before SET_OWNER: protocol features, channel."""
+    session = server._session
+    assert isinstance(session, Session)
+    back_end = session._back_end
+    vrings = back_end.vrings
+    found: dict[str, object] = {
+        "back-end": {name: value for name, value in plain(back_end).items() if name not in ("negotiated", "_channel")},
+        "features": (back_end.negotiated.features, back_end.negotiated.postcopy),
+        "postcopy": plain(back_end.postcopy),
+        "rings": plain(vrings),
+        "memory": (len(vrings.table), len(vrings._iotlb), len(vrings.misses._waits), vrings.table.can_shrink),
+    }
+    for vring in vrings:
+        found[f"ring {vring.index}"] = plain(vring)
+        lines = {name: line for name, line in vars(vring).items() if isinstance(line, Line)}
+        found |= {f"{name} {vring.index}": (line.is_in_band, line._fd) for name, line in lines.items()}
+    return found
+
+
+PROTOCOL_OF_ALL = PROTOCOL | P.STATUS | P.DEVICE_STATE | P.BACKEND_REQ | P.PAGEFAULT
+
+
+def say_all(front_end: FrontEnd) -> list[Queue]:
+    """Everything that a front-end can say, so that nothing of the session is as in the beginning."""
+    front_end.negotiate(FEATURES | V.LOG_ALL | V.ACCESS_PLATFORM, PROTOCOL_OF_ALL)
+    front_end.share_memory()
+    front_end.share_log()
+    front_end.set_inflight(front_end.ask_inflight(2))
+    front_end.open_channel()
+    front_end.translate(0, USER)
+    if front_end.has(P.PAGEFAULT):
+        front_end.ask(R.POSTCOPY_ADVISE)
+        front_end.do(R.POSTCOPY_LISTEN)
+        front_end.negotiated = replace(front_end.negotiated, postcopy=True)
+    front_end.save_state()
+    front_end.set_status(DeviceStatus.ACKNOWLEDGE)
+    one, other = front_end.queue(), front_end.queue(1)
+    one.logged = True
+    one.start(3)  # which misses the translation of where it is
+    other.set_up(5)
+    front_end.do(R.SET_VRING_KICK, no_fd(1))
+    return [one, other]
+
+
+def test_for_a_second_owner_a_session_is_as_a_new_one(server: Server) -> None:
+    with FrontEnd(str(server.listener.address)) as front_end:
+        front_end.settle()
+        new = known(server)
+        for _ in range(2):
+            say_all(front_end)
+            said = known(server)
+            assert {name for name in new if said[name] == new[name]} == set()
+            front_end.send(R.SET_OWNER)
+            front_end.negotiated = replace(front_end.negotiated, features=V(0), postcopy=False)
+            front_end.settle()
+            again = known(server)
+            for name in new:
+                assert again[name] == new[name], name

@@ -9,7 +9,7 @@ import os
 import pytest
 
 from tests.vhost.reverse import Reverse
-from tests.vhost_frontend import FEATURES, MEMORY, Disconnected, FrontEnd, Queue, R, V
+from tests.vhost_frontend import FEATURES, MEMORY, Disconnected, FrontEnd, Queue, R, V, split
 from vhost_user.backend import Server
 from vhost_user.rings import SplitInflight, region_size
 from vhost_user.wire import decode_reply, encode_request
@@ -131,3 +131,27 @@ def test_what_a_dead_back_end_left_is_done_before_a_ring_says_where_it_goes_on(f
         answer = decode_reply(R.GET_VRING_BASE, front_end.receive(), front_end.negotiated)
     assert answer.num == 1
     assert [completion.data for completion in ring.take_used()] == [b"ba"]
+
+
+def test_a_ring_that_breaks_at_what_a_dead_back_end_left_leaves_the_rest_to_the_next(
+    front_end: FrontEnd, device: Reverse
+) -> None:
+    region = front_end.ask_inflight()
+    front_end.set_inflight(region)
+    with mmap.mmap(region.fd, region.described.mmap_size) as memory:
+        left = SplitInflight(memoryview(memory), 64)
+        left.recover(0, 64)
+        ring = front_end.queue()
+        first, *rest = (ring.put(data, 4) for data in (b"fail", b"abcd", b"efgh"))
+        for request in (first, *rest):
+            left.take(request.head)
+        del left
+        ring.start(0)
+        assert ring.wait_err()
+        front_end.settle()
+        assert (split(ring).used_index, device.done) == (0, 0)
+        front_end.memory[first.places[0] : first.places[0] + 4] = b"good"
+        ring.stop(drain=False)
+        ring.start(0)
+        assert [completion.data for completion in ring.wait_used(3)] == [b"doog", b"dcba", b"hgfe"]
+    assert ring.stop() == 3

@@ -165,6 +165,10 @@ def test_a_driver_writes_what_it_may(stranger: FrontEnd, device: Reverse, caplog
     assert "capacity of configuration space cannot be written" in caplog.text
     stranger.do(R.SET_CONFIG, Config(0, 8, 1, (9).to_bytes(8, "little")))
     assert device.capacity == 9
+    for flags in (0, 2, 1 << 31):  # bit 0 says that a migration does it, and none of the others
+        assert stranger.tell(R.SET_CONFIG, Config(0, 8, flags, bytes(8))) == errno.EINVAL, flags
+    stranger.do(R.SET_CONFIG, Config(0, 8, 0xFFFF_FFFF, (10).to_bytes(8, "little")))
+    assert device.capacity == 10
 
 
 def test_a_change_of_configuration_is_told_on_the_back_ends_channel(stranger: FrontEnd, device: Reverse) -> None:
