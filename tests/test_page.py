@@ -140,22 +140,6 @@ def test_all_that_a_run_wrote_down_is_on_one_axis(tmp_path: Path) -> None:
     assert {each.title: each.when for each in found}["device_add: no such thing"] == pytest.approx(1.0)
 
 
-def test_a_program_ended_wrongly_where_nobody_wanted_its_end_and_it_was_not_in_order(tmp_path: Path) -> None:
-    ended = {"when": 1_795_932_999, "ended": 1_795_933_000, "fate": "ended somehow"}
-    programs = {
-        "at the end of the run": ({"stopped": True, "in_order": False}, "step"),
-        "in order": ({"stopped": False, "in_order": True}, "step"),
-        "by the test": ({"stopped": False, "in_order": False, "on_request": True}, "fault"),
-        "by itself": ({"stopped": False, "in_order": False, "on_request": False}, "wrong"),
-    }
-    told = [{"name": name, "pid": 7, **ended, **said} for name, (said, _) in programs.items()]
-    (tmp_path / "processes.json").write_text(json.dumps(told))
-    kinds = {each.title: each.kind for each in page_of(tmp_path, tmp_path / "index.html")}
-    assert {name: kinds[f"{name} ended somehow"] for name in programs} == {
-        name: kind for name, (_, kind) in programs.items()
-    }
-
-
 def test_answers_of_qmp_are_those_of_its_commands_in_their_order(tmp_path: Path) -> None:
     said = ('-> {"execute": "one"}', '-> {"execute": "two"}', '<- {"return": 1}', '<- {"error": {"desc": "no"}}')
     lines = (f"2026-11-29T06:16:4{second}+00:00 {line}\n" for second, line in enumerate(said))
