@@ -86,7 +86,10 @@ def test_the_accelerator_is_what_a_guest_runs_under(machine: Path, tmp_path: Pat
 
 def test_who_may_not_use_kvm_is_told_of_its_nodes_own_group_where_that_helps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda *_: False)
-    for mode, gid, helps in ((0o660, 54321, True), (0o600, 54321, False), (0o600, 0, False), (0o660, 0, False)):
+    for mode, gid, helps in (
+        *((0o660, 54321, True), (0o600, 54321, False), (0o600, 0, False), (0o660, 0, False)),
+        *((0o640, 54321, False), (0o620, 54321, False), (0o666, 54321, True), (0o606, 54321, False)),
+    ):
         node = SimpleNamespace(st_mode=mode, st_gid=gid)
         monkeypatch.setattr(doctor, "KVM", SimpleNamespace(exists=lambda: True, stat=lambda node=node: node))
         state, _, hint = cast(tuple[Readiness, str, str], doctor.check_accelerator())
@@ -118,6 +121,19 @@ def test_a_cache_that_cannot_be_written_is_named_with_the_way_out(
 def test_a_small_disk_is_bad_for_the_first_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "FIRST_RUN_SPACE", 1e18)
     assert state_of("disk") is Readiness.BAD
+
+
+def test_less_space_will_do_where_both_qemu_and_image_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    later, first = doctor.LATER_RUN_SPACE, doctor.FIRST_RUN_SPACE
+    for has_qemu, has_image, needed in ((True, True, later), (True, False, first), (False, True, first)):
+        for name, has in (("qemu", has_qemu), ("image", has_image)):
+            state = Readiness.GOOD if has else Readiness.LATER
+            monkeypatch.setattr(doctor, f"check_{name}", lambda state=state: (state, ""))
+        for free, good in ((needed, True), (needed - 1, False)):
+            monkeypatch.setattr("shutil.disk_usage", lambda _path, free=free: SimpleNamespace(free=free))
+            found = doctor.examine("disk")
+            assert (found.state is Readiness.GOOD) is good, (has_qemu, has_image, free)
+            assert good or f"{needed / 1e9:.1f} GB needed" in found.detail
 
 
 def raises(error: Exception) -> Callable[[], doctor.Examination]:
@@ -200,9 +216,14 @@ def test_what_nobody_but_its_owner_can_fix_is_said_at_the_end(
     cupboard: Cupboard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(doctor.CHECKS, "memory", lambda: (Readiness.BAD, "0.1 GB", "end other programs"))
+    monkeypatch.setitem(doctor.CHECKS, "namespaces", lambda: (Readiness.ABSENT, "no root", "be root"))
+    monkeypatch.setitem(doctor.CHECKS, "cache", lambda: (Readiness.GOOD, "there", "nothing to do"))
+    monkeypatch.setitem(doctor.CHECKS, "system", lambda: (Readiness.ABSENT, "there is no way"))
     done = run_doctor("--fix")
     assert done.exit_code == 2
-    assert "end other programs" in done.stdout.partition("left for you")[2]
+    left = [line.strip() for line in done.stdout.partition("left for you:\n")[2].partition("\n\n")[0].splitlines()]
+    assert {"memory: end other programs", "namespaces: be root"} <= {*left}
+    assert not any(line.startswith(("cache:", "system:")) for line in left)
 
 
 def test_a_quiet_doctor_says_nothing_of_what_is_well() -> None:

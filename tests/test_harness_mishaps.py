@@ -116,6 +116,32 @@ def test_only_the_guests_own_power_off_is_one(machine: Machine) -> None:
         machine.mishaps.check()
 
 
+def test_a_machine_that_goes_off_before_its_guest_is_up_has_befallen_nobody(machine: Machine) -> None:
+    machine.tells("SHUTDOWN", guest=True, reason="guest-shutdown")
+    machine.mishaps.begin()
+    machine.mishaps.check()
+
+
+def test_what_silences_a_guest_is_told_before_an_oops_that_came_first(machine: Machine) -> None:
+    for line in ("Oops: one", "Kernel panic - not syncing: two"):
+        machine.says(f"[    1.000000] {line}")
+        machine.heard.get(timeout=60)
+    for _ in range(2):
+        with pytest.raises(GuestCrash, match="two"):
+            machine.mishaps.check()
+    assert machine.mishaps.untold() is not None, "of the oops nobody was told"
+
+
+def test_an_oops_that_was_told_of_is_over_once_the_guest_is_up_again_and_the_next_is_another(machine: Machine) -> None:
+    for said in ("one", "two"):
+        machine.says(f"[    1.000000] Oops: {said}")
+        machine.heard.get(timeout=60)
+        with pytest.raises(GuestCrash, match=said):
+            machine.mishaps.check()
+        machine.mishaps.begin()
+        machine.mishaps.check()
+
+
 def test_an_oops_is_told_once_and_a_panic_for_ever(machine: Machine) -> None:
     machine.says("[    1.000000] Oops: one")
     machine.heard.get(timeout=60)

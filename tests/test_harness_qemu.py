@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from vfio_user.cli.qemu import command
 from vfio_user.harness import cache, qemu
 from vfio_user.harness.qemu import PROGRAM, ensure_qemu, find_qemu, install_qemu, installed_qemu, manifest
 
+COARSE = 5
+"""CLOCK_REALTIME_COARSE of time.h: by it files have their times."""
 DEVICES = """\
 Display devices:
 name "VGA", bus PCI
@@ -159,6 +162,23 @@ def test_one_in_the_cache_is_asked_once_and_again_when_it_has_changed(tmp_path: 
     assert len(asked.read_text().splitlines()) == 2  # its version, its devices
     in_cache(tmp_path, "default", "11.1.4")
     assert find_qemu().version == Version("11.1.4")
+
+
+def test_it_is_asked_again_whichever_of_its_programs_has_changed(tmp_path: Path) -> None:
+    """A loader and the program that it loads: what was said is older than one of them."""
+    in_cache(tmp_path, "default", "11.1.3")
+    root, asked = tmp_path / "cache/qemu/default", tmp_path / "asked"
+    (root / "usr/bin").mkdir(parents=True)
+    loader, program = root / "usr/lib64/ld-linux-x86-64.so.2", root / "usr/bin" / PROGRAM
+    loader.write_text(loader.read_text().replace("#!/bin/sh\n", f"#!/bin/sh\necho . >> {asked}\n"))
+    for number, changed in enumerate((program, loader, program), 1):
+        changed.write_bytes(changed.read_bytes() if changed.exists() else b"")
+        while time.clock_gettime_ns(COARSE) <= changed.stat().st_ctime_ns:
+            pass  # what is said from now on is younger
+        for _ in range(2):
+            qemu._devices.cache_clear()
+            assert find_qemu().version == Version("11.1.3")
+            assert len(asked.read_text().splitlines()) == 2 * number, changed
 
 
 def test_two_qemus_have_two_digests_and_one_keeps_its_own(tmp_path: Path) -> None:

@@ -317,6 +317,21 @@ def test_a_recipe_of_ones_own_can_extend_one_of_ours(tmp_path: Path) -> None:
     assert set(mine.services) == {*minimal.services, "web"}
 
 
+def test_what_a_recipe_says_itself_is_said_over_what_it_extends(tmp_path: Path) -> None:
+    """A list goes on; a service of the same name, and a text, are one's own."""
+    (tmp_path / "first.yaml").write_text(
+        "extends: minimal\ndescription: first\nautoload: [uio]\nservices: {web: httpd -f, log: logd}\n"
+    )
+    (tmp_path / "second.yaml").write_text(
+        "extends: first\ndescription: second\nautoload: [nvme]\nservices: {web: nginx}\n"
+    )
+    first, second = (load_recipe(str(tmp_path / f"{name}.yaml")) for name in ("first", "second"))
+    assert second.description == "second"
+    assert second.services == {**first.services, "web": "nginx"}
+    assert second.autoload == (*first.autoload, "nvme")
+    assert second.kernel == first.kernel == load_recipe("minimal").kernel
+
+
 @pytest.mark.parametrize(
     ("text", "named"),
     [

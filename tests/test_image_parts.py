@@ -68,6 +68,14 @@ def test_an_archive_holds_every_entry_as_it_was_added() -> None:
     ]
 
 
+def test_the_size_of_a_link_is_that_of_its_bytes() -> None:
+    """Of which a letter may have several: what is behind it is found by that."""
+    tree = Tree()
+    for name in ("a", "b"):
+        tree.add(name, Symlink(f"usr/größe-{name}"))
+    assert [content.decode() for _, _, content, _, _ in members(archive(tree))] == ["usr/größe-a", "usr/größe-b"]
+
+
 def test_archives_follow_each_other() -> None:
     extra = Tree()
     extra.add("etc/x", File(0o644, b"odd"))
