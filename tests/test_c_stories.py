@@ -36,6 +36,14 @@ def asked(*words: str) -> dict[str, Any]:
     return said
 
 
+def test_the_server_itself_is_right_by_every_check() -> None:
+    for defined in ((), ("VECTORS=1",)):
+        words = "conformance", "--server-command", f"{c_server(*defined)} {{socket}}", "--quiet", "--json", "-"
+        told = CliRunner().invoke(cli, words)
+        checks = json.loads(told.stdout)["checks"]
+        assert [each["id"] for each in checks if each["outcome"] not in ("pass", "skip")] == [], defined
+
+
 def odd(trace: Path, kind: str) -> list[str]:
     return [each["text"] for each in asked("trace", "stats", str(trace))["findings"] if each["kind"] == kind]
 

@@ -1,4 +1,4 @@
-"""A vfio-user server in C (edu.c) that shares nothing with this project: what is said of any server is tried on it."""
+"""A vfio-user server in C (edu.c, proposal.c) that shares nothing with this project: what is said of any server is tried on it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vfio_user.harness.cache import cache_dir, locked, publish
 from vfio_user.harness.debian import Progress, quiet
 from vfio_user.harness.toolchain import c_compiler
 
-SOURCE = Path(__file__).with_name("edu.c")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("edu.c", "proposal.c"))
 FLAGS = ("-O2", "-g", "-Wall", "-Wextra", "-Werror", "-std=gnu11")
 
 
@@ -21,11 +21,12 @@ def c_server(*defined: str, progress: Progress = quiet) -> Path:
         UserError: there is no compiler to be had.
     """
     flags = [*FLAGS, *(f"-D{each}" for each in defined)]
-    digest = hashlib.sha256(repr((SOURCE.read_text(), flags, platform.machine())).encode()).hexdigest()[:16]
+    read = [path.read_text() for path in sorted(Path(__file__).parent.glob("*.[ch]"))]
+    digest = hashlib.sha256(repr((read, flags, platform.machine())).encode()).hexdigest()[:16]
     home = cache_dir() / "c-server" / digest
     with locked("c-server"):
         if not home.exists():
             compiler = c_compiler(progress=progress)
             with publish(home) as making:
-                compiler.compile([*flags, "-o", "edu", str(SOURCE)], making)
+                compiler.compile([*flags, "-o", "edu", *map(str, SOURCES)], making)
     return home / "edu"

@@ -1,0 +1,2 @@
+/* json: ended by a NUL. */
+int proposal_is_good(const char *json);
