@@ -257,7 +257,7 @@ def test_a_find_of_a_corpus_is_a_check_that_fails_whatever_is_found_with_it(tmp_
     ):
         Find("p", "rule", "a rule", "rule: c", "c was said", steps(names)).write(tmp_path)
         subject = Probed(wrong)
-        (check,) = corpus_checks(tmp_path, "p", dict.fromkeys([None], subject).__getitem__, ())
+        (check,) = corpus_checks(tmp_path, "p", lambda bench, find, subject=subject: subject, ())  # type: ignore[misc]
         if said:
             with pytest.raises(CheckFailed, match=said):
                 check.run(None)
@@ -272,7 +272,7 @@ def test_a_find_that_is_the_failure_of_a_check_has_the_rule_and_the_level_of_tha
     found = {}
     for cause in ("rule: check info/odd", "rule: check info/gone", "rule: info/odd"):
         Find("p", "rule", "a rule", cause, "it is odd", ()).write(tmp_path / cause)
-        (made,) = corpus_checks(tmp_path / cause, "p", lambda bench: Pretended(), tuple(group))  # type: ignore[arg-type, return-value]
+        (made,) = corpus_checks(tmp_path / cause, "p", lambda bench, find: Pretended(), tuple(group))  # type: ignore[arg-type, return-value]
         found[cause] = (made.rule, made.level, made.revision)
     assert found == {
         "rule: check info/odd": ("the rule of the check", Level.REFERENCE, "of 2022"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from dataclasses import replace
@@ -14,7 +15,7 @@ from click.testing import CliRunner
 
 from tests.conformance_target import Fault, InProcess, Proceed, Reply, with_fault
 from tests.fuzz_kit import Quiet
-from userdev.errors import UserError
+from userdev.errors import ProtocolError, UserError
 from userdev.fuzz import Bounds, Campaign, Find, Found, Step
 from userdev.fuzz import process as process_module
 from userdev.fuzz.drawing import sequences
@@ -178,6 +179,57 @@ def test_each_oracle_notices_what_it_is_for_and_only_then(oracle: str, tmp_path:
         assert not player.prepare()
         assert player.play(steps) is None
         player.close()
+
+
+class RefusesNothing(Fault):
+    """SET_IRQS that cannot be right is answered as good."""
+
+    def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
+        try:
+            return proceed(command, message)
+        except Exception:
+            if command is Command.SET_IRQS:
+                return b"", []
+            raise
+
+
+def test_what_a_server_may_take_by_the_specification_is_no_find_where_it_is_held_to_that(tmp_path: Path) -> None:
+    """What comes behind it is tried all the same, by another client: what the server has kept is not known."""
+    wrong, next_is_fired = Step.of("set_wrong", irq=2, flags=0), NOTICED["interrupts"][2]
+    for level, fault, steps, oracle in (
+        ("reference", RefusesNothing(), [wrong], "replies"),
+        ("must", RefusesNothing(), [wrong], None),
+        ("must", RefusesNothing(), [wrong, *next_is_fired], None),
+        ("must", FiresTheNext(), [wrong, *next_is_fired], "interrupts"),
+        ("must", Unmaps(), [Step.of("unmap", slot=1, page=0, pages=0, shift=0), *next_is_fired], None),
+        ("must", Fault(), [Step.of("check", id="info/argsz-too-small")], None),
+    ):
+        with InProcess(tmp_path, Edu, session=with_fault(fault)) as target:
+            player = VfioUserSubject(target, CURRENT, timeout=5, level=level)
+            assert not player.prepare()
+            found = player.play(steps)
+            assert player.facts()["level"] == level
+            player.close()
+        assert (found.oracle.id if found is not None else None) == oracle, (level, fault, steps)
+
+
+class SubRegionsAreUnknown(Fault):
+    """As a server has it that does not know the command: all of its checks fail, and one of them is the cause."""
+
+    def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
+        if command is Command.GET_REGION_IO_FDS:
+            raise ProtocolError("no such command", errno.ENOTSUP)
+        return proceed(command, message)
+
+
+def test_checks_that_fail_for_want_of_another_are_one_find(tmp_path: Path) -> None:
+    with InProcess(tmp_path, Edu, session=with_fault(SubRegionsAreUnknown())) as target:
+        player = VfioUserSubject(target, CURRENT, timeout=5)
+        player.prepare()
+        found = [player.play([Step.of("check", id=f"io_fds/{name}")]) for name in ("two-steps", "flags", "count")]
+        player.close()
+    assert {each.cause for each in found if each is not None} == {"replies: check io_fds/two-steps"}
+    assert None not in found
 
 
 class StandsStill(Fault):

@@ -1,4 +1,4 @@
-"""A vfio-user server in C (edu.c, proposal.c) that shares nothing with this project: what is said of any server is tried on it."""
+"""A vfio-user server in C that shares nothing with this project: what is said of any server is tried on it."""
 
 from __future__ import annotations
 

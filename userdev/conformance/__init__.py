@@ -1,5 +1,6 @@
 """Checks of any server: what one is, and how a catalogue of them is run."""
 
+from userdev.conformance.cause import Failure, cause_of_failure
 from userdev.conformance.check import (
     Check,
     CheckFailed,
@@ -18,6 +19,7 @@ __all__ = [
     "CheckFailed",
     "CheckResult",
     "Crash",
+    "Failure",
     "Group",
     "Level",
     "Outcome",
@@ -25,6 +27,7 @@ __all__ = [
     "Target",
     "Unmet",
     "Workbench",
+    "cause_of_failure",
     "relying",
     "require",
     "require_known_needs",

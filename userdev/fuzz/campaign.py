@@ -61,6 +61,8 @@ class Bounds:
     """So many causes that were seen again are enough: others may be what sequences before have left."""
     reduction: float = 60.0
     """Seconds for the reduction of one find."""
+    at_least: float = 5.0
+    """Seconds of that for one that is found when the time is over: 40 steps that were not reduced tell little."""
     tries: int = 300
     """Sequences for the reduction of one find."""
 
@@ -141,7 +143,7 @@ class Campaign:
         self._keep(find)
         self._listener.found(find)
         left = self._bounds.seconds - (monotonic() - begin)
-        reduced = self._reduced(find, max(5.0, min(self._bounds.reduction, left)))
+        reduced = self._reduced(find, max(self._bounds.at_least, min(self._bounds.reduction, left)))
         self._listener.kept(reduced, self._keep(reduced))
         self._subject.renew()
 

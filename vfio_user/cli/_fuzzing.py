@@ -19,6 +19,8 @@ from userdev.counted import counted
 from userdev.errors import VerdictError
 from userdev.fuzz import Bounds, Campaign, Find, Found, Kind, Oracle, Subject, Summary
 from userdev.fuzz.finds import corpus
+from userdev.fuzz.levels import DEFAULT, LEVELS
+from vfio_user.cli._choice import Choice
 from vfio_user.cli._completion import Completer
 from vfio_user.cli._conformance import Target, server
 from vfio_user.cli._durations import Duration
@@ -52,6 +54,7 @@ class Asked:
     list_oracles: bool
     against: str | None
     quiet: bool
+    level: str
 
 
 def options(argument: str, served: str, *, complete: Completer, device: str = "") -> Callable[[Function], Function]:
@@ -72,7 +75,8 @@ def options(argument: str, served: str, *, complete: Completer, device: str = ""
             type=Duration(),
             default="10m",
             show_default=True,
-            help="How long to look: 90s, 10m, 1h30m. What is found at its end is reduced after it.",
+            help="How long to look: 90s, 10m, 1h30m. What is found near its end is reduced for at most "
+            f"{Bounds.at_least:.0f} s beyond it, and the answers that are awaited then.",
         ),
         click.option("--seed", type=click.IntRange(min=0), help="The same sequences again; told where it is drawn."),
         click.option(
@@ -88,6 +92,13 @@ def options(argument: str, served: str, *, complete: Completer, device: str = ""
         click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON; progress goes to stderr."),
         click.option(
             "--timeout", type=float, default=5.0, show_default=True, help="Seconds that each answer may take."
+        ),
+        click.option(
+            "--level",
+            type=Choice(list(LEVELS)),
+            default=DEFAULT,
+            show_default=True,
+            help="must: leave to the server what is not in the specification, as whether it refuses what is wrong.",
         ),
         click.option("--oracles", "list_oracles", is_flag=True, help="List what is held to be wrong."),
         click.option(
@@ -268,9 +279,9 @@ B = TypeVar("B")
 
 
 def corpus_checks(
-    folder: Path, protocol: str, made: Callable[[B], ProbedSubject], catalogue: Sequence[Check[B]]
+    folder: Path, protocol: str, made: Callable[[B, Find], ProbedSubject], catalogue: Sequence[Check[B]]
 ) -> tuple[Check[B], ...]:
-    """The finds of a folder as checks of a group `corpus`; `made` makes the subject of a bench.
+    """The finds of a folder as checks of a group `corpus`; `made` makes the subject of a bench, for a find.
 
     One that is the failure of a check of the catalogue has the rule and the level of that.
 
@@ -288,9 +299,9 @@ def corpus_checks(
     return tuple(group)
 
 
-def _check(find: Find, made: Callable[[B], ProbedSubject]) -> Callable[[B], None]:
+def _check(find: Find, made: Callable[[B, Find], ProbedSubject]) -> Callable[[B], None]:
     def run(bench: B) -> None:
-        subject = made(bench)
+        subject = made(bench, find)
         try:
             found = _played(find, subject)
         finally:

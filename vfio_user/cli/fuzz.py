@@ -11,6 +11,7 @@ import click
 
 from userdev.errors import UserError
 from userdev.fuzz import Find
+from userdev.fuzz.levels import level_of
 from vfio_user.cli._choice import Choice
 from vfio_user.cli._completion import complete_servers
 from vfio_user.cli._conformance import Target, server
@@ -38,7 +39,7 @@ def command(dialect: str, **given: Any) -> None:
         asked = replace(asked, server_command=started)
 
     def made(target: Target, reference: VfioUserSubject | None) -> VfioUserSubject:
-        return VfioUserSubject(target, spoken, timeout=asked.timeout, reference=reference)
+        return VfioUserSubject(target, spoken, timeout=asked.timeout, reference=reference, level=asked.level)
 
     carry_out(asked, greeting(spoken), ORACLES, made)
 
@@ -56,5 +57,5 @@ def replay_find(
     spoken = ALL_DIALECTS.get(find.subject.get("dialect", ""), ALL_DIALECTS["current"])
     with server(address, server_command, greeting(spoken), timeout=timeout) as target:
         target.try_out()
-        with closing(VfioUserSubject(target, spoken, timeout=timeout)) as subject:
+        with closing(VfioUserSubject(target, spoken, timeout=timeout, level=level_of(find))) as subject:
             play_again(find, subject, path, as_json=as_json, quiet=quiet)

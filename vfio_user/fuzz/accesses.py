@@ -6,19 +6,16 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from functools import lru_cache
 
-from userdev.conformance.check import Skip, Unmet, require
-from userdev.errors import UserdevError
+from userdev.conformance.check import require
 from userdev.fuzz import Few, Found, Kind, Number, Pick, Several
-from userdev.fuzz.finds import CHECK
 from vfio_user.client.conformance import CATALOGUE, Bench, Check
 from vfio_user.client.conformance.access import size_bar
 from vfio_user.client.conformance.bench import INTERRUPT_LINE
 from vfio_user.client.description import IrqFacts, irq_facts
-from vfio_user.client.errors import Disconnected, NoAnswer
 from vfio_user.fuzz.encounter import Encounter
 from vfio_user.fuzz.ground import Ground
 from vfio_user.fuzz.memory import SLOTS, iova_of
-from vfio_user.fuzz.oracles import CONFIG, MAPPED, REPLIES
+from vfio_user.fuzz.oracles import CONFIG, MAPPED
 from vfio_user.wire import NO_REPLY, Command, Message
 from vfio_user.wire.constants import RegionIndex
 from vfio_user.wire.layouts import REGION_ACCESS, REGION_INFO, WRITE_MULTI, WRITE_MULTI_ENTRY
@@ -260,17 +257,12 @@ def check(encounter: Encounter, id: str) -> None:
     """A check of the conformance suite that holds at any time."""
     if not encounter.accessible:
         return
-    try:
+
+    def attempt(check: Check[Bench]) -> None:
         with encounter.checking() as bench:
-            _stateless()[id].run(bench)
-    except Skip:
-        return
-    except Unmet as error:
-        raise Found(REPLIES, f"{CHECK}{error.id}", str(error)) from error
-    except (Disconnected, NoAnswer):
-        raise
-    except UserdevError as error:
-        raise Found(REPLIES, f"{CHECK}{id}", str(error)) from error
+            check.run(bench)
+
+    encounter.judge(id, attempt)
 
 
 @lru_cache(1)

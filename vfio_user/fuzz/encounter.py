@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from userdev.conformance.check import require
+from userdev.conformance import Check, Level, require
 from userdev.fuzz.finds import Found, Journal
+from userdev.fuzz.levels import DEFAULT, LEVELS, Tolerated, judge
 from userdev.transport import close_all
 from vfio_user.client import Client, EventFd
-from vfio_user.client.conformance import Bench
+from vfio_user.client.conformance import CATALOGUE, Bench
+from vfio_user.client.errors import Disconnected, NoAnswer
 from vfio_user.fuzz.ground import Ground
 from vfio_user.fuzz.memory import GuardedMemory
 from vfio_user.fuzz.oracles import REPLIES
@@ -19,6 +21,7 @@ from vfio_user.wire import ERROR, REPLY, Command, Message
 from vfio_user.wire.constants import DmaFlagsV6, MigrationState
 from vfio_user.wire.layouts import DMA_ENTRY_V6, DMA_MAP, DMA_UNMAP
 
+_CHECKS = {check.id: check for check in CATALOGUE}
 ACCESSIBLE = (MigrationState.RUNNING, MigrationState.PRE_COPY)
 """States in which a device does what it is asked."""
 
@@ -47,6 +50,8 @@ class Encounter:
     ground: Ground
     bench: Bench
     memory: GuardedMemory
+    level: str = DEFAULT
+    """What the server is held to, as `userdev.fuzz.levels` has it."""
     maps: dict[int, MappedRange] = field(default_factory=dict)
     """By IOVA: what the server has taken."""
     wired: dict[tuple[int, int], EventFd] = field(default_factory=dict)
@@ -105,12 +110,23 @@ class Encounter:
         return reply
 
     def refused(self, reply: Message, what: str, accepted: Sequence[int] = (errno.EINVAL,)) -> None:
-        """Have `reply` be an error with one of these errnos."""
-        self.bench.refused(reply, accepted, what)
+        """Have `reply` be an error with one of these errnos, as the reference refuses what the specification may not.
+
+        Raises:
+            Tolerated: it is none, and need not be.
+        """
+        if Level.REFERENCE in LEVELS[self.level]:
+            self.bench.refused(reply, accepted, what)
+        elif not reply.failed:
+            raise Tolerated
 
     def good(self, reply: Message, what: str) -> Message:
         """Have `reply` be no error."""
         return self.bench.good(reply, what)
+
+    def judge(self, id: str, attempt: Callable[[Check[Bench]], None]) -> None:
+        """Have a check of conformance hold, by a function that runs one; raises as `userdev.fuzz.levels.judge`."""
+        judge(id, _CHECKS, attempt, level=self.level, oracle=REPLIES, silence=(Disconnected, NoAnswer))
 
     @contextmanager
     def checking(self) -> Iterator[Bench]:

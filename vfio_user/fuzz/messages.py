@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from userdev.conformance.check import Skip, Unmet
-from userdev.errors import ProtocolError, UserdevError
+from userdev.errors import ProtocolError
 from userdev.fuzz import Blob, Found, Kind, Number, Pick, Several
-from userdev.fuzz.finds import CHECK
 from userdev.transport import close_all
 from vfio_user.client import Client
 from vfio_user.client.conformance import CATALOGUE, Bench, Check
 from vfio_user.client.errors import Disconnected, NoAnswer, RemoteError
 from vfio_user.fuzz.encounter import Encounter
 from vfio_user.fuzz.ground import Ground
-from vfio_user.fuzz.oracles import ALIVE, REPLIES
+from vfio_user.fuzz.oracles import ALIVE
 from vfio_user.wire import HEADER, REPLY, Command, Message
 from vfio_user.wire.layouts import DEVICE_INFO, DMA_MAP, DMA_UNMAP, IRQ_INFO, IRQ_SET, REGION_ACCESS, REGION_INFO
 
@@ -113,21 +111,15 @@ def greet(encounter: Encounter, ids: tuple[str, ...]) -> None:
     encounter.leave()
     try:
         for id in ids:
-            _greet(encounter, id)
+            encounter.judge(id, lambda check: _greet(encounter, check))
     finally:
         encounter.rejoin()
 
 
-def _greet(encounter: Encounter, id: str) -> None:
+def _greet(encounter: Encounter, check: Check[Bench]) -> None:
     bench = Bench(encounter.bench.target, encounter.client.dialect, timeout=encounter.bench.timeout)
     try:
-        _greetings()[id].run(bench)
-    except (Skip, Unmet):
-        pass
-    except (Disconnected, NoAnswer):
-        raise
-    except UserdevError as error:
-        raise Found(REPLIES, f"{CHECK}{id}", str(error)) from error
+        check.run(bench)
     finally:
         bench.close()
 

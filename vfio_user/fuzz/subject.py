@@ -8,7 +8,8 @@ from contextlib import suppress
 from dataclasses import replace
 
 from userdev.errors import ProtocolError, UserdevError, UserError
-from userdev.fuzz import Found, Journal, Kind, Step, cause_of, compared, silence_of
+from userdev.fuzz import Find, Found, Journal, Kind, Step, cause_of, compared, silence_of
+from userdev.fuzz.levels import DEFAULT, Tolerated, level_of
 from userdev.fuzz.process import Watched
 from vfio_user.client import Client
 from vfio_user.client.conformance import Bench, CheckFailed, Target
@@ -35,9 +36,16 @@ class VfioUserSubject:
     protocol = PROTOCOL
 
     def __init__(
-        self, target: Target, dialect: Dialect, *, timeout: float, reference: VfioUserSubject | None = None
+        self,
+        target: Target,
+        dialect: Dialect,
+        *,
+        timeout: float,
+        reference: VfioUserSubject | None = None,
+        level: str = DEFAULT,
     ) -> None:
-        """Nothing is asked yet: `prepare` does that."""
+        """Nothing is asked yet: `prepare` does that. `level`: what it is held to (`userdev.fuzz.levels`)."""
+        self._level = level
         self._target = target
         self._dialect = dialect
         self._timeout = timeout
@@ -56,9 +64,9 @@ class VfioUserSubject:
         self.journal: Journal = []
 
     @classmethod
-    def of(cls, dialect: Dialect, bench: Bench) -> VfioUserSubject:
-        """That of a check's bench."""
-        return cls(bench.target, dialect, timeout=bench.timeout)
+    def of(cls, dialect: Dialect, bench: Bench, find: Find) -> VfioUserSubject:
+        """That of a check's bench, for a find."""
+        return cls(bench.target, dialect, timeout=bench.timeout, level=level_of(find))
 
     def prepare(self) -> list[Found]:
         """Probe the device, and learn what of it changes by itself; what is wrong with it already.
@@ -115,7 +123,7 @@ class VfioUserSubject:
 
     def facts(self) -> dict[str, str]:
         """The device's ids, and the dialect."""
-        facts = {"dialect": self._dialect.name}
+        facts = {"dialect": self._dialect.name, "level": self._level}
         if self.ground is not None:
             found = self.ground.description
             facts["device"] = f"{found.vendor:04x}:{found.device:04x}"
@@ -151,7 +159,7 @@ class VfioUserSubject:
                 name = step.name
                 kind = self._kinds.get(name)
                 if kind is not None and kind.takes(step):
-                    kind.play(encounter, **dict(step.arguments))
+                    self._step(encounter, kind, step)
                     self._memory.check()
             name = "end"
             self._finish(encounter)
@@ -160,6 +168,14 @@ class VfioUserSubject:
         except _SERVER as error:
             return self._find_of(name, error)
         return None
+
+    @staticmethod
+    def _step(encounter: Encounter, kind: Kind[Encounter], step: Step) -> None:
+        try:
+            kind.play(encounter, **dict(step.arguments))
+        except Tolerated:
+            encounter.rejoin()
+            encounter.touched = encounter.masking = True
 
     def _begun(self) -> Encounter:
         """The encounter of a new client, with a device that is as after its start."""
@@ -238,7 +254,7 @@ class VfioUserSubject:
         assert self.ground is not None
         bench = Bench(self._target, self._dialect, timeout=self._timeout)
         bench.client = client
-        encounter = Encounter(client, self.ground, bench, self._memory)
+        encounter = Encounter(client, self.ground, bench, self._memory, self._level)
         encounter.volatile, encounter.stable, encounter.saved = self._volatile, self._stable, self._saved
         if self.ground.migrates:
             encounter.state = client.migration_state()

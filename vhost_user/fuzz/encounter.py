@@ -7,14 +7,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from userdev.conformance import Level
 from userdev.counted import counted
 from userdev.fuzz import Found, Journal
+from userdev.fuzz.levels import DEFAULT, LEVELS, Tolerated
 from vhost_user.frontend import FrontEnd
 from vhost_user.frontend.conformance import DeviceKind, Target
 from vhost_user.frontend.front_end import FEATURES, PROTOCOL_FEATURES
 from vhost_user.frontend.memory import PAGE, DirtyPages, GuestMemory
 from vhost_user.frontend.queue import Buffer, Completion, Queue, Request
-from vhost_user.fuzz.oracles import LOG, MEMORY, RINGS
+from vhost_user.fuzz.oracles import LOG, MEMORY, REPLIES, RINGS
 from vhost_user.wire import ProtocolFeature, VirtioFeature
 
 V = VirtioFeature
@@ -56,6 +58,8 @@ class Encounter:
     """By sector: what was written last. It outlives connections, as disks do."""
     journal: Journal = field(default_factory=list)
     """What was answered, for comparison with a reference."""
+    level: str = DEFAULT
+    """What the back-end is held to, as `userdev.fuzz.levels` has it."""
 
     def __post_init__(self) -> None:
         self.join(0, 1, False)
@@ -101,6 +105,19 @@ class Encounter:
             self.queue.start()
             self.running = True
         return self.queue
+
+    def require_refusal(self, refused: object, cause: str, taken: str) -> None:
+        """What cannot be right has to be refused, where the back-end is held to that: the specification leaves it open.
+
+        Raises:
+            Found: it was not, with this cause; `taken` says so.
+            Tolerated: it was, as it may be.
+        """
+        if refused:
+            return
+        if Level.REFERENCE not in LEVELS[self.level]:
+            raise Tolerated
+        raise Found(REPLIES, cause, taken)
 
     @contextmanager
     def over_a_border(self, before: int) -> Iterator[None]:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import lru_cache, partial
+from functools import partial
 
-from userdev.conformance import Check, Level, Skip
-from userdev.conformance.check import CheckFailed, Unmet
+from userdev.conformance import Check, Level
 from userdev.fuzz import Blob, Found, Kind, Number, Pick
-from userdev.fuzz.finds import CHECK
+from userdev.fuzz.levels import judge
 from vhost_user.frontend.conformance import CATALOGUE, Bench
 from vhost_user.frontend.errors import BackEndError, Disconnected, NoAnswer, Refused
 from vhost_user.fuzz.encounter import KINDS, Encounter, Offered
@@ -69,8 +68,8 @@ def wrong(encounter: Encounter, request: int, payload: str, fds: int) -> None:
     finally:
         for fd in given:
             os.close(fd)
-    if not said:
-        raise Found(REPLIES, f"wrong {_name(request)}", f"{_name(request)} with {len(payload) // 2} bytes is taken")
+    taken = f"{_name(request)} with {len(payload) // 2} bytes is taken"
+    encounter.require_refusal(said, f"wrong {_name(request)}", taken)
 
 
 def _name(request: int) -> str:
@@ -145,8 +144,7 @@ def _refused(encounter: Encounter, say: Callable[[], int], what: str) -> None:
     except (Disconnected, Refused):
         encounter.rejoin()
         return
-    if not answer:
-        raise Found(REPLIES, what, f"{what} is acknowledged as done")
+    encounter.require_refusal(answer, what, f"{what} is acknowledged as done")
 
 
 def state(encounter: Encounter) -> None:
@@ -190,24 +188,23 @@ def leave_within(encounter: Encounter, size: int, fds: int) -> None:
 
 def check(encounter: Encounter, id: str) -> None:
     """A check of the conformance suite, with connections of its own, whatever was before."""
+
+    def attempt(check: Check[Bench]) -> None:
+        bench = Bench(encounter.target, encounter.device, timeout=encounter.timeout)
+        try:
+            check.run(bench)
+        finally:
+            bench.close()
+
     encounter.leave()
-    bench = Bench(encounter.target, encounter.device, timeout=encounter.timeout)
     try:
-        _checks()[id].run(bench)
-    except (Skip, Unmet):
-        pass
-    except (CheckFailed, BackEndError) as error:
-        if isinstance(error, (Disconnected, NoAnswer)):
-            raise
-        raise Found(REPLIES, f"{CHECK}{id}", str(error)) from error
+        judge(id, _BY_ID, attempt, level=encounter.level, oracle=REPLIES, silence=(Disconnected, NoAnswer))
     finally:
-        bench.close()
         encounter.join(0, 1, False)
 
 
-@lru_cache(1)
-def _checks() -> dict[str, Check[Bench]]:
-    return {check.id: check for check in CATALOGUE if check.level is not Level.OPEN}
+_BY_ID = {check.id: check for check in CATALOGUE}
+_NOT_OPEN = tuple(check.id for check in CATALOGUE if check.level is not Level.OPEN)
 
 
 def kinds(offered: Offered) -> list[Kind[Encounter]]:
@@ -232,7 +229,9 @@ def kinds(offered: Offered) -> list[Kind[Encounter]]:
             weight=2,
         ),
         Kind[Encounter]("leave_within", leave_within, {"size": Number(1, 51), "fds": Number(0, 3)}),
-        Kind[Encounter]("check", check, {"id": Pick([*_checks()])}),
+        Kind[Encounter](
+            "check", check, {"id": Pick([id for id, check in _BY_ID.items() if check.level is not Level.OPEN])}
+        ),
     ]
     if P.DEVICE_STATE in offered.protocol_features:
         some.append(Kind[Encounter]("state", state, {}))

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from userdev.conformance.check import CheckFailed
 from userdev.errors import UserdevError, UserError
-from userdev.fuzz import Found, Journal, Kind, Step, cause_of, compared, silence_of
+from userdev.fuzz import Find, Found, Journal, Kind, Step, cause_of, compared, silence_of
+from userdev.fuzz.levels import DEFAULT, Tolerated, level_of
 from userdev.fuzz.process import Watched
 from vhost_user.frontend import FrontEnd
 from vhost_user.frontend.conformance import Bench, DeviceKind, Target
@@ -33,8 +34,13 @@ class VhostUserSubject:
         *,
         timeout: float,
         reference: VhostUserSubject | None = None,
+        level: str = DEFAULT,
     ) -> None:
-        """Nothing is asked yet: `prepare` does that. `reference`, if any, has to answer the same."""
+        """Nothing is asked yet: `prepare` does that. `reference`, if any, has to answer the same.
+
+        level: what it is held to (`userdev.fuzz.levels`).
+        """
+        self._level = level
         self._target = target
         self._device = device
         self._timeout = timeout
@@ -47,9 +53,9 @@ class VhostUserSubject:
         self.journal: Journal = []
 
     @classmethod
-    def of(cls, device: DeviceKind | None, bench: Bench) -> VhostUserSubject:
-        """That of a check's bench."""
-        return cls(bench.target, device, timeout=bench.timeout)
+    def of(cls, device: DeviceKind | None, bench: Bench, find: Find) -> VhostUserSubject:
+        """That of a check's bench, for a find."""
+        return cls(bench.target, device, timeout=bench.timeout, level=level_of(find))
 
     def prepare(self) -> list[Found]:
         """Probe the back-end; what is wrong with it already.
@@ -81,7 +87,7 @@ class VhostUserSubject:
 
     def facts(self) -> dict[str, str]:
         """What it serves, as far as that was said."""
-        return {"device": self._device.name if self._device is not None else ""}
+        return {"device": self._device.name if self._device is not None else "", "level": self._level}
 
     def renew(self) -> None:
         """Have a fresh back-end for the next sequence, where it is ours to start."""
@@ -114,7 +120,7 @@ class VhostUserSubject:
                 name = step.name
                 kind = self._kinds.get(name)
                 if kind is not None and kind.takes(step):
-                    kind.play(encounter, **dict(step.arguments))
+                    self._step(encounter, kind, step)
             name = "end"
             self._finish(encounter)
         except Found as found:
@@ -124,9 +130,18 @@ class VhostUserSubject:
             return self._find_of(name, error)
         return None
 
+    @staticmethod
+    def _step(encounter: Encounter, kind: Kind[Encounter], step: Step) -> None:
+        try:
+            kind.play(encounter, **dict(step.arguments))
+        except Tolerated:
+            encounter.rejoin()
+
     def _begun(self) -> Encounter:
         assert self._offered is not None
-        self._encounter = Encounter(self._target, self._device, self._timeout, self._offered, blocks=self._blocks)
+        self._encounter = Encounter(
+            self._target, self._device, self._timeout, self._offered, blocks=self._blocks, level=self._level
+        )
         self._watched.note(self._target.pid, self._encounter.front_end.settle)
         return self._encounter
 
