@@ -21,7 +21,7 @@ from userdev.fuzz import process as process_module
 from userdev.fuzz.drawing import sequences
 from userdev.fuzz.process import Holdings, Watched
 from userdev_servers.edu import Edu
-from vfio_user.cli import _fuzzing, cli, vhost_user_cli
+from vfio_user.cli import _fuzzing, cli, run_command, vhost_user_cli
 from vfio_user.cli._fuzzing import _Teller
 from vfio_user.client import Client
 from vfio_user.device import PciDevice, register
@@ -375,7 +375,7 @@ def test_what_is_found_is_played_again_by_replay_and_conformance(tmp_path: Path,
 
 
 def test_the_seed_is_told_before_anything_that_may_be_interrupted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupted(subject: VfioUserSubject) -> NoReturn:
         raise KeyboardInterrupt
@@ -383,9 +383,11 @@ def test_the_seed_is_told_before_anything_that_may_be_interrupted(
     monkeypatch.setattr(VfioUserSubject, "prepare", interrupted)
     with Server(Edu(), f"unix:{tmp_path / 's'}"):
         for quiet in ([], ["--quiet"]):
-            ended = CliRunner().invoke(cli, ["fuzz", str(tmp_path / "s"), "--seed", "4711", *quiet])
-            assert ended.exit_code != 0
-            assert "seed 4711" in ended.output, quiet
+            monkeypatch.setattr("sys.argv", ["vfio-user", "fuzz", str(tmp_path / "s"), "--seed", "4711", *quiet])
+            with pytest.raises(SystemExit, match="^130$"):
+                run_command(cli)
+            told = capsys.readouterr().err
+            assert told.count("seed 4711") == told.count("interrupted") == 1, quiet
 
 
 def test_what_probing_shows_is_told_as_that_and_not_as_no_steps(tmp_path: Path) -> None:

@@ -164,9 +164,9 @@ def _campaign(asked: Asked, subject: ProbedSubject) -> None:
         from userdev.fuzz.drawing import sequences
     try:
         wrong = subject.prepare()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interruption:
         if asked.quiet:
-            click.echo(f"interrupted; seed {seed}", err=True)
+            interruption.add_note(f"seed {seed}")
         raise
     kinds = subject.kinds()
     drawn = sequences(kinds, seed, LENGTH) if kinds else iter(())
