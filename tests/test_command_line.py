@@ -230,7 +230,8 @@ def test_a_device_has_the_same_name_where_it_is_served_and_where_it_is_plugged_i
     [
         (["--device", "edu"], "behind --"),
         (["minimal", "uname", "-r"], "behind --"),
-        (["--image", "minimal", "--", "true"], "exec IMAGE --"),
+        (["--image", "minimal", "storage", "--", "true"], "two images"),
+        (["--image", "no-such-image", "--", "true"], "no-such-image"),
         (["--timeout", "0", "--", "true"], "--timeout"),
         (["no-such-image", "--", "true"], "no-such-image"),
         (["--device", "no-such-device", "--", "true"], "no-such-device"),

@@ -384,7 +384,7 @@ def test_the_seed_is_told_before_anything_that_may_be_interrupted(
     with Server(Edu(), f"unix:{tmp_path / 's'}"):
         for quiet in ([], ["--quiet"]):
             monkeypatch.setattr("sys.argv", ["vfio-user", "fuzz", str(tmp_path / "s"), "--seed", "4711", *quiet])
-            with pytest.raises(SystemExit, match="^130$"):
+            with pytest.raises(SystemExit, match="130"):
                 run_command(cli)
             told = capsys.readouterr().err
             assert told.count("seed 4711") == told.count("interrupted") == 1, quiet

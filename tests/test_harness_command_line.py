@@ -294,6 +294,8 @@ def test_a_device_is_of_the_family_that_has_its_name_and_is_served_by_that_ones_
         ("./my-server {socket} [x-pci-class-code=0x088000", r"no end: \[x-pci"),
         ("edu [x-msg-timeout=500", r"no end: \[x-msg"),
         ("gpoi", "no device called 'gpoi'"),
+        ("./my-server '{socket}", "cannot be read"),
+        ("edu '", "cannot be read"),
     ]
 )
 def test_a_device_that_cannot_be_meant_says_what_it_lacks(device: str, why: str) -> None:

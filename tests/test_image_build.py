@@ -353,7 +353,11 @@ def test_what_a_recipe_says_itself_is_said_over_what_it_extends(tmp_path: Path) 
         pytest.param("extends: minimal\npackages: [../secret]\nfiles: [a]\n", "packages", id="a path for a package"),
         pytest.param("extends: minimal\npackages: [gdb]\n", "without `files`", id="packages of which nothing is taken"),
         pytest.param("extends: minimal\nservices: {../a: b}\n", "services", id="a path for a service"),
-        pytest.param("extends: minimal\nown_files: {/a: nothing}\n", "there is no file 'nothing'", id="no file"),
+        pytest.param(
+            "extends: minimal\nown_files: {/a: nothing}\n",
+            r"bad\.yaml:2: own_files: /a: there is no file 'nothing'",
+            id="no file",
+        ),
         pytest.param("extends: minimal\nown_files: {/a: [b]}\n", r"bad\.yaml:2: own_files", id="a list for a file"),
         pytest.param("extends: minimal\nown_files: {a: bad.yaml}\n", "begins with /", id="nowhere in the guest"),
         pytest.param("extends: minimal\nown_files: [bad.yaml]\n", "own_files", id="a list of files"),

@@ -48,6 +48,16 @@ def test_what_has_ended_and_is_forgotten_leaves_nothing_but_its_command(tmp_path
     assert all(name in (tmp_path / "commands.txt").read_text() for name in ("guest-dev0-edu", "guest.1-guest-dev0"))
 
 
+def test_a_server_whose_program_is_not_there_is_told_before_an_image_is_made_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "no-program").touch()
+    for command, why in (("./nothing {socket}", "No such file"), ("./no-program {socket}", "Permission denied")):
+        with Lab(folder=tmp_path / "lab") as lab, pytest.raises(UserError, match=why):
+            lab.boot(command, image="no-such-image")
+
+
 def test_a_lab_ends_all_else_where_one_thing_cannot_be_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lab = Lab(folder=tmp_path)
     first, second = (lab.serve("edu", name) for name in ("one", "two"))

@@ -24,6 +24,7 @@ _COMMANDS = (
     ("show", "t.trace", "-o"),
     ("conformance", "s", "--junit"),
     ("conformance", "s", "--json"),
+    ("migrate", "--file"),
 )
 
 

@@ -14,6 +14,7 @@ from userdev.documents import parse, read_text
 from userdev.errors import UserError, meant
 
 M = TypeVar("M", bound="Written")
+V = TypeVar("V")
 
 Place = tuple[str | int, ...]
 """Where something stands in a document: keys and indices."""
@@ -49,10 +50,10 @@ class Written(BaseModel):
         return given
 
 
-class WrittenDocument(NamedTuple, Generic[M]):
-    """A document as a model, and where its parts stand."""
+class WrittenDocument(NamedTuple, Generic[V]):
+    """A document as a model, or as it is, and where its parts stand."""
 
-    value: M
+    value: V
     source: str
     root: yaml.Node
 

@@ -7,7 +7,7 @@ from userdev.process.deadline import Deadline
 from userdev.process.ending import ProcessEnd
 from userdev.process.inotify import Watch
 from userdev.process.listening import await_change, await_listening, await_text, is_listening
-from userdev.process.spawning import die_with, spawn
+from userdev.process.spawning import die_with, require_program, spawn
 
 __all__ = [
     "CRASHES",
@@ -23,6 +23,7 @@ __all__ = [
     "await_text",
     "die_with",
     "is_listening",
+    "require_program",
     "run_to_end",
     "spawn",
     "tail",

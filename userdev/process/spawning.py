@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import functools
 import os
 import queue
+import shutil
 import signal
 import subprocess
 import threading
@@ -62,9 +64,24 @@ def spawn(
     try:
         return _nursery.do(start)
     except OSError as error:
-        where = f" in {folder or Path.cwd()}" if "/" in argv[0] and not argv[0].startswith("/") else ""
-        hint = _unexecutable((folder or Path.cwd()) / argv[0]) if isinstance(error, PermissionError) else ""
-        raise UserError(f"cannot start {argv[0]}{where}: {error.strerror}", hint=hint) from error
+        raise _unstartable(argv[0], error, folder or Path.cwd()) from error
+
+
+def require_program(program: str) -> None:
+    """See to it that a program is there that will be started in this folder, before what takes long is done for it.
+
+    Raises:
+        UserError: as `spawn` has it.
+    """
+    if shutil.which(program) is None:
+        number = errno.EACCES if "/" in program and Path(program).exists() else errno.ENOENT
+        raise _unstartable(program, OSError(number, os.strerror(number)), Path.cwd())
+
+
+def _unstartable(program: str, error: OSError, folder: Path) -> UserError:
+    where = f" in {folder}" if "/" in program and not program.startswith("/") else ""
+    hint = _unexecutable(folder / program) if isinstance(error, PermissionError) else ""
+    return UserError(f"cannot start {program}{where}: {error.strerror}", hint=hint)
 
 
 def _unexecutable(program: Path) -> str:

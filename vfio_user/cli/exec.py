@@ -12,7 +12,7 @@ import click
 from userdev.errors import UserError
 from vfio_user.cli._completion import complete_images
 from vfio_user.cli._errors import explain
-from vfio_user.cli._hardware import devices_option, guest_hardware
+from vfio_user.cli._hardware import devices_option, guest_hardware, image_option
 from vfio_user.cli._progress import Waiting, quiet_option
 from vfio_user.harness.booted_guest import BootedGuest
 from vfio_user.harness.command_line import HardwareOptions
@@ -26,6 +26,7 @@ NOT_RUN = 125
 """Exit status where the command did not come to an end in a guest: 1 and 2 may be its own."""
 _SIGNALLED = 128  # a shell's exit status of what a signal ended, less the signal's number
 _UNBOUNDED = 1e6  # seconds, as the guest can wait (epoll_wait takes milliseconds as an int)
+MINIMAL = "minimal"
 _STDIN = "/tmp/stdin"
 
 
@@ -42,8 +43,6 @@ class _WithCommand(click.Command):
         try:
             return super().parse_args(ctx, list(own))
         except click.UsageError as error:
-            if isinstance(error, click.NoSuchOption) and error.option_name == "--image":
-                error = click.UsageError("the image is an argument: vfio-user exec IMAGE -- COMMAND...", ctx)
             error.show()
             if "--" not in args:
                 click.echo("  the command stands behind --: vfio-user exec --device edu -- lspci", err=True)
@@ -51,12 +50,13 @@ class _WithCommand(click.Command):
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
         """The words behind the program's name in the line that says how it is used."""
-        return [*super().collect_usage_pieces(ctx), "-- COMMAND..."]
+        return [*filter(None, super().collect_usage_pieces(ctx)), "-- COMMAND..."]
 
 
 @click.command(cls=_WithCommand)
-@click.argument("image", default="minimal", metavar="[IMAGE]", shell_complete=complete_images)
+@click.argument("image_word", required=False, metavar="", shell_complete=complete_images)
 @devices_option()
+@image_option(help=f"The guest image.  [default: {MINIMAL}]")
 @guest_hardware()
 @click.option("--stdin", "with_stdin", is_flag=True, help="Give COMMAND the standard input, once that has ended.")
 @click.option("--timeout", type=click.FloatRange(min=0.001), help=f"Seconds until it is ended, with status {TOO_LONG}.")
@@ -65,13 +65,13 @@ class _WithCommand(click.Command):
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object: status, stdout, stderr, seconds.")
 @click.pass_context
 def command(context: click.Context, /, **given: Any) -> None:
-    """Run COMMAND in a guest of IMAGE with devices, print what it prints, and end with its exit status.
+    """Run COMMAND in a guest with devices, print what it prints, and end with its exit status.
 
     \b
     For instance
       vfio-user exec -- uname -r
       vfio-user exec --device edu -- lspci -nn -s 01:00
-      vfio-user exec --device 'nvme --image disk.img' storage -- 'mkfs.ext4 -q /dev/nvme0n1 && mount /dev/nvme0n1 /mnt'
+      vfio-user exec --image storage --device 'nvme --image disk.img' -- 'mkfs.ext4 -q /dev/nvme0n1 && sync'
 
     One word is a line for the guest's shell, more are a program and its arguments. stdout and stderr stay apart, and
     come when the command has ended; `boot` has a shell to watch. The guest comes from a checkpoint, and is gone
@@ -91,7 +91,8 @@ def command(context: click.Context, /, **given: Any) -> None:
 def _run(
     command: Command,
     *,
-    image: str,
+    image_word: str | None,
+    image: str | None,
     devices: tuple[str, ...],
     qemu: str | None,
     hardware: HardwareOptions,
@@ -109,6 +110,9 @@ def _run(
     """
     if not command:
         raise UserError("there is no command to run", hint="put it behind --: vfio-user exec --device edu -- lspci")
+    if image_word and image and image_word != image:
+        raise UserError(f"two images, {image} and {image_word}", hint="--image names one; a word before -- does too")
+    image = image or image_word or MINIMAL
     stdin = sys.stdin.buffer.read() if with_stdin else None
     waiting = Waiting(quiet=quiet)
     with waiting, interruptible(), Lab("exec", qemu=qemu, progress=waiting.tell) as lab:

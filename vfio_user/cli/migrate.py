@@ -11,6 +11,7 @@ import click
 
 from userdev.counted import counted
 from userdev.errors import UserError, VerdictError
+from userdev.writable import require_writable
 from vfio_user.bundle import Keeping
 from vfio_user.cli._bundling import bundled
 from vfio_user.cli._choice import Choice
@@ -93,6 +94,8 @@ def command(
     QEMU's own client leaves the device behind and says `completed`: mode `direct` shows what is lost by that. Exit
     status 0: the guest is there, whole. 1: it is not.
     """
+    if file is not None and "ssh://" not in hosts:  # elsewhere it is that machine's
+        require_writable(file)
     tuning = Tuning((bandwidth << 20) if bandwidth else 1 << 40, downtime, channels)
     plan = Plan(tuning, Limits(total=limit), file)
     assignments = _assignments(devices, workloads, interrupts)

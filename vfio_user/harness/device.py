@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from userdev.errors import UserError, meant
+from userdev.process import require_program
 from vfio_user.harness.cache import cache_dir
 from vfio_user.harness.family import VFIO_USER, Family, devices, family_of, family_of_driver
 from vfio_user.harness.hosts.host import LocalHost
@@ -73,6 +74,15 @@ class Device:
         """Whether its command is one of this project's."""
         return bool(self.served) or self.family.package in shlex.split(self.command)
 
+    def require_program(self) -> None:
+        """See to it that the program of a server of somebody's own is on this machine.
+
+        Raises:
+            UserError: it is not.
+        """
+        if self.command and "{" not in (program := shlex.split(self.command)[0]):
+            require_program(program)
+
     @classmethod
     def parse(cls, text: str) -> Device:
         """From "edu" or "edu --option value", "package.module:Class" (virtio: "vhost-user:package.module:Class"),
@@ -91,6 +101,10 @@ class Device:
             return replace(device, properties=properties, family=known or device.family)
         if unclosed := _UNCLOSED.search(text):
             raise UserError(f"a device's properties have no end: {unclosed[0].strip()}", hint="put ] behind the last")
+        try:
+            words = shlex.split(text)
+        except ValueError as error:
+            raise UserError(f"the device cannot be read: {error}: {text}") from None
         if SOCKET in text:
             return cls(command=text)
         if text.startswith(_IN_QEMU):
@@ -98,7 +112,6 @@ class Device:
             if not driver:
                 raise UserError("qemu: needs the name of a QEMU device after it", hint="for example qemu:edu")
             return cls(driver=driver)
-        words = shlex.split(text)
         if not words:
             raise UserError("a device needs a name", hint=_HOW)
         name, *options = words

@@ -165,6 +165,8 @@ class Lab:
         for item in wanted:
             if interposition is not None and not item.driver:
                 interposition.check(item.family)  # before anything starts
+            if host is LOCAL:
+                item.require_program()  # and before an image is built for it
         return self.start(
             GuestSpec(
                 name,

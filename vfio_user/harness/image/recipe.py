@@ -15,7 +15,7 @@ from pydantic import AfterValidator, StringConstraints, ValidationError
 
 import vfio_user
 from userdev.errors import UserError, meant
-from userdev.written import Written, read_table, refused
+from userdev.written import Written, WrittenDocument, read_table, refused
 
 ROOM = Path(vfio_user.__file__).parent / "guest_images"
 """The folder guest_images of a checkout, to which a link leads there; a wheel has its files."""
@@ -96,36 +96,36 @@ def _validated(path: Path) -> ImageRecipe:
     try:
         return ImageRecipe.model_validate({**fields, "name": path.stem})
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"recipe {path}: {field}: {first['msg']}") from error
+        raise refused(str(path), _read(path).root, error.errors()) from None
 
 
 def _merged(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     """The fields of the recipe at `path`, those that it extends included."""
     if path in above:
         raise UserError(f"recipe {path} extends itself, by way of {' and '.join(p.stem for p in above)}")
-    fields = _resolved(_read(path), path)
+    written = _read(path)
+    fields = _resolved(written, path)
     if fields.get("packages") and not fields.get("files"):
-        raise UserError(f"recipe {path}: packages: nothing of them is taken without `files`", hint=_TAKEN)
+        raise written.refuse(("packages",), "packages: nothing of them is taken without `files`", hint=_TAKEN)
     parent = fields.pop("extends", None)
     if parent is None:
         return fields
     if not isinstance(parent, str) or not re.fullmatch(r"[\w.+-]+", parent) or parent.endswith(".yaml"):
         hint = "a recipe's name, without .yaml: of one that comes with this package, or is in the same folder"
-        raise UserError(f"recipe {path}: extends: {parent!r:.100} is no recipe's name", hint=hint)
+        raise written.refuse(("extends",), f"extends: {parent!r:.100} is no recipe's name", hint=hint)
     folder = RECIPES if (RECIPES / f"{parent}.yaml").exists() else path.parent
     if not (folder / f"{parent}.yaml").exists():
         beside = {each.stem for each in folder.glob("*.yaml") if each != path}  # perhaps recipes, perhaps anything
         near = meant(parent, sorted({*recipe_names(), *beside}))
         hint = f"{near}there are: {', '.join(recipe_names())}; or one in the same folder"
-        raise UserError(f"recipe {path}: extends: there is no recipe {parent!r:.100}", hint=hint)
+        raise written.refuse(("extends",), f"extends: there is no recipe {parent!r:.100}", hint=hint)
     base = _merged(folder / f"{parent}.yaml", (*above, path))
     return {key: _join(base.get(key), fields.get(key)) for key in {**base, **fields}}
 
 
-def _resolved(fields: dict[str, Any], path: Path) -> dict[str, Any]:
+def _resolved(written: WrittenDocument[dict[str, Any]], path: Path) -> dict[str, Any]:
     """The fields of the recipe at `path`, with files of this machine by their whole paths: each is there."""
+    fields = written.value
     for field in ("own_files", "own_kernel"):
         if isinstance(table := fields.get(field), dict):
             for key, value in table.items():
@@ -133,7 +133,7 @@ def _resolved(fields: dict[str, Any], path: Path) -> dict[str, Any]:
                     not isinstance(value, str)
                     or not (file := (path.parent / Path(value).expanduser()).absolute()).exists()
                 ):
-                    raise UserError(f"recipe {path}: {field}: {key}: there is no file {value!r:.200}", hint=_FROM)
+                    raise written.refuse((field, key), f"{field}: {key}: there is no file {value!r:.200}", hint=_FROM)
                 table[key] = str(file)
     return fields
 
@@ -152,7 +152,7 @@ def _join(base: Any, own: Any) -> Any:
     return own
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> WrittenDocument[dict[str, Any]]:
     """The fields of one file, each as it should be: what is missing may be in the one that it extends."""
     fields, root = read_table(path, "recipe", _Recipe.model_fields)
     try:
@@ -161,4 +161,4 @@ def _read(path: Path) -> dict[str, Any]:
         mistakes = [each for each in error.errors() if each["type"] != "missing" or len(each["loc"]) > 1]
         if mistakes:
             raise refused(str(path), root, mistakes) from None
-    return fields
+    return WrittenDocument(fields, str(path), root)
