@@ -133,10 +133,10 @@ def main() -> int:
     report |= {"seen": work.seen, "wrong": work.wrong[:ENOUGH], "device": work.device}
     if (more := len(work.wrong) - ENOUGH) > 0:
         report["wrong"].append(f"and {more} more")
-    if options.started and not Path(options.started).exists():
-        Path(options.started).write_text("failed\n")
     report["seconds"] = round(time.monotonic() - began, 3)
-    print(json.dumps(report))
+    print(json.dumps(report), flush=True)
+    if options.started and not Path(options.started).exists():  # behind the report: who reads it ends this program
+        Path(options.started).write_text("failed\n")
     return 0 if report["ok"] else 1
 
 
