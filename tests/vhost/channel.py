@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from contextlib import suppress
 from typing import Any, Self
 
 from tests.vhost_frontend import FrontEnd, R
@@ -35,6 +36,12 @@ class Channel:
         request, value = decode_request(BackEndRequest, message)
         assert isinstance(request, BackEndRequest)
         return request, value, message
+
+    def await_end(self) -> None:
+        """Take what is said until the back-end closes its end."""
+        with suppress(EOFError):
+            while True:
+                self.receive()
 
     def is_silent(self) -> bool:
         """Whether nothing has come."""

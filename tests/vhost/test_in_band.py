@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import os
 import select
 from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
 
 import pytest
 
@@ -13,7 +16,7 @@ from tests.vhost.reverse import Reverse
 from tests.vhost_frontend import FEATURES, PROTOCOL, Disconnected, FrontEnd, P, Queue, R, no_fd, split
 from userdev.transport import Stream
 from vhost_user.device import Chain, Taken, queue
-from vhost_user.wire import BackEndRequest
+from vhost_user.wire import BackEndRequest, acknowledge
 from vhost_user.wire.payloads import VringState
 
 CALL, ERR = BackEndRequest.VRING_CALL, BackEndRequest.VRING_ERR
@@ -219,6 +222,27 @@ def test_a_channel_that_takes_half_a_message_is_given_up(
         kick(simulated)
     with pytest.raises(EOFError):
         channel.receive()
+
+
+def test_what_has_no_place_on_the_channel_costs_a_front_end_that_channel_and_leaves_nothing(
+    simulated: FrontEnd, ring: Queue
+) -> None:
+    """Descriptors beside an answer, or beside what nobody asked for; and nothing else of the session is different."""
+    for asked, count in product((True, False), (1, 2)):
+        file = os.memfd_create("beside")
+        with Channel(simulated) as channel:
+            ring.put(b"ab", 2)
+            kick(simulated)
+            request, _ = told(channel)
+            if not asked:
+                channel.answer(request)
+            channel.stream.send(acknowledge(request).encode(), [file] * count)
+            channel.await_end()
+        simulated.settle()
+        names = [str(entry.readlink()) for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink()]
+        assert sum("memfd:beside" in name for name in names) == 1, (asked, count)
+        os.close(file)
+        assert [done.data for done in ring.wait_used()] == [b"ba"]
 
 
 @pytest.mark.parametrize("without", [P.BACKEND_REQ, P.REPLY_ACK])
