@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.cases import for_each
 from vhost_user.frontend import GuestMemory
 from vhost_user.frontend.driver import Descriptor
 from vhost_user.frontend.memory import PAGE
@@ -140,6 +141,42 @@ def test_a_request_without_a_descriptor_or_without_room_leaves_everything_as_it_
     pair.collect()
     pair.request(1, 1, 1, 1)
     assert pair.driver.free == 0
+
+
+@for_each(KINDS, (NOTHING, V.EVENT_IDX), range(3))
+def test_a_driver_tells_just_when_the_device_has_asked_for_it(
+    kind: type[SplitDriver | PackedDriver], more: V, seed: int
+) -> None:
+    """Of one request or of several at once, and once of each: what is told too often keeps a device awake."""
+    choose, memory = random.Random(seed), GuestMemory()
+    pair = Pair(memory, kind, 8, more)
+    packed = kind is PackedDriver
+    made = told_of = taken = 0
+    asked: int | None = 0 if more and not packed else None  # where it wants to be told; None: of everything
+    silent = False
+    for _ in range(400):
+        match choose.choice(["put", "put", "tell", "take", "ask", "be silent"]):
+            case "put" if pair.driver.free > 1:
+                slots = choose.randint(1, 2)
+                pair.request(*[1] * slots)
+                made += slots if packed else 1
+            case "tell":
+                wanted = not silent and (asked is None or told_of <= asked < made)
+                assert pair.driver.wants_kick() is wanted, (made, told_of, asked, silent)
+                told_of = made
+            case "take" if pair.take():
+                (_, chain) = pair.held[-1]
+                taken += chain.slots if packed else 1
+                pair.give_back(0, 0)
+                pair.collect()
+            case "ask":
+                pair.device.enable_kicks()
+                asked, silent = taken if more else None, False
+            case "be silent":
+                pair.device.disable_kicks()
+                silent = packed or not more
+    pair.close()
+    memory.close()
 
 
 @pytest.mark.parametrize("more", [NOTHING, V.EVENT_IDX], ids=["", "events"])
