@@ -154,4 +154,5 @@ def test_a_ring_that_breaks_at_what_a_dead_back_end_left_leaves_the_rest_to_the_
         ring.stop(drain=False)
         ring.start(0)
         assert [completion.data for completion in ring.wait_used(3)] == [b"doog", b"dcba", b"hgfe"]
+    assert not ring.wait_err(0), "it is another ring, which is not broken"
     assert ring.stop() == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from tests.vhost_kit import AnyDriver, Guest, finish, inflight, inflight_region,
 from userdev.errors import DeclarationError
 from vhost_user.backend import Server
 from vhost_user.device import Chain, Queues, VhostDevice, model_of, queue, supply
+from vhost_user.rings import SplitInflight
 
 
 class Teller(VhostDevice):
@@ -27,6 +29,8 @@ class Teller(VhostDevice):
         self.words: list[bytes] = []
         self.kept: list[Chain] = []
         self.keeps = False
+        self.taken: list[list[int]] = []
+        """Buffers by their heads, each time some were taken."""
 
     @queue(1)
     def hear(self, chain: Chain) -> int:
@@ -43,6 +47,7 @@ class Teller(VhostDevice):
             chains: list[Chain] = []
             while len(chains) < len(word) and (chain := self.told.take()) is not None:
                 chains.append(chain)
+            self.taken.append([chain.head for chain in chains])
             if self.keeps:
                 self.kept = chains
                 return
@@ -173,6 +178,35 @@ def test_buffers_that_a_device_has_when_its_front_end_leaves_are_nobodys(tmp_pat
             assert letters(told, 3) == b"abc"
             told.close()
             heard.close()
+
+
+def test_buffers_that_a_dead_back_end_had_taken_are_filled_in_their_order_however_often_they_were_left(
+    front_end: FrontEnd, device: Teller
+) -> None:
+    region = front_end.ask_inflight(2)
+    front_end.set_inflight(region)
+    told, heard = front_end.queue(0), front_end.queue(1)
+    with mmap.mmap(region.fd, region.described.mmap_size) as memory:
+        left = SplitInflight(memoryview(memory), 64)
+        left.recover(0, 64)
+        heads = [told.put(16).head for _ in range(4)]
+        for head in heads[:3]:
+            left.take(head)
+        del left
+    told.start(0)
+    heard.start(0)
+    for word in (b"abcde", b"abcd"):
+        say(heard, word)
+    heads.append(told.put(16).head)
+    told.kick()
+    assert [(done.head, done.data) for done in told.wait_used(5)] == [
+        (head, bytes((letter,))) for head, letter in zip(heads, b"abcde", strict=True)
+    ]
+    assert len(device.taken) > 2
+    for taken in device.taken:
+        assert taken == heads[: len(taken)]
+    told.close()
+    heard.close()
 
 
 def test_what_was_said_is_there_when_the_ring_stops_at_once(rings: tuple[Queue, Queue], device: Teller) -> None:
