@@ -69,10 +69,16 @@ class GpioWalk(Driven):
     def plug(self, wired: int) -> None:
         self.inputs, self.outputs, self.enabled, self.pending = wired, 0, 0, 0
         self.begin(Gpio(inputs=wired))
+        self.events: list[object] = []
+        """What whoever watches has to be told."""
+        self.told: list[object] = []
+        self.device._tell = self.told.append
 
     @rule(port=st.integers(0, 1), value=U8)
     def drive(self, port: int, value: int) -> None:
-        self.outputs = self.outputs & ~(0xFF << 8 * port) | value << 8 * port
+        before, self.outputs = self.outputs, self.outputs & ~(0xFF << 8 * port) | value << 8 * port
+        if before != self.outputs:
+            self.events.append({"outputs": self.outputs, "changed": before ^ self.outputs})
         self.write(4 * port, 1, value)
 
     @rule(value=U16)
@@ -89,6 +95,8 @@ class GpioWalk(Driven):
 
     @rule(value=U8)
     def clear(self, value: int) -> None:
+        if self.pending:
+            self.events.append({"interrupt": "cleared"})
         self.pending, self.level = 0, False
         self.write(1, 1, value)
 
@@ -116,6 +124,7 @@ class GpioWalk(Driven):
         assert [self.read(offset, 1) for offset in (1, 5)] == [self.inputs & 0xFF, self.inputs >> 8]
         assert self.read(6, 1) == (7 if self.pending else 0)
         assert self.is_up() == self.level
+        assert self.told == self.events
         assert get_lines(self.device, {}) == {
             "inputs": self.inputs,
             "outputs": self.outputs,
