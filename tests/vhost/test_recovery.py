@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+from itertools import product
 
 import pytest
 
@@ -35,6 +36,24 @@ def test_what_is_written_while_a_log_is_on_is_marked_data_and_ring(front_end: Fr
     other.clear()
     ring.exchange(b"ab", 2)
     assert not other.pages()
+
+
+def test_a_ring_is_marked_where_that_was_said_of_it_and_data_wherever_a_log_is_on(
+    front_end: FrontEnd, ring: Queue
+) -> None:
+    """Both may be said, and taken back, while it runs."""
+    log = front_end.share_log()
+    for on, of_the_ring in (*product((False, True), repeat=2), (True, False), (False, True), (True, True)):
+        front_end.do(R.SET_FEATURES, int(FEATURES | (V.LOG_ALL if on else V(0))))
+        ring.logged = of_the_ring
+        front_end.do(R.SET_VRING_ADDR, ring.addresses)
+        log.clear()
+        request = ring.put(bytes(0x10000), 2)  # far enough from the ring: a byte of the log has 8 pages
+        ring.kick()
+        ring.wait_used()
+        front_end.settle()
+        marked = [place >> 12 in log.pages() for place in (request.places[1], ring.driver.addresses.used)]
+        assert marked == [on, on and of_the_ring], (on, of_the_ring)
 
 
 def test_a_log_that_does_not_reach_breaks_the_ring(front_end: FrontEnd, ring: Queue) -> None:
