@@ -114,6 +114,9 @@ class QueuePair:
         return self.wait(self.put(opcode, ring=True, cid=None, **fields))
 
 
+_ELSE = b"\xee"
+
+
 class Host:
     """A client with memory, and the controller brought up by the book."""
 
@@ -144,6 +147,18 @@ class Host:
         self._free += -(-size // PAGE) * PAGE
         assert self._free <= BASE + self.memory.size
         return at
+
+    def allocate_used(self, size: int) -> int:
+        """Whole pages of something else, as most of a guest's are."""
+        at = self.allocate(size)
+        self.write(at, _ELSE * (self._free - at))
+        return at
+
+    def taken(self, at: int, size: int) -> bytes:
+        """What a command has put there, and nothing behind it."""
+        behind = self.read(at + size, -size % PAGE)
+        assert behind == _ELSE * len(behind), "more was written than was asked for"
+        return self.read(at, size)
 
     def goes_on_at(self, other: Host) -> None:
         """Migrated: the guest's memory and its driver are behind that controller, which runs from now on."""
@@ -221,16 +236,16 @@ class Host:
     # commands
 
     def identify(self, cns: int, nsid: int = 0) -> bytes:
-        page = self.allocate(PAGE)
+        page = self.allocate_used(PAGE)
         assert self.admin.do(0x06, prp1=page, nsid=nsid, cdw10=cns).status == 0
-        return self.read(page, PAGE)
+        return self.taken(page, PAGE)
 
     def log_page(self, number: int, size: int = 512, *, nsid: int = 0xFFFFFFFF, retain: bool = False) -> bytes:
-        page = self.allocate(PAGE)
+        page = self.allocate_used(size)
         words = size // 4 - 1
         done = self.admin.do(0x02, prp1=page, nsid=nsid, cdw10=words << 16 | retain << 15 | number)
         assert done.status == 0
-        return self.read(page, size)
+        return self.taken(page, size)
 
     def write_blocks(self, first: int, data: bytes, *, shift: int = 9, **fields: int) -> Completion:
         """Write from a buffer of one or two pages' length."""
@@ -239,9 +254,9 @@ class Host:
         return self.transfer(0x01, first, at, len(data), shift=shift, **fields)
 
     def read_blocks(self, first: int, size: int, *, shift: int = 9, **fields: int) -> bytes:
-        at = self.allocate(size)
+        at = self.allocate_used(size)
         assert self.transfer(0x02, first, at, size, shift=shift, **fields).status == 0
-        return self.read(at, size)
+        return self.taken(at, size)
 
     def transfer(self, opcode: int, first: int, at: int, size: int, *, shift: int = 9, **fields: int) -> Completion:
         """A command that moves `size` bytes at `at`, by PRPs."""
