@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import stat
@@ -12,15 +13,17 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 
+from tests.cases import for_each
 from tests.device_kit import descriptors_left
 from userdev.control import ControlClient
 from userdev.errors import UserError
 from userdev_servers import control
-from userdev_servers.control import ControlSocket
+from userdev_servers.control import MAX_LINE, ControlSocket
 from userdev_servers.gpio import Gpio
 from vfio_user.testing import write_register
 
@@ -172,6 +175,25 @@ def test_a_line_without_end_is_refused_in_words(device: Gpio, path: Path) -> Non
         controller.socket.sendall(b"x" * (control.MAX_LINE + 1))
         assert "bytes" in (controller.next() or {})["error"]["what"]
         assert controller.next() is None
+
+
+@for_each((b'{"command": "get"', b'{"command": "get"}\n', b'{"command": "watch"}\n{', b"x" * (MAX_LINE + 1)))
+def test_descriptors_that_come_with_whatever_a_controller_says_are_closed(said: bytes) -> None:
+    def held() -> int:
+        names = [str(entry.readlink()) for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink()]
+        return sum("memfd:beside" in name for name in names)
+
+    with TemporaryDirectory() as folder:
+        path, fd = Path(folder) / "control", os.memfd_create("beside")
+        device = Gpio(control=str(path))
+        with Controller(path) as controller:
+            socket.send_fds(controller.socket, [said], [fd, fd])
+            controller.socket.shutdown(socket.SHUT_WR)
+            while controller.next() is not None:
+                pass
+            assert held() == 1
+        device.close()
+        os.close(fd)
 
 
 def test_a_name_that_is_no_command_is_not_repeated_whole(device: Gpio, path: Path) -> None:

@@ -324,6 +324,27 @@ def test_descriptors_are_always_given(front_end: FrontEnd, does: Does) -> None:
     assert not any(value & NO_FD for value in said)
 
 
+# 13
+
+
+def test_what_was_agreed_on_is_said_again_after_a_reset(stranger: FrontEnd, does: Does) -> None:
+    """rust-vmm's (virtiofsd 1.14.0) forgets features at RESET_DEVICE: a packed ring would be taken for a split one."""
+
+    def forget(back_end: BackEnd, value: None, fds: list[int], usual: Any) -> None:
+        usual(back_end, value, fds)
+        back_end.agree(features=V(0))
+
+    does(R.RESET_DEVICE, forget)
+    stranger.negotiate(FEATURES | V.RING_PACKED)
+    stranger.share_memory()
+    for _ in range(2):
+        ring = stranger.queue()
+        ring.start(1 << 15 | 1 << 31)
+        assert ring.exchange(b"ab", 2).data == b"ba"
+        ring.stop()
+        stranger.reset()
+
+
 # What cannot be right, of any of them
 
 
