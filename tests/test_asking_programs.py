@@ -30,6 +30,7 @@ def test_what_a_program_prints_is_its_answer(tmp_path: Path) -> None:
     [
         (shell("echo first >&2; echo last >&2; exit 3"), "it ends with status 3: last"),
         (shell("echo out; exit 3"), "status 3: out"),
+        (shell("echo why >&2; echo out; exit 3"), "status 3: why"),
         (shell("exit 3"), "status 3: and says nothing"),
         (["/nonexistent"], "it cannot be run"),
         (HANGS, "it takes longer than 0.01 s"),

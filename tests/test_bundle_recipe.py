@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import click
 import pytest
 
-from vfio_user.bundle.made_with import own_versions
+from tests.bundle_kit import make_results
+from vfio_user.bundle import Keeping, Recipe, open_bundle
+from vfio_user.bundle.made_with import named_files, own_versions, recorded
+from vfio_user.bundle.of_tests import moved
 from vfio_user.cli import cli
 from vfio_user.cli._bundling import _text, recipe_of
 from vfio_user.harness import artifacts
@@ -95,3 +99,56 @@ def test_a_bound_of_nothing_is_refused(name: str) -> None:
 def test_a_package_without_a_version_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(artifacts, "version", lambda name: None)
     assert own_versions()["vfio-user"] == "not installed"
+
+
+def test_files_of_one_name_are_numbered(tmp_path: Path) -> None:
+    inputs: dict[str, Path] = {}
+    for name in ("one", "two", "three"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "f.yaml").write_text(name)
+        _text(tmp_path / name / "f.yaml", inputs)
+    assert [*inputs] == ["f.yaml", "2-f.yaml", "3-f.yaml"]
+
+
+def test_a_seed_that_was_said_is_the_one_that_drew(tmp_path: Path) -> None:
+    """Over that of a scenario's file by the same name."""
+    scenario = tmp_path / "late.yaml"
+    scenario.write_text("seed: 7\nrules: []\n")
+    for said, drew in (({}, 7), ({"late.yaml": 9}, 9)):
+        place = tmp_path / f"kept{drew}"
+        recipe = Recipe(command="run", seeds=said)
+        with Keeping(str(place), recipe, of="a run", inputs={"late.yaml": scenario}) as kept:
+            kept.folder = make_results(tmp_path / "results")
+        assert open_bundle(place).bundle.recipe.seeds == {"late.yaml": drew}
+
+
+def test_a_file_is_named_by_its_module_or_by_a_test_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    for name in ("mine/nic.py", "nic.py", "test_nic.py", "server"):
+        (tmp_path / name).write_text(name)
+    for word, files in {
+        "mine.nic:Nic": ["mine/nic.py"],
+        "nic:Nic": ["nic.py"],
+        "test_nic.py:Nic.test_it": ["test_nic.py"],
+        "./server --log x {socket}": ["server"],
+        "nic": [],
+        ":Nic": [],
+    }.items():
+        assert [*named_files([word])] == files, word
+
+
+def test_accelerators_of_all_machines_are_told(tmp_path: Path) -> None:
+    for kinds, told in ((["tcg"], "tcg"), (["tcg", "tcg"], "tcg"), (["tcg", "kvm"], "kvm, tcg"), ([], "")):
+        machines = {f"guest.{number}": {"accelerator": kind} for number, kind in enumerate(kinds)}
+        (tmp_path / "versions.json").write_text(json.dumps({"machines": machines}))
+        assert recorded(tmp_path)["accelerator"] == told
+
+
+def test_bundles_of_cases_that_differ_by_a_sign_have_folders_of_their_own(tmp_path: Path) -> None:
+    places = []
+    for case in ("edu+cpus=2/t.py:A.test", "edu-cpus-2/t.py:A.test"):
+        place = tmp_path / "bundle"
+        place.mkdir()
+        places.append(moved(place, tmp_path / "kept", case).name)
+    assert places == ["edu+cpus=2-t.py-A.test", "edu-cpus-2-t.py-A.test"]

@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.interposed import interposed_edu
-from userdev.control import ControlClient, ControlError
+from userdev.control import ControlClient, ControlError, LineReader
 from userdev.errors import UserError
 from userdev.interposer.control import server as interposer_control
+from userdev.transport import close_all
 from userdev_servers import control as device_control
 from userdev_servers.gpio import Gpio
 from vfio_user.interposer.interposer import Interposer, Setup
@@ -234,3 +235,22 @@ def test_events_come_between_answers_and_are_kept_apart(tmp_path: Path) -> None:
 def test_there_is_a_sentence_where_nobody_listens(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no control socket"):
         ControlClient(tmp_path / "nothing")
+
+
+def test_descriptors_are_of_the_line_whose_bytes_they_came_beside() -> None:
+    """Of a line that came in pieces with any of these; of several that came at once with the last."""
+    beside = [os.open(os.devnull, os.O_RDONLY) for _ in range(3)]
+    text = b'{"command": "a"}\n{"command": "b"}\n{"command": "c"}\n'
+    ends = [end + 1 for end, byte in enumerate(text) if byte == 10]
+    for first in range(1, len(text)):
+        for second in range(first + 1, len(text) + 1):
+            reader, found = LineReader(1 << 10), []
+            for piece, fd in zip((text[:first], text[first:second], text[second:]), beside, strict=True):
+                if piece:
+                    found += [list(line.fds) for line in reader.feed(piece, [fd])]
+            wanted: list[list[int]] = [[], [], []]
+            for upto, since, fd in ((first, 0, beside[0]), (second, first, beside[1]), (len(text), second, beside[2])):
+                if upto > since:  # the line that the piece ends in, or with
+                    wanted[next(number for number, end in enumerate(ends) if end >= upto)].append(fd)
+            assert found == wanted, (first, second)
+    close_all(beside)

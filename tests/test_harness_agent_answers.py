@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -195,3 +197,34 @@ def test_what_is_asked_while_the_host_changes_is_asked_behind_what_another_host_
     assert asked[0].result(5)["ok"] == {}
     monkeypatch.undo()
     port.close()
+
+
+def test_a_file_is_written_piece_by_piece_and_has_its_mode_with_the_last(
+    liar: Liar, guest: AgentGuest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One without anything in it too; read back it may have as many bytes as are fetched, and not one more."""
+    monkeypatch.setattr(agent, "_PIECE", 10)
+    monkeypatch.setattr(agent, "MAX_FILE", 30)
+    liar.say = lambda request: answered(request, ok={})
+    for size, pieces in {0: 1, 9: 1, 10: 1, 11: 2, 30: 3}.items():
+        liar.heard.clear()
+        guest.put(bytes(size), "/there", mode=0o755)
+        assert [(each["offset"], each["mode"]) for each in liar.heard] == [
+            (10 * number, 0o755 if number == pieces - 1 else None) for number in range(pieces)
+        ], size
+    for size in (30, 31):
+        content = bytes(size)
+
+        def say(request: Request, content: bytes = content) -> bytes:
+            piece = content[request["offset"] : request["offset"] + request["size"]]
+            return answered(request, ok={"data": {"bytes": base64.b64encode(piece).decode()}})
+
+        liar.say = say
+        with pytest.raises(GuestFailure, match="has more than") if size > 30 else nullcontext():
+            assert guest.get("/there") == content
+
+
+def test_an_answer_that_came_is_forgotten_there_and_told_so_once(liar: Liar, guest: AgentGuest) -> None:
+    for _ in range(4):
+        guest.run("true")
+    assert [each["done"] for each in liar.heard] == [[], [1], [2], [3]]

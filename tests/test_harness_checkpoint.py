@@ -153,3 +153,17 @@ def test_those_not_used_for_longest_are_dropped(monkeypatch: pytest.MonkeyPatch)
     Checkpoint("one").ensure(lambda *_: pytest.fail("made again"))
     Checkpoint("three").ensure(writing("memory"))
     assert [name for name in ("one", "two", "three") if Checkpoint(name).is_valid()] == ["one", "three"]
+
+
+def test_what_a_killed_run_left_of_a_whole_file_is_no_part_of_it() -> None:
+    made = Checkpoint("name")
+    made.folder.mkdir(parents=True)
+    left = made.folder / "whole.making"
+    left.write_text("half of another")
+
+    def appends(path: Path) -> None:
+        with path.open("a") as file:
+            file.write("all")
+
+    assert made.whole(appends).read_text() == "all"
+    assert not left.exists()

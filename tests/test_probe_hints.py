@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import errno
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 from userdev.errors import ProtocolError, UserError
 from userdev_servers.edu import Edu
+from vfio_user.cli._probed_registers import probed_registers
 from vfio_user.cli.probe import command, hint_at_version, hint_beyond_version
 from vfio_user.client import Client, Disconnected, NoAnswer, RemoteError
 from vfio_user.client.description import describe
@@ -80,3 +83,30 @@ def test_it_names_the_registers_that_every_pci_device_has(tmp_path: Path, option
     assert names.name(bar, offset + 12).startswith("msix_vector_control")
     assert names.name(int(msix.details["pba_bar"]), int(msix.details["pba_offset"])) == "msix_pending"
     assert names.name(RegionIndex.CONFIG, 0) == "vendor_id", "those of the header have names anyway"
+
+
+def test_a_pending_bit_is_there_for_each_vector() -> None:
+    """64 of them are a register."""
+    for vectors, registers in ((1, 1), (63, 1), (64, 1), (65, 2), (128, 2), (2048, 32)):
+        details = {"vectors": vectors, "table_bar": 1, "table_offset": 0, "pba_bar": 1, "pba_offset": 0x8000}
+        capability = SimpleNamespace(id=0x11, offset=0x50, extended=False, details=details)
+        names: Any = probed_registers(SimpleNamespace(pci_capabilities=[capability]))  # type: ignore[arg-type]
+        entries = {entry["name"]: entry for entry in names.plain}
+        assert entries["msix_pending"]["count"] == registers, vectors
+        assert entries["msix_address"]["count"] == vectors, vectors
+
+
+def test_advice_is_on_what_a_server_did_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In each dialect it refuses otherwise: all of it is told."""
+    errors = iter([RemoteError(errno.EINVAL, "VERSION"), Disconnected("it hung up")])
+
+    def connect(*_: object) -> Client:
+        raise next(errors)
+
+    monkeypatch.setattr("vfio_user.cli.probe._connected", connect)
+    monkeypatch.setattr("vfio_user.cli.probe.speaks_vhost_user", lambda *_, **__: False)
+    with Server(Edu(), f"unix:{tmp_path / 's'}"):
+        error = refused(tmp_path / "s")
+    assert "current: " in str(error)
+    assert "draft-v6: it hung up" in str(error)
+    assert "hangs up" in error.hint

@@ -25,6 +25,7 @@ from userdev.process import (
     await_text,
     listening,
 )
+from userdev.process.child import tail
 from userdev.process.spawning import spawn
 
 LISTENS = """
@@ -178,3 +179,15 @@ def test_a_file_that_is_no_program_yet_is_told_how_to_become_one(tmp_path: Path)
     with pytest.raises(UserError) as refused:
         spawn(["./server.c"], output=subprocess.DEVNULL, folder=tmp_path)
     assert "chmod +x" in refused.value.hint
+
+
+def test_the_end_of_a_log_is_of_the_lines_that_are_wanted(tmp_path: Path) -> None:
+    """However many of those that are not stand behind them."""
+    log = tmp_path / "log"
+    log.write_text("".join(f"line {number}\n" + "noise\n" * number for number in range(8)) + "\r\n\n")
+    noise = re.compile("noise")
+    for lines, first in ((1, 7), (3, 5), (8, 0), (20, 0)):
+        wanted = [f"line {number}" for number in range(first, 8)]
+        assert tail(log, lines, without=noise).splitlines() == wanted, lines
+    assert tail(log, 2).splitlines() == ["noise", "noise"]
+    assert tail(tmp_path / "none") == ""

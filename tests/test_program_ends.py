@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ from userdev.process import Child
 from vfio_user.harness import evidence
 from vfio_user.harness.last_words import first_to_end_badly
 from vfio_user.harness.records import Records
+from vfio_user.harness.server_exceptions import logged_exceptions
 from vfio_user.page.axis import Axis, Kind
 from vfio_user.page.names import PROCESSES
 from vfio_user.page.run import put_programs
@@ -158,3 +160,24 @@ def test_what_a_forgotten_machine_leaves_is_what_crashed_and_what_still_runs(tmp
         assert records.children == ([child, other] if kept else [other]), how
         assert child.log.exists() is kept, how
         assert other.log.exists(), how
+
+
+def test_exceptions_are_told_in_the_order_in_which_they_were_raised(tmp_path: Path) -> None:
+    """Of each program its first, whatever it is called and whichever was started first."""
+    children = []
+    for name, moments in {
+        "b": ("00:00:30.000", "00:00:31.000"),
+        "a": ("00:00:40.000",),
+        "c": ("00:00:20.500",),
+    }.items():
+        child = Ended(tmp_path, ENDS["runs"], name=name)
+        child.began = datetime(2026, 11, 30, 0, 0, 10).timestamp()
+        said = "".join(f"{when} ERROR it\nTraceback (most recent call last):\nValueError: {when}\n" for when in moments)
+        child.log.write_text(said)
+        children.append(child)
+    found = [(one.name, one.what, one.when - children[0].began) for one in logged_exceptions(children)]
+    assert found == [
+        ("c", "ValueError: 00:00:20.500", 10.5),
+        ("b", "ValueError: 00:00:30.000", 20.0),
+        ("a", "ValueError: 00:00:40.000", 30.0),
+    ]

@@ -124,3 +124,15 @@ def test_commands_have_colours_on_a_terminal_unless_they_are_not_wanted(
         f"import sys; sys.argv = {words}; from vfio_user.cli import main; main()", {"NO_COLOR": "", **variable}
     )
     assert ("\x1b[3" in shown) is coloured
+
+
+def test_how_far_it_is_is_told_now_and_then_and_what_comes_between_is_not(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("vfio_user.cli._progress.monotonic", lambda: now[0])
+    with Waiting() as waiting:
+        for seconds in (4.9, 5.0, 5.1, 9.9, 10.0, 10.1, 30.0, 31.0, 35.0):
+            now[0] = 100.0 + seconds
+            waiting.how_far(f"{seconds} s")
+    assert capsys.readouterr().err.splitlines() == ["5.0 s", "10.0 s", "30.0 s", "35.0 s"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,7 +15,8 @@ from userdev.errors import VerdictError
 from vfio_user.bundle import OpenBundle, open_bundle
 from vfio_user.bundle.model import without_option
 from vfio_user.cli import soak as soak_command
-from vfio_user.soak import Happening
+from vfio_user.cli._soak_again import Again
+from vfio_user.soak import USUAL_WEIGHTS, Happening, SoakedSpec
 
 
 class Kept(Pretended):
@@ -90,3 +92,21 @@ def test_a_soak_that_loses_nothing_is_kept_where_that_is_wanted(
     recipe = open_bundle(tmp_path / "kept").bundle.recipe
     assert recipe.arguments[-4:] == ("--seed", "3", "--until", "5")
     assert "--only" not in without_option(recipe.arguments, "--device")
+
+
+def test_what_does_a_failure_again_says_the_weights_as_they_were() -> None:
+    name, usual = next((name, weight) for name, weight in USUAL_WEIGHTS.items() if weight)
+    for weight, said in {
+        usual: "",
+        0.5: f"{name}=0.5",
+        0.25: f"{name}=0.25",
+        0.0: f"{name}=0",
+        40.0: f"{name}=40",
+    }.items():
+        again = Again(SoakedSpec(("edu",)), {**USUAL_WEIGHTS, name: weight}, 3, None)
+        words = shlex.split(again.command([4, 9]))
+        assert words[-4:] == ["--seed", "3", "--only", "4,9"], weight
+        assert [words[at + 1] for at, word in enumerate(words) if word == "--weight"] == ([said] if said else []), (
+            weight
+        )
+        assert list(again.recipe([4, 9]).arguments) == words[2:], weight

@@ -208,3 +208,10 @@ def test_logs_of_the_machines_that_a_guest_left_last_stay_and_others_are_let_go(
     for number in range(6):
         scene.left(f"guest.{number}")
     assert forgotten == [f"guest.{number}" for number in range(4)], "the two before the one that runs stay"
+
+
+def test_what_a_disk_keeps_outlives_its_server_unless_it_is_in_that_servers_memory() -> None:
+    for image, persists in (("memory:64M", False), ("memory:1G", False), ("disk.img:64M", True), ("in/memory", True)):
+        for work, keeps in (("fio", persists), ("files", False)):
+            device = SoakedDevice("disk", Assignment.of(f"nvme --image {image}", work))
+            assert (device.persists, device.has_kept) == (persists, keeps), (image, work)

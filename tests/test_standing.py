@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +16,7 @@ from tests.interposer_bench import read, write
 from tests.traced import Written
 from userdev.errors import UserError
 from userdev.relay.direction import Direction
-from vfio_user.bundle import OpenBundle, open_bundle
+from vfio_user.bundle import OpenBundle, open_bundle, standing
 from vfio_user.bundle.standing import Standing, first_place, place_of, stand
 from vfio_user.harness.breakpoint import Breakpoint
 from vfio_user.harness.interposition import Interposition
@@ -193,3 +194,27 @@ def test_what_else_an_interposer_does_it_does_with_a_hold_too(tmp_path: Path, as
     assert made.capture_dma
     assert made.msg_timeout is not None
     assert made.msg_timeout > 3600
+
+
+def test_a_hold_is_told_once_however_its_note_comes() -> None:
+    """At any byte a look may come, and no note is told twice or not at all."""
+    said = b'x{"event":"held"}y{"event":"held"}{"event":"released"}{"event":"held"}'
+    for first in range(len(said)):
+        with NamedTemporaryFile() as file:
+            trace, seen, told = Path(file.name), 0, 0
+            for upto in (first, first + 5, first + 9, len(said)):
+                trace.write_bytes(said[:upto])
+                found, seen = standing._notes(trace, seen)
+                told += found
+            assert told == 3, first
+
+
+def test_the_qemu_of_a_server_is_that_of_the_machine_that_its_name_begins_with() -> None:
+    processes = {"guest": 1, "guest.1": 2, "guest.1-dev": 4, "other": 3}
+    control: Any = None
+    for server, pid in {"guest-dev0-edu": 1, "guest.1-dev0-edu": 2, "other-dev0": 3, "guest.1-dev-dev0": 4}.items():
+        for order in (processes, dict(reversed(processes.items()))):
+            assert Standing(dict(order), server, control).qemu_pid == pid, server
+    assert Standing({"a": 9}, "guest-dev0", control).qemu_pid == 0
+    assert Standing({"a": 9, "guest": 1}, "mine", control).qemu_pid == 1
+    assert Standing({"guest": 1, "vm": 2}, "vm-dev0", control).qemu_pid == 2, "a longer name is no better one"

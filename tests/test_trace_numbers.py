@@ -19,6 +19,7 @@ from tests.traced import CAUSES, DOWN, REGISTERS, UP, Written
 from userdev.relay.direction import Direction
 from userdev.trace.writer import TraceWriter
 from vfio_user.cli import cli
+from vfio_user.cli._trace_stats import FINDINGS, ROWS
 from vfio_user.interposer.trace.files import NAME
 
 STEP = 1_000_000
@@ -198,3 +199,20 @@ def test_a_trace_is_cut_off_within_the_record_that_is_not_all_there(tmp_path: Pa
         told = json.loads(say("stats", tmp_path / "cut", "--json"))
         assert told["truncated"] == ("" if size in (*ends, len(whole)) else f"cut off within record {record}"), size
         assert told["records"] == (record if size == len(whole) else record - 1), size
+
+
+def test_all_rows_and_all_that_is_odd_are_there_for_who_wants_all(tmp_path: Path) -> None:
+    """Else as many as fit, and how many more there are; at just so many there are no more."""
+    for more in (0, 1, 7):
+        path, count = tmp_path / str(more), max(ROWS, FINDINGS) + more
+        with Written(path) as written:
+            for number in range(count):
+                written.read(4 * number, None, errno=22)
+        whole, some = say("stats", path, "--all").splitlines(), say("stats", path).splitlines()
+        assert sum(line.startswith("error: ") for line in whole) == count
+        assert sum("+0x" in line and not line.startswith("error") for line in whole) == count
+        assert sum(line.startswith("error: ") for line in some) == FINDINGS
+        assert [line for line in some if line.startswith("...")] == [
+            f"... and {left} more: --all" for left in (count - ROWS, count - FINDINGS) if left
+        ]
+        assert not [line for line in whole if line.startswith("...")]

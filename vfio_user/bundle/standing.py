@@ -154,9 +154,9 @@ class Standing:
 
     @property
     def qemu_pid(self) -> int:
-        """The process of the guest's QEMU: that of the machine which the server's name begins with."""
-        machines = [name for name in self.processes if self.server.startswith(f"{name}-") or name == "guest"]
-        return self.processes[max(machines, key=len)] if machines else 0
+        """The process of the guest's QEMU: of the machine that the server's name begins with, else of `guest`."""
+        machines = [name for name in self.processes if self.server.startswith(f"{name}-")]
+        return self.processes.get(max(machines, key=len, default="guest"), 0)
 
     def go_on(self) -> None:
         """Let it; a second call does nothing."""

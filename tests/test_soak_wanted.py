@@ -1,0 +1,80 @@
+"""What a soak's command line asks for is what happens: which events, how long, and where it is written down."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.test_soak_command import results as results
+from tests.test_soak_command import run, summary
+from userdev.errors import VerdictError
+from vfio_user.cli import soak as soak_command
+from vfio_user.soak import USUAL_WEIGHTS, Happening, Journal
+from vfio_user.soak.summary import summary_of
+
+
+def test_hops_end_with_the_first_that_fails(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def loses(lived: Sequence[Happening]) -> str:
+        return "work" if lived[-1].number == 2 else ""
+
+    with pytest.raises(VerdictError):
+        run(monkeypatch, "--hops", "4", "--quiet", loses=loses)
+    found = summary(results)
+    assert (found["events"], len(found["failures"])) == (2, 1)
+
+
+def test_some_events_alone_are_as_frequent_to_each_other_as_ever(
+    results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = next(name for name, weight in USUAL_WEIGHTS.items() if weight not in (0.0, 1.0))
+    run(monkeypatch, "--only-events", f"{name}, hop,kill", "--weight", "kill=7", "--until", "1", "--quiet")
+    weights = summary(results)["soaked"]["weights"]
+    assert weights == {
+        each: 7.0 if each == "kill" else weight if each in (name, "hop") else 0.0
+        for each, weight in USUAL_WEIGHTS.items()
+    }
+
+
+def test_a_soak_is_written_down_beside_its_results_where_the_next_one_finds_it(
+    results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(monkeypatch, "--until", "2", "--quiet")
+    kinds = [json.loads(line)["kind"] for line in (results / "soak.jsonl").read_text().splitlines()]
+    assert kinds == ["begin", "event", "event", "end"]
+    run(monkeypatch, "--until", "1", "--quiet", "--journal", str(results / "own" / "j.jsonl"))
+    assert (results / "own" / "j.jsonl").exists()
+    assert len((results / "soak.jsonl").read_text().splitlines()) == 4
+
+
+def test_a_guest_that_does_not_come_up_leaves_what_there_is_to_look_at(
+    results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A refusal leaves nothing; this is a verdict."""
+
+    @contextmanager
+    def begin(folder: Path, **_: object) -> Iterator[Any]:
+        if folder:
+            raise VerdictError("the guest did not boot")
+        yield
+
+    monkeypatch.setattr(soak_command, "performances", lambda *_, **__: begin)
+    with pytest.raises(VerdictError, match="did not boot"):
+        soak_command.command.main(["--until", "1", "--quiet"], standalone_mode=False)
+    assert summary(results)["ended"] == "ended by an error"
+    assert [*results.glob("soak-*/soak.html")]
+
+
+def test_a_rate_is_of_all_that_happened_those_that_failed_too(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "j", {"devices": ["edu"]}, 7)
+    for number in (1, 2, 3):
+        journal.event({"number": number, "event": "hop", "target": "", "whole": 1.0, "at": 100.0 * number})
+    journal.failure({"number": 4, "event": "kill", "target": "edu", "check": "work", "at": 400.0})
+    found = summary_of(Journal(tmp_path / "j", {"devices": ["edu"]}, 7), {}, {}, "")
+    assert found["events"] == 4
+    assert found["seconds"] == pytest.approx(400, abs=20)
+    assert found["a_minute"] == pytest.approx(4 / found["seconds"] * 60, abs=0.02)
