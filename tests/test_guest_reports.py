@@ -332,3 +332,16 @@ def test_what_works_on_devices_that_no_work_was_named_for() -> None:
     assert kinds == [["dma", "fio"], ["dma", "none"]]
     with pytest.raises(UserError, match="2 workloads for 1 device"):
         migrate._assignments(("edu",), ("dma", "idle"), None)
+
+
+# -- the guest --------------------------------------------------------------------------------------------------------
+
+
+def test_a_guest_has_the_modules_that_were_named_in_whatever_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    for words, modules in (
+        ([], None),
+        (["--modules", "uio,nvme"], ("uio", "nvme")),
+        (["--modules", " uio , ,nvme,", "--modules", "vfio-pci"], ("uio", "nvme", "vfio-pci")),
+    ):
+        executed(monkeypatch, OUTCOMES[0][0], "--quiet", *words)
+        assert Lab.latest.booted.get("modules") == modules, words  # type: ignore[attr-defined]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import pygal
 import pytest
 
 from tests.soak_kit import Loses, Pretended
@@ -24,7 +26,9 @@ from vfio_user.cli import soak as soak_command
 from vfio_user.cli._soak_line import status_line
 from vfio_user.soak import EVENTS, Done, Happening
 from vfio_user.soak.measuring import trends
-from vfio_user.soak.plots import plots
+from vfio_user.soak.plots import _histogram, plots
+
+SVG = "{http://www.w3.org/2000/svg}"
 
 
 @pytest.fixture
@@ -349,3 +353,46 @@ def test_plots_leave_later_imports_alone() -> None:
     program = "import vfio_user.soak.plots\ntry:\n    import not_there\nexcept ImportError:\n    print('right')"
     done = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=False)
     assert done.stdout == "right\n", done.stderr
+
+
+def test_plots_have_the_values_of_the_journal_in_the_units_of_their_headings() -> None:
+    usual = {"event": "hop", "target": "", "whole": 1.5, "qemu_fds": 5}
+    events = [
+        {"number": n, "at": 60.0 * n, "downtime": n / 1000, "qemu_rss": 2048 * n, "dirty_pages": 3 * n, **usual}
+        for n in (1, 2, 30)
+    ]
+    told: dict[str, list[str]] = {}
+    for picture in plots(events, []):
+        root = ET.fromstring(picture)
+        heading, *titles = (title.text or "" for title in root.iter(f"{SVG}title"))
+        assert all(float(dot.get("cx", 0)) <= 1100 for dot in root.iter(f"{SVG}circle")), f"{heading}: within the plot"
+        told[heading] = [title for title in titles if " hop" in title]
+    for heading, values in {
+        "Downtime, ms": (1, 2, 30),
+        "Memory, MiB": (2, 4, 60),
+        "Descriptors": (5, 5, 5),
+        "Seconds until all was looked at": (1.5, 1.5, 1.5),
+        "Pages that devices had written when a hop stopped them": (3, 6, 90),
+    }.items():
+        assert [title.split()[0] for title in told[heading]] == ["1", "2", "30"], heading
+        for minute, value, title in zip((1, 2, 30), values, told[heading], strict=True):
+            numbers = [float(word) for word in re.findall(r"[\d.]+", title.partition("hop")[2])]
+            assert numbers == [minute, value], (heading, title)
+
+
+def test_each_hop_is_in_the_bar_that_its_downtime_is_within(monkeypatch: pytest.MonkeyPatch) -> None:
+    """30 bars from nothing to the longest, which is in the last of them."""
+    bars: list[tuple[int, float, float]] = []
+
+    class Chart(pygal.Histogram):  # type: ignore[misc]  # pygal has no types
+        def add(self, name: str, values: Any, **_: Any) -> Any:
+            bars.extend(values)
+            return super().add(name, values)
+
+    monkeypatch.setattr("vfio_user.soak.plots.pygal.Histogram", Chart)
+    downtimes = [0.0, 0.9, 1.0, 1.6, 29.9, 30.0]
+    _histogram("it", downtimes)
+    assert sum(count for count, _, _ in bars) == len(downtimes)
+    for count, least, most in bars:
+        inside = [one for one in downtimes if least <= one < most or one == most == 30.0]
+        assert len(inside) == count, (least, most)

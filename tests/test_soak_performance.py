@@ -10,7 +10,8 @@ from typing import Any, cast
 import pytest
 
 from userdev.errors import UserError
-from vfio_user.harness import Assignment, Phase
+from vfio_user.harness import Assignment, Mode, Phase, Report, Verdict
+from vfio_user.harness.migration.report import PhaseRecord
 from vfio_user.soak import EVENTS, Failed, Happening, acts
 from vfio_user.soak.guest import Scene, SoakedDevice
 from vfio_user.soak.guest import _named as named_devices
@@ -215,3 +216,45 @@ def test_what_a_disk_keeps_outlives_its_server_unless_it_is_in_that_servers_memo
         for work, keeps in (("fio", persists), ("files", False)):
             device = SoakedDevice("disk", Assignment.of(f"nvme --image {image}", work))
             assert (device.persists, device.has_kept) == (persists, keeps), (image, work)
+
+
+def test_a_link_that_was_cut_is_mended_and_a_guest_that_did_not_stay_has_lost() -> None:
+    for verdict in Verdict:
+        done: list[str] = []
+        cable = SimpleNamespace(cut=lambda done=done: done.append("cut"), mend=lambda done=done: done.append("mend"))
+
+        def migrate(
+            _guest: object, *, conductor: Any, done: list[str] = done, verdict: Verdict = verdict, **_: Any
+        ) -> Any:
+            conductor.watch(Phase.START)
+            conductor.watch(Phase.PRE_COPY)
+            return SimpleNamespace(
+                verdict=verdict, ok=verdict is Verdict.MIGRATED, sentence="it did", machine="guest.1"
+            )
+
+        pair = SimpleNamespace(cable=cable, other=lambda host: host)
+        scene = SimpleNamespace(
+            pair=pair, guest=SimpleNamespace(host="a"), lab=SimpleNamespace(migrate=migrate), left=done.append
+        )
+        if verdict is Verdict.STAYED:
+            acts.cut(cast(Scene, scene), cast(SoakedDevice, None), 0.5)
+        else:
+            with pytest.raises(Failed, match="link that was cut"):
+                acts.cut(cast(Scene, scene), cast(SoakedDevice, None), 0.5)
+        assert done == ["cut", "mend", *(["guest.1"] if verdict is Verdict.STAYED else [])], verdict
+
+
+def test_a_hop_is_measured_with_its_phases_and_all_pages_that_a_device_had_written() -> None:
+    pages = PhaseRecord(Phase.DIRTY_PAGES, 1.0, 0.25, details={"pages": 7, "unmapped": 2})
+    for phases, facts in (([pages], {"dirty_pages": 9, "phases": {"dirty pages": 0.25}}), ([], {"phases": {}})):
+        report = Report(Mode.COORDINATED, "a", "b", verdict=Verdict.MIGRATED, phases=phases, downtime=0.5, ram_bytes=64)
+        left: list[str] = []
+        scene = SimpleNamespace(
+            pair=SimpleNamespace(other=lambda host: host),
+            guest=SimpleNamespace(host="a", name="guest"),
+            lab=SimpleNamespace(migrate=lambda *_, report=report, **__: report),
+            left=left.append,
+        )
+        found = acts.hop(cast(Scene, scene), cast(SoakedDevice, None), 0.5)
+        assert found == {"downtime": 0.5, "ram_bytes": 64, **facts}
+        assert left == ["guest"]
