@@ -5,8 +5,8 @@
 # Guess: a new user-data is a new instance-id, or none, so that a guest booted with the new seed does what it says.
 # Seen on 2026-11-30, cloud-localds of cloud-image-utils 0.33 (Debian 0.33-1): the instance is always "iid-local01",
 # with --hostname too. A disk that was booted with one such seed has that id in it, and cloud-init takes what it does
-# once for an instance (users, keys, files, runcmd, scripts) for done. Its manual has no word of the id; meta-data of
-# one's own, the third argument, sets it.
+# once for an instance (users, keys, files, runcmd, scripts) for done. Its manual has no word of the id; its --help
+# has an example of meta-data of one's own, the third argument, that sets it.
 set -eu
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
