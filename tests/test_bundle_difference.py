@@ -160,6 +160,14 @@ def test_data_that_differs_at_its_end_alone_is_told(tmp_path: Path) -> None:
     assert list(wire_differences({"edu": first}, {"edu": dma(tmp_path / "third", bytes(4096), address=0x2000)})) == []
 
 
+def test_a_server_of_which_one_has_no_trace_is_told(tmp_path: Path) -> None:
+    one, other = trace(tmp_path / "one", 1), trace(tmp_path / "other", 1)
+    assert list(wire_differences({"edu": one, "nvme": one}, {"edu": other, "gpio": other})) == [
+        ("gpio", "no trace", "a trace"),
+        ("nvme", "a trace", "no trace"),
+    ]
+
+
 def test_a_trace_that_cannot_be_read_is_told(tmp_path: Path) -> None:
     (tmp_path / "other").write_bytes(b"no trace")
     [(what, _, told)] = wire_differences({"edu": trace(tmp_path / "one", 1)}, {"edu": tmp_path / "other"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from concurrent.futures import Future
 from itertools import pairwise
 from pathlib import Path
@@ -88,3 +89,33 @@ def test_a_log_that_was_shortened_grows_again_before_it_is_shortened_once_more(
     assert max(sizes) <= 400
     grown = [later > earlier for earlier, later in pairwise(sizes)]
     assert 2 <= grown.count(False) <= 12, "each time of some 240 bytes more"
+
+
+def test_a_log_is_closed_between_two_writes_and_not_within_one(tmp_path: Path) -> None:
+    """Who reads a console is another thread than who ends it."""
+    log, did = LogFile(tmp_path / "log"), list[str]()
+    begun, go_on = threading.Event(), threading.Event()
+
+    class Slow:
+        closed = False
+
+        def write(self, data: bytes) -> int:
+            begun.set()
+            go_on.wait(10.0)
+            did.append("written")
+            return len(data)
+
+        def close(self) -> None:
+            did.append("closed")
+
+    log._file.close()
+    log._file = Slow()  # type: ignore[assignment]
+    writer, closer = (threading.Thread(target=each) for each in (lambda: log.write(b"x"), log.close))
+    writer.start()
+    begun.wait(10.0)
+    closer.start()
+    closer.join(0.05)
+    go_on.set()
+    writer.join()
+    closer.join()
+    assert did == ["written", "closed"]

@@ -89,6 +89,16 @@ def test_neighbours_do_not_overlap(dma: Dma) -> None:
     assert [region.iova for region in dma.regions] == [0x1000, 0x2000, 0x3000]
 
 
+def test_of_a_range_of_no_bytes_nobody_is_told_neither_that_it_comes_nor_that_it_goes() -> None:
+    told: list[DmaRegion] = []
+    dma = Dma(mapped=told.append, unmapped=told.append)
+    dma.map(0x1000, 0, RW)
+    dma.unmap(0x1000, 0)
+    dma.map(0x1000, 0, RW)
+    dma.unmap_all()
+    assert not told
+
+
 def test_the_same_map_again_is_fine_and_told_again(ram: int) -> None:
     told: list[DmaRegion] = []
     dma = Dma(mapped=told.append)

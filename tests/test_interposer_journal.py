@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from tests.interposer_bench import Bench, Peer, answer, read, request, write
 from userdev.interposer.errors import PeerLost
 from userdev.interposer.server_process import ServerProcess
 from userdev.interposer.upstream import Upstream
+from userdev.process import Watch
 from userdev.relay.direction import Direction
 from userdev.relay.loop import Task
 from userdev.transport import Stream, close_all
@@ -348,6 +350,20 @@ def test_whose_process_a_server_was_says_nothing_of_the_next(tmp_path: Path) -> 
         assert upstream.pid == os.getppid()
         bench.run(upstream.reconnect(bench.loop.now() + 60)).close()
         assert upstream.pid is None
+
+
+def test_a_server_whose_backlog_is_full_is_waited_for_and_holds_nobody_up(tmp_path: Path) -> None:
+    path = str(tmp_path / "socket")
+    with Bench() as bench, socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
+        process = ServerProcess(bench.loop, "sh -c 'exec sleep 60' {socket}", path, output=subprocess.DEVNULL)
+        process._spawn(())
+        listening.bind(path)
+        listening.listen(0)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as first, Watch(tmp_path) as arrivals:
+            first.connect(path)
+            bench.loop.after(0.01, lambda: listening.accept()[0].close())
+            bench.run(process._connected(arrivals, bench.loop.now() + 60)).close()
+        process.close()
 
 
 @pytest.mark.parametrize("stands_still", [False, True])

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests import soak_kit
-from tests.soak_kit import Loses, Pretended, order_of, soak
-from userdev.errors import UserError
+from tests.soak_kit import Loses, Pretended, PretendedGuest, order_of, soak
+from userdev.errors import UserError, VerdictError
 from vfio_user.soak import Failed, Happening, Journal, Until
 from vfio_user.soak.measuring import Clock
 from vfio_user.soak.summary import summary_of
@@ -192,6 +193,24 @@ def test_a_failure_that_does_not_come_again_says_so(path: Path) -> None:
     [failure] = one.journal.failures
     assert failure["reproduced"] is False
     assert [event.split()[0] for event in failure["last"]] == ["1", "2", "3", "4", "5"]
+
+
+def test_what_shows_only_as_a_guest_ends_is_not_told_of_its_last_event(path: Path) -> None:
+    """As what its lab leaves behind: of which event, if of any, is what a reduction tells."""
+
+    class Leaves(Pretended):
+        @contextmanager
+        def __call__(self, folder: Path, *, recorded: bool = False) -> Iterator[PretendedGuest]:
+            with super().__call__(folder, recorded=recorded) as guest:
+                yield guest
+            if any(happening.event == "kill" for happening in guest.lived):
+                raise VerdictError("the lab left something behind")
+
+    one = soak(path, Leaves(), Until(events=16))
+    one.run()
+    [failure] = one.journal.failures
+    assert (failure["event"], failure["target"], failure["check"]) == ("end", "", "VerdictError")
+    assert [event.split()[1] for event in failure["reduced_to"]] == ["kill"]
 
 
 def test_it_goes_on_with_a_fresh_guest_and_the_next_number(path: Path) -> None:

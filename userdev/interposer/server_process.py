@@ -138,21 +138,21 @@ class ServerProcess:
 
     async def _connected(self, arrivals: Watch, deadline: float) -> Stream:
         """Connect as soon as somebody listens. The path appears with bind, and listen follows at once."""
-        client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        while True:
-            try:
-                client.connect(self.path)
-                return Stream(client)
-            except OSError as error:
+        with contextlib.ExitStack() as unless_connected:
+            client = unless_connected.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+            client.setblocking(False)  # where its backlog is full, connect(2) would hold up everybody
+            while (missing := client.connect_ex(self.path)) != 0:
                 left = deadline - time.monotonic()
-                if error.errno not in (errno.ENOENT, errno.ECONNREFUSED) or left <= 0 or self.pid is None:
-                    client.close()
+                if missing not in (errno.ENOENT, errno.ECONNREFUSED, errno.EAGAIN) or left <= 0 or self.pid is None:
                     why = "does not listen" if self.pid is not None else self.fate
-                    raise UserError(f"the server {why}: {self.command.text}") from None
-                if error.errno == errno.ECONNREFUSED:
-                    await self._loop.sleep(0.001)
-                else:
+                    raise UserError(f"the server {why}: {self.command.text}")
+                if missing == errno.ENOENT:
                     await self._changed(arrivals, left)
+                else:
+                    await self._loop.sleep(0.001)
+            client.setblocking(True)
+            unless_connected.pop_all()
+            return Stream(client)
 
     async def _changed(self, arrivals: Watch, timeout: float) -> None:
         """Wait until a file appears beside the socket, the server ends, or time is up."""

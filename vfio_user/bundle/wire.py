@@ -25,10 +25,16 @@ _SHOWN = 6
 def wire_differences(first: Mapping[str, Path], second: Mapping[str, Path]) -> Iterator[tuple[str, str, str]]:
     """What is otherwise in the traces of the same server: what it is, and what it was in the first and the second.
 
+    That one of them has no trace is said of it.
+
     Of each register it is compared which values were written and read, in their order and without repetition: how often
     a guest asked is chance.
     """
-    for name in filter(second.__contains__, first):
+    for name in sorted({*first} | {*second}):
+        if name not in first or name not in second:
+            its, whose = ("a trace" if name in traces else "no trace" for traces in (first, second))
+            yield name, its, whose
+            continue
         try:
             one, other = _values(first[name]), _values(second[name])
         except UserError as error:

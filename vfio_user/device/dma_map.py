@@ -83,7 +83,8 @@ class DmaMap:
         return pieces
 
     def map(self, iova: int, size: int, flags: int, fd: int | None = None, offset: int = 0) -> None:
-        """Make memory known. `flags` are DmaFlags; the fd is taken over: kept, or closed, also after an error.
+        """Make memory known. `flags` are DmaFlags; the fd is taken over: kept, or closed, also after an error. A range
+        of no bytes is no memory: no hook is told of it, nor when it goes.
 
         Raises:
             ProtocolError: as docs/protocol.md 5 says: EINVAL for bad flags, wrapping or overlapping ranges and files
@@ -107,7 +108,7 @@ class DmaMap:
         finally:
             if fd is not None:
                 os.close(fd)
-        if self._mapped:
+        if self._mapped and size:
             try:
                 self._mapped(region)
             except BaseException:

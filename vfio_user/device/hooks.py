@@ -66,7 +66,7 @@ class Hooks:
     # Client memory, and accesses.
 
     def on_dma_map(self, region: DmaRegion) -> None:
-        """Client memory came; again for a region that the client maps twice."""
+        """Client memory came; again for a region that the client maps twice. A range of no bytes is none."""
 
     def on_dma_unmap(self, region: DmaRegion) -> None:
         """Client memory is going: the last moment to use it. Views of it must be given up. What is written here is in

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 from userdev.errors import about
@@ -29,11 +30,15 @@ class LogFile:
         self.failure: OSError | None = None
         self._file = path.open("ab", buffering=0)
         self._size = 0
+        self._lock = threading.Lock()
 
     def write(self, data: bytes) -> None:
-        """Append; what came after `close` is dropped."""
-        if self.failure is not None or self._file.closed:
-            return
+        """Append; what came after `close` is dropped. From any thread."""
+        with self._lock:
+            if self.failure is None and not self._file.closed:
+                self._append(data)
+
+    def _append(self, data: bytes) -> None:
         try:
             with about(self.path):
                 while data:
@@ -64,5 +69,6 @@ class LogFile:
         self._size = self.path.stat().st_size
 
     def close(self) -> None:
-        """Close the file; what was added is in it already."""
-        self._file.close()
+        """Close the file; what was added is in it already, and what is just being added comes to its end."""
+        with self._lock:
+            self._file.close()

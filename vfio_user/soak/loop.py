@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +20,8 @@ LAST = 16
 """Of the events before a failure, those that may have to do with it."""
 FIRST = "guest1"
 """The folder of a soak's first guest."""
+END = "end"
+"""What a failure is told of that shows when the guest ends, behind all events: none of them is known to be to blame."""
 TRIES = 12
 """Fresh guests that a failure is worth."""
 _MOST_FAILURES = 10
@@ -104,14 +106,17 @@ class Soak:
         while not self._is_enough:
             guests += 1
             done: list[Happening] = []
-            folder = self.folder / f"guest{guests}"
+            folder, lived = self.folder / f"guest{guests}", False
             try:
                 with self.begin(folder) as guest:
                     self._live(guest, done, clock)
+                    lived = True
+                    guest.finish()
             except VerdictError as error:
                 if not done:
                     raise
-                self._after(Failed.of(error), done, folder)
+                blamed = replace(done[-1], event=END, target="") if lived else done[-1]
+                self._after(Failed.of(error), blamed, done[-LAST:], folder)
 
     def repeat(self, numbers: Sequence[int]) -> Failed | None:
         """Do the events of these numbers alone, with a fresh guest; what was lost."""
@@ -146,11 +151,9 @@ class Soak:
             self.listener.happened(self.journal.events[-1])
             if jump := clock.jump():
                 self.journal.note(jump)
-        guest.finish()
 
-    def _after(self, failure: Failed, done: list[Happening], folder: Path) -> None:
-        """Reduce a failure, and write it down; one that was reduced before is the same again."""
-        happening, last = done[-1], done[-LAST:]
+    def _after(self, failure: Failed, happening: Happening, last: Sequence[Happening], folder: Path) -> None:
+        """Reduce a failure of `happening`, and write it down; one that was reduced before is the same again."""
         self.listener.failed(happening, failure)
         known = any(
             (line["event"], line["check"]) == (happening.event, failure.check) for line in self.journal.failures

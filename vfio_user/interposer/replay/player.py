@@ -152,8 +152,9 @@ class Player:
         self._poll = select.poll()
         self._poll.register(stream.fileno(), select.POLLIN)
         self._closed = ""
-        self._files: dict[int, int] = {}
-        """Recorded inode: the memfd that stands for it."""
+        self._files: dict[tuple[FdKind, int], int] = {}
+        """Recorded kind and inode: the memfd that stands for it. On which device it was no trace says; memfds have one
+        of their own."""
         self._eventfds: dict[tuple[int, int], int] = {}
         self._open = OpenRequests[MessageRecord]()
         """Message ID: the requests that the server has not answered, oldest first."""
@@ -253,10 +254,11 @@ class Player:
 
     def _stand_in(self, fd: FdInfo, own: list[int]) -> int:
         if fd.kind in (FdKind.MEMFD, FdKind.FILE):
-            if fd.inode not in self._files:
-                self._files[fd.inode] = os.memfd_create("replay")
-                os.ftruncate(self._files[fd.inode], min(fd.size, _LIMIT_FD))
-            return self._files[fd.inode]
+            key = fd.kind, fd.inode
+            if key not in self._files:
+                self._files[key] = os.memfd_create("replay")
+                os.ftruncate(self._files[key], min(fd.size, _LIMIT_FD))
+            return self._files[key]
         own.append(os.eventfd(0) if fd.kind is FdKind.EVENTFD else os.memfd_create("replay"))
         return own[-1]
 
