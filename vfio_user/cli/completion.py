@@ -6,12 +6,18 @@ import os
 from pathlib import Path
 
 import click
-from click.shell_completion import get_completion_class
+from click.shell_completion import FishComplete, get_completion_class
 
 from userdev.errors import UserError
 from vfio_user.cli._choice import Choice
 
 SHELLS = ("bash", "zsh", "fish")
+
+
+class _Fish(FishComplete):
+    """As click has it, whose script ends a description at its first comma."""
+
+    source_template = FishComplete.source_template.replace('string split ","', 'string split -m 1 ","')
 
 
 @click.command()
@@ -32,7 +38,7 @@ def command(context: click.Context, shell: str | None) -> None:
     root = context.find_root()
     program = root.info_name or ""
     wanted = shell or Path(os.environ.get("SHELL", "")).name
-    made = get_completion_class(wanted) if wanted in SHELLS else None
+    made = _Fish if wanted == _Fish.name else get_completion_class(wanted) if wanted in SHELLS else None
     if made is None:
         raise UserError(f"there is no completion for the shell {wanted!r}", hint=f"say which: {', '.join(SHELLS)}")
     variable = f"_{program}_COMPLETE".replace("-", "_").replace(".", "_").upper()
