@@ -59,6 +59,16 @@ def test_memory_is_sealed_and_given_back_is_taken_again() -> None:
     for size, at in ((0x10000, None), (1, pieces[0]), (2, 0xFFFF)):
         with pytest.raises(MemoryError):
             memory.allocate(size, at=at)
+    place = memory.allocate(0x10, at=0x8010)
+    over = [
+        (size, at) for at in range(0x8000, 0x8024) for size in (1, 0x10, 0x20) if at < 0x8020 and at + size > 0x8010
+    ]
+    for size, at in over:  # from before it, within it, over it and beyond it
+        with pytest.raises(MemoryError):
+            memory.allocate(size, at=at)
+    before = memory.allocate(0x10, at=0x8000)
+    assert {(place, 0x8020), (before, place)} <= memory.pieces
+    assert memory.allocate(1, at=0x8020) == 0x8020
     memory.close()
     memory.close()
 

@@ -181,6 +181,8 @@ def test_the_states_of_a_session(between: Between) -> None:
     states.append(between.session.state)
     assert states == ["before-features", "set-up", "running", "stopped"]
     assert between.session.model.rings[0].base == 7
+    between.ask(R.GET_VRING_BASE, VringState(0, 0), VringState(0, 0x8003_8001))
+    assert between.session.model.rings[0].base == 0x8003_8001, "of a packed ring it has both places"
 
 
 def test_a_session_runs_as_long_as_one_ring_does(between: Between) -> None:

@@ -269,6 +269,19 @@ def counts_one_more_at_the_second_stop(back_end: Faulty) -> None:
     back_end.at(R.GET_VRING_BASE, get)
 
 
+@clause("session/nothing-left", "descriptors after")
+def keeps_a_single_descriptor(back_end: Faulty) -> None:
+    """Of one front-end among several, as one does that forgets it on a way that is seldom gone."""
+    calls = count()
+
+    def call(b: BackEnd, value: int, fds: list[int], usual: Usual) -> None:
+        if next(calls) == 3:
+            back_end.leaked.append(os.dup(fds[0]))
+        usual(b, value, fds)
+
+    back_end.at(R.SET_VRING_CALL, call)
+
+
 @clause("session/second", "the first front-end is not served any more")
 def lets_the_first_go(back_end: Faulty) -> None:
     def end(_: Usual, session: Session) -> bool:
