@@ -228,6 +228,9 @@ def test_faults_that_are_taken_away_are_so_on_the_channel_too() -> None:
         between.faults.remove()
         back_end.send(encode_request(B.CONFIG_CHANGE_MSG))
         assert front_end.receive().request == B.CONFIG_CHANGE_MSG
+        with channel(between) as (front_end, back_end):  # and on one that comes later
+            back_end.send(encode_request(B.CONFIG_CHANGE_MSG))
+            assert front_end.receive().request == B.CONFIG_CHANGE_MSG
 
 
 def test_nothing_is_kept_of_channels_that_have_ended() -> None:

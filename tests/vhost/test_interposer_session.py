@@ -17,6 +17,7 @@ import pytest
 
 from tests.descriptors import fd_count
 from tests.vhost.between import B, Between, P, R, V, channel
+from userdev.relay import Direction
 from userdev.trace import Note, read_trace
 from userdev.transport import close_all
 from vhost_user.interposer.interposer import _session_status as session_status
@@ -101,6 +102,15 @@ def test_a_channel_ends_with_its_session(between: Between) -> None:
         between.front_end.close()
         assert back_end.at_end()
         assert front_end.at_end()
+
+
+def test_all_channels_end_with_their_session(between: Between) -> None:
+    """For a moment there may be several."""
+    with channel(between) as one, channel(between) as two, channel(between) as three:
+        assert len(between.session.channels) == 3
+        between.front_end.close()
+        assert all(end.at_end() for end in (*one, *two, *three))
+        assert not between.session.channels
 
 
 def test_a_second_channel_takes_the_place_of_the_first(between: Between) -> None:
@@ -432,6 +442,14 @@ def test_a_trace_says_which_request_has_lost_its_descriptors(tmp_path: Path) -> 
     assert [note.details for note in notes if note.event == "descriptors-lost"] == [
         {"direction": "to-server", "request": R.SET_MEM_TABLE}
     ]
+
+
+def test_a_reply_that_has_lost_its_descriptors_ends_the_session(between: Between) -> None:
+    """Whatever flags it has: nobody can be told otherwise."""
+    between.negotiate()
+    between.session.lost(Direction.TO_CLIENT, Message(R.GET_INFLIGHT_FD, VERSION | REPLY | NEED_REPLY))
+    assert between.front_end.at_end()
+    assert between.back_end.at_end()
 
 
 def test_a_request_that_has_lost_its_descriptors_and_is_not_answered_ends_the_session(between: Between) -> None:
