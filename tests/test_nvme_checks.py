@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from inspect import isfunction
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from userdev_servers.nvme import checks
+from userdev_servers.nvme.feature_table import UNDER_TEMPERATURE, vector_key
 from userdev_servers.nvme.model import (
     ADMIN_ENTRIES,
     ERROR_ENTRIES,
@@ -19,7 +21,7 @@ from userdev_servers.nvme.model import (
     Model,
 )
 from userdev_servers.nvme.queues import SavedQueues
-from userdev_servers.nvme.spec import PAGE, Cc
+from userdev_servers.nvme.spec import PAGE, Cc, Feature
 
 MODEL = Model(queues=2, vectors=4, namespaces=2)
 LARGEST = 1 << checks.CLOCK_BITS
@@ -47,7 +49,31 @@ EDGES: list[tuple[Callable[[Any, Any], bool], list[Any], list[Any]]] = [
         [[LARGEST, 1], [-LARGEST, 1], [0, 2], [0, -1], [0.0, 1], [0, 1.0]],
     ),
     (checks.event_requests, [[], [0] * REQUEST_LIMIT], [[0] * (REQUEST_LIMIT + 1)]),
-    (checks.event_types, [[], [0, 1, 2]], [[0, 0]]),
+    (checks.event_types, [[], [0, 1, 2]], [[0, 0], [3]]),
+    (checks.events, [[], [[0, 1, 1], [1, 0, 2], [2, 0, 4]]], [[[0, 1, 1], [0, 0, 1]], [[3, 0, 1]], [[0, 0, 0]]]),
+    (
+        checks.settings,
+        [
+            {},
+            dict.fromkeys((Feature.TEMPERATURE_THRESHOLD, UNDER_TEMPERATURE, Feature.ERROR_RECOVERY), 0xFFFF),
+            dict.fromkeys((Feature.ARBITRATION, Feature.WRITE_ATOMICITY, Feature.ASYNC_EVENT_CONFIG), 0xFFFFFFFF),
+            {Feature.VOLATILE_WRITE_CACHE: 1, Feature.POWER_MANAGEMENT: 0},
+            {vector_key(0): 0x1FFFF, vector_key(3): 0x1FFFF},
+        ],
+        [
+            {Feature.TEMPERATURE_THRESHOLD: 1 << 16},
+            {UNDER_TEMPERATURE: 1 << 16},
+            {Feature.ERROR_RECOVERY: 1 << 16},
+            {Feature.POWER_MANAGEMENT: 1},
+            {Feature.VOLATILE_WRITE_CACHE: 2},
+            {Feature.ARBITRATION: 1 << 32},
+            {Feature.NUMBER_OF_QUEUES: 0x10001},
+            {Feature.TIMESTAMP: 0},
+            {vector_key(4): 0},
+            {vector_key(0): 1 << 17},
+            {0xFE: 0},
+        ],
+    ),
     (checks.changed_namespaces, [[], [2, 1]], [[0], [3], [1, 1]]),
     (checks.serial, ["", "x" * SERIAL_SIZE], ["x" * (SERIAL_SIZE + 1), "\n", "\u00e9"]),
     (
@@ -109,3 +135,10 @@ def test_what_a_saved_state_can_say_ends_where_a_controller_does(
 
     assert [value for value in right if not passes(value)] == []
     assert [value for value in wrong if passes(value)] == []
+
+
+def test_every_check_of_a_saved_value_is_tried_at_its_edges() -> None:
+    written = {
+        name for name, found in vars(checks).items() if isfunction(found) and found.__module__ == checks.__name__
+    }
+    assert {name for name in written if not name.startswith("_")} == {check.__name__ for check, _, _ in EDGES}
