@@ -16,7 +16,7 @@ from userdev_servers.nvme.spec import Admin, Feature, Io, LogPage
 
 EXPRESS, DEVICE_CONTROL, FLR = 0x40, 8, 1 << 15
 """Where the PCI Express capability is, and what in it resets the function."""
-FATAL = 2
+FATAL, SUBSYSTEM_RESET = 2, 1 << 4
 ALL_RESETS = ["CC.EN", "subsystem", "FLR", "DEVICE_RESET"]
 OF_THE_FUNCTION = ["FLR", "DEVICE_RESET"]
 
@@ -52,6 +52,16 @@ def again(host: Host) -> None:
     """Enable it anew, with the queues that a new driver makes."""
     host.enable()
     host.create_queues()
+
+
+def test_a_controller_that_was_shut_down_is_not_any_more_once_it_is_enabled(busy: Host) -> None:
+    for way in ALL_RESETS:
+        busy.store(CC, 4, ENABLE | 1 << 14)
+        busy.until(lambda: busy.load(CSTS) >> 2 & 3 == 2)
+        reset(busy, way)
+        again(busy)
+        assert busy.load(CSTS) & ~SUBSYSTEM_RESET == READY, way
+        busy.store(CSTS, 4, SUBSYSTEM_RESET)
 
 
 @pytest.mark.parametrize("way", ALL_RESETS)
