@@ -360,3 +360,10 @@ def test_what_the_test_ended_after_the_first_cause_came_is_no_part_of_it() -> No
     assert told.endswith("the test itself ended before (SIGKILL)")
     assert "after (SIGKILL)" not in told
     assert "after (SIGKILL)" in evidence.first_cause(evidence.Ends(dead[::2]), UserError("it does not answer"))
+
+
+def test_a_record_lists_the_files_beside_it_however_often_it_is_written(tmp_path: Path) -> None:
+    (tmp_path / "edu.server.log").write_text("said")
+    for _ in range(2):
+        evidence.write(tmp_path, [])
+        assert [*json.loads((tmp_path / RECORD).read_text())["files"]] == ["edu.server.log"]

@@ -16,7 +16,7 @@ import pytest
 from tests.cases import for_each_row
 from userdev.errors import UserError
 from userdev.process import Deadline
-from vfio_user.harness.qmp import EventLog, Qmp, QmpError, QmpLost, QmpTimeout, matches
+from vfio_user.harness.qmp import MOST, EventLog, Qmp, QmpError, QmpLost, QmpTimeout, matches
 
 GREETING = {"QMP": {"version": {"qemu": {"major": 11, "minor": 1, "micro": 3}}, "capabilities": ["oob"]}}
 
@@ -220,3 +220,36 @@ def test_forgetting_leaves_events_of_other_names() -> None:
     assert log.take("RESUME", {}, Deadline(1))
     with pytest.raises(QmpTimeout):
         log.take("STOP", {}, Deadline(0.01))
+
+
+def test_all_that_came_so_far_is_forgotten_where_no_name_is_said_and_what_comes_then_is_not() -> None:
+    log = EventLog()
+    for name in ("STOP", "RESUME", "STOP"):
+        log.put(event(name))
+    log.forget()
+    log.put(event("RESET"))
+    for name in ("STOP", "RESUME"):
+        with pytest.raises(QmpTimeout, match="what came instead: RESET"):
+            log.take(name, {}, Deadline(0.0))
+    assert log.take("RESET", {}, Deadline(1))
+
+
+def test_who_begins_to_look_on_when_nothing_can_come_any_more_is_told_so_at_once() -> None:
+    log = EventLog()
+    before = log.branch()
+    log.close("QEMU is gone")
+    for looks_on in (log, before, log.branch()):
+        assert looks_on.await_end(0.0)
+        with pytest.raises(QmpLost, match="QEMU is gone"):
+            looks_on.take("STOP", {}, Deadline(60))
+
+
+def test_so_many_events_are_kept_and_of_more_the_oldest_of_the_most_frequent_goes() -> None:
+    for count, kept in ((MOST - 2, True), (MOST - 1, True), (MOST, False)):
+        log = EventLog()
+        log.put(event("STOP"))
+        for number in range(count):
+            log.put({**event("RTC_CHANGE"), "data": {"offset": number}})
+        assert log.take("STOP", {}, Deadline(1)), "the one is kept"
+        first = log.take("RTC_CHANGE", {}, Deadline(1))
+        assert (first["data"]["offset"] == 0) is kept, count

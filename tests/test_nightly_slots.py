@@ -309,6 +309,23 @@ def test_a_slot_with_a_mistake_is_refused_with_its_line(slots: str, line: int, w
     assert word in said
 
 
+def test_two_slots_are_one_only_where_host_port_and_folder_are(tmp_path: Path) -> None:
+    path = tmp_path / "plan.yaml"
+    for other, same in (
+        ("{host: one, folder: /x, user: b}", True),
+        ("{host: one, folder: /x, port: 22}", True),
+        ("{host: one, folder: /x, port: 2222}", False),
+        ("{host: one, folder: /y}", False),
+        ("{host: two, folder: /x}", False),
+    ):
+        slots = f"slots:\n  a: {{host: one, folder: /x}}\n  b: {other}"
+        if same:
+            assert "that is where a is already" in refused(tmp_path, slots), other
+        else:
+            path.write_text(f"name: n\n{slots}\ngroups:\n  one:\n    servers: [edu]\n    tests: [registers]\n")
+            assert [*read_plan(path).text.slots] == ["a", "b"], other
+
+
 def test_servers_of_others_are_not_for_slots(tmp_path: Path) -> None:
     (tmp_path / "servers.yaml").write_text(
         'servers:\n  theirs: {about: x, protocol: vfio-user, kind: edu, command: "./s {socket}", supports: []}\n'

@@ -106,3 +106,15 @@ def test_why_a_search_ended_is_said_and_an_interruption_is_its_status(
 def test_a_check_of_ones_own_decides_alone(beside: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert minimized(tmp_path, monkeypatch, "--check", "c", *beside).exit_code == 2
     assert not (tmp_path / "t.min").exists()
+
+
+def test_what_is_shorter_is_beside_what_it_was_under_its_whole_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two traces that differ in what stands behind a dot each has its own."""
+    found = Minimized(cast(Any, Shortened()), 9, 2, 5, ended="minimal", difference=WRONG)
+    monkeypatch.setattr(minimizing, "minimize", lambda *_, **__: found)
+    for name in ("edu.1.trace", "edu.2.trace", "edu"):
+        done = CliRunner().invoke(minimizing.command, [str(tmp_path / name), "--server-command", "x", "--json"])
+        assert json.loads(done.stdout)["output"] == str(tmp_path / f"{name}.min")
+    assert len([*tmp_path.iterdir()]) == 3
