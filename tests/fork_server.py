@@ -10,7 +10,6 @@ an interpreter does.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import ctypes
 import gc
@@ -25,6 +24,8 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+from userdev.leaving import leave
 
 IMPORTED = (
     *(f"vfio_user.cli.{name}" for name in ("serve", "interpose", "conformance", "trace")),
@@ -217,21 +218,8 @@ def _run(start: Start) -> None:
             raise
         status = end.code
     with contextlib.suppress(OSError):
-        _end(status)
+        leave(status)
     sys.exit(status)
-
-
-def _end(status: int) -> None:
-    """End as the interpreter does, but for freeing memory object by object, which takes longer than all the rest.
-
-    Raises:
-        OSError: what was printed last cannot be written.
-    """
-    threading._shutdown()  # type: ignore[attr-defined]
-    atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    os._exit(status)
 
 
 if __name__ == "__main__":

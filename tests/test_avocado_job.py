@@ -57,11 +57,12 @@ class Guests(GuestTest):
 """
 
 TWO = """
-import json, os, psutil
+import gc, json, os, psutil
 from avocado import Test
 
 class Two(Test):
     def test_first(self):
+        assert gc.get_freeze_count() > 10_000, "what all tests share is looked at by each"
         json.left_behind = os.environ["LEFT_BEHIND"] = "something"
         self.whiteboard = self.template()
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
+from userdev.leaving import leave
 from userdev.printable import show_controls
 
 
@@ -20,22 +22,29 @@ def main() -> None:
     start(serve, "main")
 
 
-def start(serve: Callable[[Sequence[str]], bool], otherwise: str) -> None:
-    """Have a plain `serve` done at once, and all else by this function of `vfio_user.cli` (decision 52)."""
+def start(serve: Callable[[Sequence[str]], bool], otherwise: str) -> NoReturn:
+    """Have a plain `serve` done at once, and all else by this function of `vfio_user.cli` (decision 52); then end.
+
+    The collector is off until all is loaded: that stays, and to look for garbage in it is an eighth of the start.
+    """
     show_controls()
+    gc.disable()
     try:
-        if sys.argv[1:2] == ["serve"]:
-            gc.disable()  # what is loaded stays: to look for garbage in it is an eighth of the start
-            if serve(sys.argv[2:]):
-                return
-            gc.enable()
+        if sys.argv[1:2] == ["serve"] and serve(sys.argv[2:]):
+            leave()
     except (Exception, KeyboardInterrupt) as error:
         from vfio_user.cli import end_with
 
         end_with(error)
     import vfio_user.cli
 
-    getattr(vfio_user.cli, otherwise)()
+    try:
+        getattr(vfio_user.cli, otherwise)()
+    except SystemExit as end:
+        if isinstance(end.code, int):
+            leave(end.code)
+        raise
+    leave()
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ The tables below are the whole command lines. A module named in one defines a `c
 from __future__ import annotations
 
 import errno
+import gc
 import importlib
 import os
 import sys
@@ -116,6 +117,9 @@ class LazyGroup(click.Group):
             return None
         ctx.invoked_subcommand = cmd_name  # click does so only after the import
         module = importlib.import_module(f"vfio_user.cli.{self._table[cmd_name][0]}")
+        if not gc.isenabled():  # `vfio_user.__main__` has it off until all is loaded
+            gc.freeze()
+            gc.enable()
         command: click.Command = module.command
         command.name = cmd_name  # each is a function called `command`
         return command

@@ -1,0 +1,24 @@
+"""The end of a Python process without what only takes time."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import threading
+from typing import NoReturn
+
+
+def leave(status: int = 0) -> NoReturn:
+    """End this process as the interpreter does, but for freeing memory object by object.
+
+    That takes longer than all the rest, most of all in a fork, which copies for it what it shares.
+
+    Raises:
+        OSError: what was printed last cannot be written.
+    """
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # one that was closed from the start is None
+        stream.flush()
+    os._exit(status)
