@@ -253,6 +253,10 @@ class Wrong:
         pytest.param(lambda wrong: wrong.region(1, 256), id="a large I/O BAR"),
         pytest.param(lambda wrong: wrong.region(2, 0x4000, descriptors=1), id="a descriptor"),
         pytest.param(lambda wrong: wrong.vectors.update({1: 5, 2: 5}), id="more vectors than the capabilities"),
+        pytest.param(
+            lambda wrong: (wrong.store(0x100, "<I", 0x14010005), wrong.store(0x140, "<I", 0x00010011)),
+            id="extended capabilities with the numbers of MSI and MSI-X",
+        ),
     ],
 )
 def test_what_is_right_is_no_problem(change: Callable[[Wrong], None]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -342,6 +342,42 @@ class TestIntX:
         set_irqs(device, INTX, 0, 0, TRIGGER, NONE)
         assert not client.watched
         os.close(resample)
+
+    def test_the_resample_eventfd_stays_until_it_is_taken_away(self, device: Ringer, intx: Vectors) -> None:
+        """A guest that moves its interrupt to another processor has INTx wired anew, and would hang from then on."""
+        client = RecordingLink()
+        function_of(device).attach(client)
+        resample, other = os.eventfd(0, os.EFD_NONBLOCK), os.eventfd(0, os.EFD_NONBLOCK)
+
+        def wire_other() -> None:
+            set_irqs(device, INTX, 0, 1, TRIGGER, EVENTFD, fds=[os.dup(other)])
+
+        ways: dict[str, tuple[Callable[[], None], bool]] = {
+            "wired anew": (wire_other, True),
+            "masked": (lambda: set_irqs(device, INTX, 0, 1, MASK, NONE), True),
+            "unmasked": (lambda: set_irqs(device, INTX, 0, 1, UNMASK, NONE), True),
+            "triggered": (lambda: set_irqs(device, INTX, 0, 1, TRIGGER, NONE), True),
+            "other vectors disabled": (lambda: set_irqs(device, MSIX, 0, 0, TRIGGER, NONE), True),
+            "its eventfd taken away": (lambda: set_irqs(device, INTX, 0, 1, TRIGGER, EVENTFD), False),
+            "disabled": (lambda: set_irqs(device, INTX, 0, 0, TRIGGER, NONE), False),
+            "itself taken away": (lambda: set_irqs(device, INTX, 0, 1, UNMASK, EVENTFD), False),
+        }
+        for name, (happen, stays) in ways.items():
+            set_irqs(device, INTX, 0, 1, UNMASK, EVENTFD, fds=[os.dup(resample)])
+            happen()
+            assert len(client.watched) == stays, name
+            wire_other()
+            set_irqs(device, INTX, 0, 1, UNMASK, NONE)
+            drain(other)
+            device.interrupts.trigger()
+            assert drain(other) == 1, name
+            for ready in list(client.watched.values()):
+                os.eventfd_write(resample, 1)
+                ready()
+            assert drain(other) == stays, name
+            device.interrupts.lower()
+        os.close(resample)
+        os.close(other)
 
 
 class TestInBand:
