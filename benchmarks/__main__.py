@@ -23,6 +23,7 @@ from typing import Any
 
 import click
 
+from benchmarks.build import of_servers
 from benchmarks.goals import BENCHMARKS, Benchmark, Figures, Goal
 
 ROOT = Path(__file__).parent.parent
@@ -129,9 +130,16 @@ def main(only: tuple[str, ...], quick: bool, against: str, json_file: Path | Non
             before = measure(name, benchmark, there, quick) if there else None
             table += rows(name, benchmark, found, before)
     show(table, against)
-    print(f"load before: {load:.1f}, after: {os.getloadavg()[0]:.1f}")
+    build = of_servers()
+    print(f"ours: {build}; load before: {load:.1f}, after: {os.getloadavg()[0]:.1f}")
     if json_file:
-        written: dict[str, Any] = {"when": time.time(), "against": against, "quick": quick, "load": load}
+        written: dict[str, Any] = {
+            "when": time.time(),
+            "against": against,
+            "quick": quick,
+            "load": load,
+            "build": build,
+        }
         json_file.write_text(json.dumps(written | {"rows": [asdict(row) for row in table]}, indent=2) + "\n")
     sys.exit(any(row.met is not True for row in table))
 

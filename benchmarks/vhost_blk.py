@@ -38,6 +38,7 @@ import click
 import psutil
 
 from avocado_tests.vhost_test import virtio_disk
+from benchmarks.build import of_servers
 from benchmarks.migration import without_device
 from benchmarks.nvme import Workload, counting_syscalls, cpu_us, fio
 from benchmarks.vhost_blk_floor import one_thread, one_thread_program
@@ -305,9 +306,9 @@ def show(figures: list[Figure]) -> None:
 @click.option("--only", type=click.Choice(["alone", "guest", "migration"]), help="One of the three.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the figures here.")
 def main(turns: int, seconds: int, only: str | None, json_file: Path | None) -> None:
-    print(f"load before: {os.getloadavg()[0]:.1f}")
+    result: dict[str, object] = {"build": of_servers()}
+    print(f"our disk: {result['build']}; load before: {os.getloadavg()[0]:.1f}")
     figures: list[Figure] = []
-    result: dict[str, object] = {}
     with tempfile.TemporaryDirectory(prefix="vhu-") as scratch:
         for part, run in (("alone", alone), ("guest", in_a_guest)):
             if only in (None, part):

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import click
 
+from benchmarks.build import of_this_process
 from vhost_user.memory import DirtyLog, MemoryTable
 from vhost_user.rings import PackedInflight, PackedRing, RingAddresses, SplitInflight, SplitRing, region_size
 from vhost_user.wire import VirtioFeature
@@ -205,6 +206,7 @@ def measure(what: str, guest: Guest, batch: int, rounds: int) -> Result:
 @click.option("--rounds", default=9, show_default=True, help="Rounds of each measurement; the best counts.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the results to this file.")
 def main(rounds: int, json_file: Path | None) -> None:
+    print(f"our rings: {of_this_process()}")
     results = []
     for what, make in CASES.items():
         guest = make()

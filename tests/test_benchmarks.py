@@ -13,7 +13,7 @@ from benchmarks.goals import BENCHMARKS, Benchmark, Goal
 from tests.cases import for_each
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
-PARTS = {"__init__", "__main__", "bare_relay", "bare_server", "goals", "migration_device", "vhost_blk_floor"}
+PARTS = {"__init__", "__main__", "bare_relay", "bare_server", "build", "goals", "migration_device", "vhost_blk_floor"}
 """Modules that are none by themselves."""
 
 

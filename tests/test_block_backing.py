@@ -17,8 +17,9 @@ import pytest
 
 from userdev.errors import UserError
 from userdev_servers.block import backing
-from userdev_servers.block.backing import MAX_PIECES, Backing, Lost, WouldBlock
+from userdev_servers.block.backing import MAX_PIECES, Backing, WouldBlock
 from userdev_servers.block.images import open_images
+from userdev_servers.block.lost import Lost
 
 MIB = 1 << 20
 
@@ -112,6 +113,7 @@ def test_an_error_that_the_page_cache_tells_one_thread_is_of_all_that_wait(
     assert outcomes == {"first": False, "second": False, "third": False}
 
 
+@pytest.mark.pure
 def test_flushes_that_wait_share_the_next_turn_of_the_disk(image: Backing, monkeypatch: pytest.MonkeyPatch) -> None:
     """And none of them the turn that was under way: it may have passed by what they wrote."""
     begun, go_on, calls = threading.Event(), threading.Event(), []
@@ -294,6 +296,7 @@ def test_a_new_image_is_brought_to_the_disk_with_its_name(tmp_path: Path, monkey
     assert synced == [(tmp_path / "new.img").stat().st_ino, tmp_path.stat().st_ino]
 
 
+@pytest.mark.pure
 def test_a_disk_on_a_block_device_shrinks_and_grows_again_as_far_as_that_goes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -313,6 +316,7 @@ def test_a_disk_on_a_block_device_shrinks_and_grows_again_as_far_as_that_goes(
         disk.close()
 
 
+@pytest.mark.pure
 @pytest.mark.parametrize("clear", [Backing.zero, Backing.discard], ids=lambda clear: clear.__name__)
 def test_what_was_cleared_in_part_before_the_disk_refused_is_copied_again(
     image: Backing, clear: Callable[[Backing, int, int], None], monkeypatch: pytest.MonkeyPatch
@@ -385,6 +389,7 @@ def test_as_many_pieces_as_a_system_call_takes_go_in_one_and_one_more_in_two(
         assert bytes(now) == (data if calls == 1 else bytes(count)), count
 
 
+@pytest.mark.pure
 def test_zeros_that_have_to_be_written_end_where_they_are_to(image: Backing, monkeypatch: pytest.MonkeyPatch) -> None:
     """A block at a time, and what is left of the last."""
     block = 256

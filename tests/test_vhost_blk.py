@@ -199,6 +199,7 @@ def test_its_configuration_is_that_of_the_specifications_structure(front_end: Fr
     assert config[56:60] == b"\1\0\0\0"
 
 
+@pytest.mark.pure
 def test_a_failed_flush_is_never_forgotten(ring: Queue, disk: Blk, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail() -> None:
         raise OSError(5, "on purpose")
@@ -209,6 +210,7 @@ def test_a_failed_flush_is_never_forgotten(ring: Queue, disk: Blk, monkeypatch: 
     assert request(ring, header(RequestType.FLUSH), 1)[1] == Status.IOERR
 
 
+@pytest.mark.pure
 def test_writes_are_kept_at_once_where_the_driver_does_not_flush(
     front_end: FrontEnd, disk: Blk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -247,6 +249,7 @@ def test_a_driver_that_chooses_its_cache_and_never_flushes_begins_with_none(fron
 # -- waiting for the disk
 
 
+@pytest.mark.pure
 @pytest.mark.parametrize(
     ("kind", "held", "buffers"),
     [

@@ -50,6 +50,7 @@ def cache(front_end: FrontEnd) -> bytes:
     return data
 
 
+@pytest.mark.pure
 def test_the_next_server_keeps_each_write_as_the_one_before_did(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with served(image) as (_, front_end):
         choose(front_end, THROUGH)

@@ -131,6 +131,7 @@ def check_recovery(moment: Moment, guest: Guest) -> None:
     assert sorted(driver.seen) == driver.added
 
 
+@pytest.mark.pure
 @pytest.mark.parametrize(("kind", "start"), DRIVERS)
 def test_after_any_store_all_that_was_lost_is_done_and_nothing_twice(kind: type[AnyDriver], start: int) -> None:
     with Guest(SIZE) as guest, Guest(SIZE) as other:

@@ -384,6 +384,7 @@ def test_an_invalidation_leaves_the_neighbours(translated: Translated) -> None:
     assert translated.iotlb.translate(0x3000, 1, Permission.READ) == [(0x3000, 1)]
 
 
+@pytest.mark.pure
 def test_there_are_so_many_translations_at_most(translated: Translated, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vhost_user.memory.iotlb.MAX_ENTRIES", 4)
     for page in range(10):

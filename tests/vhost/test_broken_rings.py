@@ -249,6 +249,7 @@ def test_a_ring_breaks_where_its_own_memory_goes_and_that_of_its_buffers_stays(k
             ring.pop()
 
 
+@pytest.mark.pure
 @BOTH
 def test_a_ring_that_is_broken_and_forgotten_keeps_no_memory(guest: Guest, kind: type[AnyDriver]) -> None:
     driver = kind(guest)

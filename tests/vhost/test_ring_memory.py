@@ -168,6 +168,7 @@ USES: dict[str, Callable[[AnyRing, Chain], object]] = {
 }
 
 
+@pytest.mark.pure
 @BOTH
 @pytest.mark.parametrize("what", ["the log", "the in-flight region"])
 @pytest.mark.parametrize("use", USES)
@@ -216,6 +217,7 @@ def test_what_a_dead_back_end_left_is_not_taken_where_the_region_has_shrunk(
     assert len(ring.resubmitted) == 1
 
 
+@pytest.mark.pure
 @pytest.mark.parametrize("batch", [1, 3])
 @BOTH
 def test_data_is_stored_first_then_the_log_then_the_ring_and_what_shows_it_last(

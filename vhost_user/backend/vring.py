@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from userdev.declare.returned import WrongReturn
 from userdev.errors import AUTHORS_FAILURES
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("vhost_user.backend")
 
-BATCH = 32
+BATCH: Final = 32
 """Requests whose end is told at once: the index is stored and the driver asked for its wish once for all of them."""
 
 
-WANTED = "how many bytes it has written, 0 for none, or a function that does the rest and returns that"
+WANTED: Final = "how many bytes it has written, 0 for none, or a function that does the rest and returns that"
 """What a function that takes requests has to return."""
 
 

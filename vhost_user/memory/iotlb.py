@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
 from itertools import pairwise
+from typing import Final
 
 from userdev.errors import ProtocolError, UserdevError
 from vhost_user.memory.table import GuestRange, MemoryTable
 from vhost_user.wire.payloads import IotlbMessage, IotlbType, Permission
 
-MAX_ENTRIES = 65536
+MAX_ENTRIES: Final = 65536
 """A guest maps by 4 KiB pages at worst: 256 MiB of buffers at a time, which then are asked for anew."""
 
 
@@ -31,7 +32,7 @@ class IotlbMiss(UserdevError):
         return IotlbMessage(self.iova, 0, 0, self.permission, IotlbType.MISS)
 
 
-_MOST = 1 << 64
+_MOST: Final = 1 << 64
 
 Entry = tuple[int, int, int, int]
 """(iova, bytes, the front-end's address, permission)"""

@@ -7,14 +7,16 @@ set, whatever is in them: 8 pages, of which some are sent in vain.
 
 from __future__ import annotations
 
+from typing import Final
+
 from userdev.errors import ProtocolError
 from vhost_user.memory.mapping import FileMapping
 from vhost_user.wire.payloads import Log
 
-PAGE = 0x1000
+PAGE: Final = 0x1000
 """VHOST_LOG_PAGE, whatever the machine's pages are."""
 
-_BYTE_SHIFT = 15
+_BYTE_SHIFT: Final = 15
 """A byte of the log has 8 pages."""
 
 

@@ -11,16 +11,17 @@ import errno
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from typing import Final
 
 from userdev.errors import ProtocolError
 from userdev.memory.files import MemoryFile, MemoryFiles
 from userdev.memory.shrinking import can_shrink, check_size
 from vhost_user.wire.payloads import Region, XenRegion
 
-MAX_SLOTS = 509
+MAX_SLOTS: Final = 509
 """Regions at a time, and what GET_MAX_MEM_SLOTS is answered with: as many as QEMU and virtiofsd take."""
 
-_END = 1 << 64
+_END: Final = 1 << 64
 
 GuestRange = tuple[int, int]
 """(guest address, bytes)"""
@@ -73,17 +74,18 @@ class MappedRegion:
         self._files.give_back(self.file)
 
 
-_NOTHING = memoryview(bytearray())
+_NOTHING: Final = memoryview(bytearray())
 
 
 class Nowhere:
     """In place of a region that there is not."""
 
-    guest = size = 0
+    guest = 0
+    size = 0
     view = _NOTHING
 
 
-NOWHERE = Nowhere()
+NOWHERE: Final = Nowhere()
 
 
 class MemoryTable:

@@ -8,16 +8,19 @@ what was taken and has not reached the driver, each once, in the order in which 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from userdev.errors import ProtocolError
 
-_ALIGN = 64
-_VERSION = 1
-_SPLIT_ENTRY, _SPLIT_HEADER = 16, 16
-_PACKED_ENTRY, _PACKED_HEADER = 32, 32
-_AVAIL, _USED = 1 << 7, 1 << 15
-_BOTH = _AVAIL | _USED
+_ALIGN: Final = 64
+_VERSION: Final = 1
+_SPLIT_ENTRY: Final = 16
+_SPLIT_HEADER: Final = 16
+_PACKED_ENTRY: Final = 32
+_PACKED_HEADER: Final = 32
+_AVAIL: Final = 1 << 7
+_USED: Final = 1 << 15
+_BOTH: Final = _AVAIL | _USED
 
 SavedDescriptor = tuple[int, int, int, int]
 """A descriptor of a packed ring: (addr, len, id, flags)."""
@@ -33,7 +36,7 @@ def region_size(slots: int, *, packed: bool) -> int:
     return -(-size // _ALIGN) * _ALIGN
 
 
-class _QueueRegion:
+class QueueRegion:
     """The part of one ring."""
 
     header: ClassVar[int]
@@ -60,7 +63,7 @@ class _QueueRegion:
         self._counter = 0
 
 
-class SplitInflight(_QueueRegion):
+class SplitInflight(QueueRegion):
     """The part of one split ring (QueueRegionSplit, DescStateSplit).
 
     Offsets of the header: features 0, version 8, desc_num 10, last_batch_head 12, used_idx 14; of an entry: inflight 0,
@@ -141,7 +144,7 @@ class SplitInflight(_QueueRegion):
             head = self._shorts[11 + 8 * head]
 
 
-class PackedInflight(_QueueRegion):
+class PackedInflight(QueueRegion):
     """The part of one packed ring (QueueRegionPacked, DescStatePacked).
 
     Offsets of the header: features 0, version 8, desc_num 10, free_head 12, old_free_head 14, used_idx 16, old_used_idx

@@ -7,6 +7,7 @@ both are the device's. The event suppression areas are 16 bits of place and wrap
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Final
 
 from userdev.errors import ProtocolError
 from vhost_user.memory import Iotlb, MemoryTable, Permission
@@ -26,23 +27,26 @@ from vhost_user.rings.ring import (
 )
 from vhost_user.wire.features import VirtioFeature
 
-AVAIL = 1 << 7
-USED = 1 << 15
-BOTH = AVAIL | USED
+AVAIL: Final = 1 << 7
+USED: Final = 1 << 15
+BOTH: Final = AVAIL | USED
 
-_PLACE, _EVENTS = 0, 1
+_PLACE: Final = 0
+_EVENTS: Final = 1
 """The two numbers of an event suppression area."""
 
-_ALL, _NONE, _AT_PLACE = 0, 1, 2
+_ALL: Final = 0
+_NONE: Final = 1
+_AT_PLACE: Final = 2
 """RING_EVENT_FLAGS_ENABLE, _DISABLE and _DESC."""
 
-_INDEX_MASK = 0x7FFF
+_INDEX_MASK: Final = 0x7FFF
 
-_HALF_SAID = 1 << 15
+_HALF_SAID: Final = 1 << 15
 """The base of a new ring as DPDK's virtio_user says it: nothing of the used descriptors, which begin where the
 available ones do. As the specification has it, the whole ring would be under way."""
 
-_unpack = DESCRIPTOR.unpack_from
+_unpack: Final = DESCRIPTOR.unpack_from
 
 
 class PackedRing(Ring):
@@ -68,8 +72,10 @@ class PackedRing(Ring):
             IotlbMiss: an address has to be asked for first; starting again then is right.
         """
         self._ring_guest = self._event_guest = 0
-        super().__init__(size, addresses, table, features, iotlb=iotlb, by_guest_address=by_guest_address)
-        self.inflight: PackedInflight | None = inflight
+        super().__init__(
+            size, addresses, table, features, inflight=inflight, iotlb=iotlb, by_guest_address=by_guest_address
+        )
+        self.inflight = inflight
         if base == _HALF_SAID:
             base |= base << 16
         self._next, self._wrap = base & _INDEX_MASK, base >> 15 & 1

@@ -14,33 +14,34 @@ from abc import ABC, abstractmethod
 from collections import deque
 from contextlib import suppress
 from threading import Lock
-from typing import NamedTuple, NoReturn
+from typing import Final, NamedTuple, NoReturn
 
 from userdev.errors import ProtocolError
 from vhost_user.memory import DirtyLog, Iotlb, MemoryTable, Permission
 from vhost_user.memory.table import NOWHERE, GuestRange, MappedRegion, Nowhere
 from vhost_user.rings.chain import BrokenRing, Chain
-from vhost_user.rings.inflight import PackedInflight, SplitInflight
+from vhost_user.rings.inflight import QueueRegion
 from vhost_user.wire.features import VirtioFeature
 
-DESCRIPTOR = struct.Struct("<QIHH")
+DESCRIPTOR: Final = struct.Struct("<QIHH")
 """addr, len, flags, next (split); addr, len, id, flags (packed)."""
 
-NEXT = 1
-WRITE = 2
-INDIRECT = 4
+NEXT: Final = 1
+WRITE: Final = 2
+INDIRECT: Final = 4
 """Flags of descriptors (virtio 1.3, "The Virtqueue Descriptor Table")."""
 
-MAX_SIZE = 32768
+MAX_SIZE: Final = 32768
 
-MAX_INDIRECT = 1024
+MAX_INDIRECT: Final = 1024
 """Descriptors of an indirect table, or the ring's size where that is more; as QEMU takes them (VIRTQUEUE_MAX_SIZE)."""
 
-MAX_BYTES = 1 << 32
+MAX_BYTES: Final = 1 << 32
 """Of a chain (virtio 1.3, "The Virtqueue Descriptor Table")."""
 
-_READ, _WRITE = Permission.READ, Permission.WRITE | Permission.READ
-_lock = Lock()
+_READ: Final = Permission.READ
+_WRITE: Final = Permission.WRITE | Permission.READ
+_lock: Final = Lock()
 
 
 def fence() -> None:
@@ -77,6 +78,7 @@ class Ring(ABC):
         table: MemoryTable,
         features: VirtioFeature,
         *,
+        inflight: QueueRegion | None = None,
         iotlb: Iotlb | None = None,
         by_guest_address: bool = False,
     ) -> None:
@@ -96,7 +98,8 @@ class Ring(ABC):
         """Where writes are marked, as long as LOG_ALL is on."""
         self.used_log: int | None = None
         """The guest address that writes to the used ring are marked from, with VRING_F_LOG."""
-        self.inflight: SplitInflight | PackedInflight | None = None
+        self._kept = inflight
+        """What was taken and not given back, for a successor; each kind of ring writes its own into it."""
         self.broken = ""
         """Why it takes no requests any more; not the error, whose frames would keep the ring and its memory."""
         self.resubmitted: deque[Chain] = deque()
@@ -222,7 +225,7 @@ class Ring(ABC):
                 self.table.check()
             except ProtocolError as error:
                 self._lost(error)
-        if self.log is not None or self.inflight is not None:
+        if self.log is not None or self._kept is not None:
             self._check_mappings()
         if self._generation != self.table.generation:
             self._look_up()
@@ -254,14 +257,14 @@ class Ring(ABC):
     @property
     def _is_watched(self) -> bool:
         """Whether any memory has to be looked at before it is written, as it could have shrunk."""
-        return self.table.can_shrink or self.log is not None or self.inflight is not None
+        return self.table.can_shrink or self.log is not None or self._kept is not None
 
     def _check_mappings(self) -> None:
         try:
             if self.log is not None:
                 self.log.check()
-            if self.inflight is not None:
-                self.inflight.check()
+            if self._kept is not None:
+                self._kept.check()
         except ProtocolError as error:
             self._break(str(error))
 

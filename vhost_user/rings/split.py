@@ -6,6 +6,8 @@ then avail_event. Indices count on over 16 bits and are taken modulo the size, w
 
 from __future__ import annotations
 
+from typing import Final
+
 from userdev.errors import ProtocolError
 from vhost_user.memory import Iotlb, MemoryTable, Permission
 from vhost_user.memory.table import GuestRange
@@ -24,14 +26,16 @@ from vhost_user.rings.ring import (
 )
 from vhost_user.wire.features import VirtioFeature
 
-_FLAGS, _INDEX, _HEADER = 0, 1, 2
+_FLAGS: Final = 0
+_INDEX: Final = 1
+_HEADER: Final = 2
 """Places in the available and used rings, in units of 16 bits; the entries are behind them."""
 
-_SILENT = 1
+_SILENT: Final = 1
 """VIRTQ_AVAIL_F_NO_INTERRUPT, VIRTQ_USED_F_NO_NOTIFY: without EVENT_IDX, the other side need not be told."""
 
-_WRAP = 0xFFFF
-_unpack = DESCRIPTOR.unpack_from
+_WRAP: Final = 0xFFFF
+_unpack: Final = DESCRIPTOR.unpack_from
 
 
 class SplitRing(Ring):
@@ -55,8 +59,10 @@ class SplitRing(Ring):
             BrokenRing: size, addresses, the in-flight region or a request in it are wrong.
             IotlbMiss: an address has to be asked for first; starting again then is right.
         """
-        super().__init__(size, addresses, table, features, iotlb=iotlb, by_guest_address=by_guest_address)
-        self.inflight: SplitInflight | None = inflight
+        super().__init__(
+            size, addresses, table, features, inflight=inflight, iotlb=iotlb, by_guest_address=by_guest_address
+        )
+        self.inflight = inflight
         self._used_index = self._used_head[_INDEX]
         self._next = self._seen = self._first(base & _WRAP)
         self._told = False

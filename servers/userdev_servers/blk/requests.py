@@ -11,22 +11,23 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from time import monotonic
 from types import MappingProxyType
+from typing import Final
 
 from userdev_servers.blk.spec import HEADER, SECTOR, SEGMENT, SERIAL_SIZE, UNMAP, RequestType, Status
 from userdev_servers.block.backing import Backing, WouldBlock
 from userdev_servers.block.together import LARGE, Read
 
-MAX_SEGMENTS = 256
+MAX_SEGMENTS: Final = 256
 """Of a discard, or of zeroes to write: a page of them."""
 
-MAX_SEGMENT = (1 << 30) // SECTOR
+MAX_SEGMENT: Final = (1 << 30) // SECTOR
 """Sectors of each. Where the file system cannot do it, zeros are written, and other requests that wait have to."""
 
-SLOW_SECONDS = 0.05
+SLOW_SECONDS: Final = 0.05
 """A write into the page cache that takes longer has waited for the disk, as when too much of it is dirty, and not for a
 core of a busy machine."""
 
-SLOW_FOR_SECONDS = 1.0
+SLOW_FOR_SECONDS: Final = 1.0
 """So long others are thought to be as slow, and do not hold the session."""
 
 Pieces = Sequence[memoryview]

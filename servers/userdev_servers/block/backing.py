@@ -22,38 +22,40 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
 from userdev.errors import UserError
 from userdev.whole import read_whole, write_whole
 from userdev_servers.block.lock import ImageLock
+from userdev_servers.block.lost import Lost
 from userdev_servers.block.together import Together
 
 log = logging.getLogger("vfio_user.servers.block")
 
-MAX_PIECES = 1024
+MAX_PIECES: Final = 1024
 """IOV_MAX of Linux: pieces of memory in one system call."""
-MEMORY = "memory"
+MEMORY: Final = "memory"
 """In place of a file: blocks that are nowhere else, and gone with the server. A file of this name is ./memory."""
 
-_KEEP_SIZE, _PUNCH_HOLE, _ZERO_RANGE = 0x01, 0x02, 0x10  # linux/falloc.h
-_NOT_SUPPORTED = {errno.EOPNOTSUPP, errno.ENOSYS, errno.ENODEV, errno.EINVAL}
-_ZEROS = bytes(1 << 20)
-_MARK = "user.userdev."  # xattr(7): extended attributes of this namespace are for programs
-_libc = ctypes.CDLL(None, use_errno=True)
+_KEEP_SIZE: Final = 0x01  # linux/falloc.h
+_PUNCH_HOLE: Final = 0x02
+_ZERO_RANGE: Final = 0x10
+_NOT_SUPPORTED: Final = {errno.EOPNOTSUPP, errno.ENOSYS, errno.ENODEV, errno.EINVAL}
+_ZEROS: Final = bytes(1 << 20)
+_MARK: Final = "user.userdev."  # xattr(7): extended attributes of this namespace are for programs
+_libc: Final = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 _libc.fstatfs.argtypes = (ctypes.c_int, ctypes.c_char_p)
-_TMPFS, _RAMFS = 0x01021994, 0x858458F6  # linux/magic.h
+_TMPFS: Final = 0x01021994  # linux/magic.h
+_RAMFS: Final = 0x858458F6
 
 
 class WouldBlock(Exception):
     """The data is not in the page cache: reading it has to wait for the disk."""
 
 
-_lseek, _END = os.lseek, os.SEEK_END  # of each write
-
-
-class Lost(OSError):
-    """Acknowledged data may be gone. The error comes again with every `sync` until the image is opened anew."""
+_lseek: Final = os.lseek  # of each write
+_END: Final = os.SEEK_END
 
 
 class Backing:

@@ -13,7 +13,8 @@ from functools import partial
 from struct import unpack_from
 from typing import TYPE_CHECKING
 
-from userdev_servers.block.backing import Lost, WouldBlock
+from userdev_servers.block.backing import WouldBlock
+from userdev_servers.block.lost import Lost
 from userdev_servers.nvme.namespace import sync_all
 from userdev_servers.nvme.pointers import buffers_of, receive
 from userdev_servers.nvme.spec import ALL_NAMESPACES, MAX_TRANSFER, Failure, Feature, HealthEvent, Io, Status
