@@ -45,6 +45,7 @@ def test_there_is_a_fault_for_each_check() -> None:
     assert set(FAULTS) == {check.id for check in CATALOGUE}
 
 
+@pytest.mark.pure
 def test_a_back_end_with_the_fault_fails_its_check(tmp_path: Path) -> None:
     """Whatever a check requires there is one, by the words of that: another requirement may find it for what comes of
     it.
@@ -88,6 +89,7 @@ def test_one_that_takes_every_message_and_does_nothing_is_found(
     assert results(tmp_path, Reverse, REVERSE, check)[0].outcome in (Outcome.FAIL, Outcome.DIFFERS)
 
 
+@pytest.mark.pure
 def test_one_that_believes_where_it_was_to_go_on_and_does_what_was_under_way_too_is_found(
     tmp_path: Path, faulty: Faulty
 ) -> None:

@@ -133,6 +133,7 @@ def played(folder: Path, make: Callable[[], VhostDevice], kind: DeviceKind, step
             player.close()
 
 
+@pytest.mark.pure
 @pytest.mark.parametrize("oracle", NOTICED)
 def test_each_oracle_notices_what_it_is_for(oracle: str, tmp_path: Path, faulty: Faulty) -> None:
     make, kind, fault, steps = NOTICED[oracle]

@@ -13,6 +13,7 @@ from tests.vhost_kit import AnyDriver, F, PackedDriver
 OPTIONS = (F.INDIRECT_DESC, F.EVENT_IDX, F.IN_ORDER)
 
 
+@pytest.mark.pure
 @BOTH
 @pytest.mark.parametrize("tracked", [False, True], ids=["alone", "in-flight"])
 def test_a_ring_walks_with_its_model(kind: type[AnyDriver], tracked: bool) -> None:
