@@ -251,11 +251,12 @@ def _fold(bitmap: bytearray, block: bytes, first: int, shift: int, pages: int) -
     if shift >= _FEW_PAGES:
         _look_at_pages(bitmap, block, first, shift, pages)
         return
-    number = int.from_bytes(block, "little") << (first & (1 << shift) - 1)
-    wide = number.to_bytes(-(-number.bit_length() >> shift + 3) << shift, "little")
+    if within := first & (1 << shift) - 1:  # the first granule is not the first of its page
+        block = (int.from_bytes(block, "little") << within).to_bytes(len(block) + (1 << shift >> 3) + 1, "little")
+    block = block.ljust(-(-len(block) >> shift) << shift, b"\0")
     for _ in range(shift):
-        wide = _halve(wide)
-    _or(bitmap, wide, first >> shift, pages)
+        block = _halve(block)
+    _or(bitmap, block, first >> shift, pages)
 
 
 def _look_at_pages(bitmap: bytearray, block: bytes, first: int, shift: int, pages: int) -> None:
