@@ -283,9 +283,6 @@ class DmaMap:
             raise failed[0]
 
     def _forget(self, region: DmaRegion) -> None:
-        if not region.size:
-            self._empty.discard(region.iova)
-            return
         self._map.remove(region.iova)
         self._size -= region.size
         if self._last is region:
