@@ -377,7 +377,7 @@ def test_a_server_that_ends_at_once_is_told_of(trace: Path) -> None:
 
 
 def test_the_command_line_reports_what_differs(trace: Path) -> None:
-    good = CliRunner().invoke(cli, ["replay", str(trace), "--server-command", EDU])
+    good = CliRunner().invoke(cli, ["replay", str(trace), "--device", "edu"])
     assert good.exit_code == 0, good.output
     silent = CliRunner().invoke(cli, ["replay", str(trace), "--server-command", EDU, "--quiet"])
     assert (silent.exit_code, silent.output) == (0, "")

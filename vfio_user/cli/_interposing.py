@@ -52,8 +52,9 @@ def interposing(scenario: Callable[[], type[AnyScenario]]) -> Callable[[F], F]:
     def decorate(command: F) -> F:
         @functools.wraps(command)
         def checked(**given: Any) -> Any:
-            if given["server_command"] is not None:
-                refuse_beside("--server-command starts the server", "server_pid")
+            started = next((name for name in ("server_command", "device") if given[name] is not None), None)
+            if started is not None:
+                refuse_beside(f"--{started.replace('_', '-')} starts the server", "server_pid")
             return command(**given)
 
         return cast(F, functools.reduce(lambda made, option: option(made), reversed(options), checked))

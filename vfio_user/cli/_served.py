@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import shlex
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import click
 
 from userdev.errors import UserError
+from vfio_user.cli._completion import Completer
+from vfio_user.cli._hardware import DEVICE, device_option
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def command_of(device: str, protocol: str) -> str:
@@ -30,6 +39,26 @@ def command_of(device: str, protocol: str) -> str:
         hint = f"the command `{wanted.family.name}` has the same for it"
         raise UserError(f"{device!r} is a {wanted.family.name} device, not a {protocol} one", hint=hint)
     return shlex.join(server_command(wanted, Path(SOCKET)))
+
+
+def device_as_command(protocol: str, complete: Completer) -> Callable[[F], F]:
+    """Give a command the option --device, which is a way to say its --server-command; `complete` is as of an option."""
+
+    def decorate(command: F) -> F:
+        @functools.wraps(command)
+        def served(*arguments: Any, device: str | None, **given: Any) -> Any:
+            if device is not None:
+                beside = next((name for name in ("server_command", "connect") if given.get(name)), None)
+                if beside is not None:
+                    option = f"--{beside.replace('_', '-')}"
+                    raise UserError(f"one server, please: --device and {option} are two", hint=f"leave {option} out")
+                given["server_command"] = command_of(device, protocol)
+            return command(*arguments, **given)
+
+        option = device_option(help=f"Start the server of this. {DEVICE}", shell_complete=complete)
+        return cast(F, option(cast(click.Command, served)))
+
+    return decorate
 
 
 def one_command(address: str | None, command: str | None, device: str | None, protocol: str) -> str | None:

@@ -10,8 +10,10 @@ import click
 from userdev.errors import UserError
 from vfio_user.cli._beside import refuse_beside
 from vfio_user.cli._choice import Choice
+from vfio_user.cli._completion import complete_servers
 from vfio_user.cli._interposing import interposing, run
 from vfio_user.cli._registers import REGISTERS_HELP, registers
+from vfio_user.cli._served import device_as_command
 from vfio_user.interposer.interposer import Interposer, Setup
 from vfio_user.interposer.survival import Policy
 from vfio_user.wire import DIALECTS
@@ -68,6 +70,7 @@ def _scenario() -> type[Scenario]:
 @click.option("--signal-error", is_flag=True, help="Trigger the ERR interrupt after a crash (QEMU stops the guest).")
 @click.option("--hang-timeout", type=float, help="Kill a server that has not answered for so many seconds.")
 @click.option("--give-up-after", default=30.0, show_default=True, help="Seconds a new server may take.")
+@device_as_command("vfio-user", complete_servers)
 def command(
     listen: str,
     connect: str | None,
@@ -96,7 +99,9 @@ def command(
     and SIGINT end it.
     """
     if keep_alive and server_command is None:
-        raise UserError("--keep-alive has to start servers", hint="add --server-command, or use --reconnect")
+        raise UserError(
+            "--keep-alive has to start servers", hint="add --server-command or --device, or use --reconnect"
+        )
     if not (keep_alive or reconnect):
         refuse_beside("without --keep-alive and --reconnect a session ends with its server", *_OF_SURVIVAL)
     policy = Policy(

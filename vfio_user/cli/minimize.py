@@ -9,11 +9,13 @@ import click
 
 from userdev.counted import counted
 from userdev.trace.view import apart_from
+from vfio_user.cli._completion import complete_servers
 from vfio_user.cli._durations import Duration
 from vfio_user.cli._outputs import Output
 from vfio_user.cli._progress import Waiting, quiet_option
 from vfio_user.cli._registers import registers as named_registers
 from vfio_user.cli._replaying import comparing
+from vfio_user.cli._served import device_as_command
 from vfio_user.interposer.replay import Minimized, minimize
 from vfio_user.interposer.replay.reducing import BUDGET_SECONDS
 
@@ -22,7 +24,8 @@ _INTERRUPTED = 130
 
 @click.command()
 @click.argument("trace", type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--server-command", required=True, metavar="CMD", help="The server; started anew for every attempt.")
+@click.option("--server-command", metavar="CMD", help="The server; started anew for every attempt.")
+@device_as_command("vfio-user", complete_servers)
 @click.option("--against", metavar="CMD", help="A reference, which does right: what is left is good on it.")
 @click.option("--check", metavar="CMD", help="Decide by CMD: {trace} is the candidate; it fails while CMD does.")
 @click.option("--record", type=int, metavar="N", help="Of several that differ the one to explain, as `replay` numbers.")
@@ -33,7 +36,7 @@ _INTERRUPTED = 130
 @quiet_option("Say only what came of it.")
 def command(
     trace: Path,
-    server_command: str,
+    server_command: str | None,
     against: str | None,
     check: str | None,
     record: int | None,
@@ -51,6 +54,8 @@ def command(
     What is left is good on the reference, or, where there is none, as far as the recorded answers tell. The search ends
     when nothing can be left out, after --for, or with Ctrl-C: the shortest so far is the result in any case.
     """
+    if server_command is None:
+        raise click.UsageError("the server is started anew for every attempt: --server-command or --device says which")
     if check is not None and (against or record):
         raise click.UsageError("--check decides by itself, without --against and --record")
     output = apart_from(trace, output or trace.with_name(trace.name + ".min"))

@@ -11,9 +11,11 @@ from userdev.errors import VerdictError
 from userdev.fuzz.finds import is_find
 from vfio_user.cli._beside import refuse_beside
 from vfio_user.cli._choice import Choice
+from vfio_user.cli._completion import complete_servers
 from vfio_user.cli._progress import quiet_option
 from vfio_user.cli._registers import registers as named_registers
 from vfio_user.cli._replaying import comparing
+from vfio_user.cli._served import device_as_command
 from vfio_user.interposer.replay import load_script, replay
 from vfio_user.interposer.replay.player import Timing
 
@@ -25,6 +27,7 @@ _OF_A_TRACE = ("timing", "session", "ignore", "registers")
 @click.argument("trace", type=click.Path(dir_okay=False))
 @click.option("--server-command", metavar="CMD", help="Start the server: {socket} is its path, or {fd} its socket.")
 @click.option("--connect", metavar="ADDRESS", help="Use a server that listens already.")
+@device_as_command("vfio-user", complete_servers)
 @click.option("--timing", type=Choice(["fast", "recorded"]), default="fast", show_default=True)
 @comparing
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: every difference by itself.")

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from vfio_user.cli._completion import complete_back_ends
 from vfio_user.cli._interposing import interposing, run
+from vfio_user.cli._served import device_as_command
 from vhost_user.interposer.interposer import Interposer, Setup
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ def _scenario() -> type[Scenario]:
 
 @click.command()
 @interposing(_scenario)
+@device_as_command("vhost-user", complete_back_ends)
 def command(
     listen: str,
     connect: str | None,
