@@ -41,7 +41,7 @@ from vfio_user.harness.hosts.remote_agent import (
     Outgoing,
     Streams,
 )
-from vfio_user.harness.hosts.ssh_connection import put
+from vfio_user.harness.hosts.ssh_connection import put, require_package
 
 LIMIT = 20.0
 
@@ -478,3 +478,28 @@ def test_of_the_files_that_a_relay_inherits_those_for_writing_are_carried(tmp_pa
 def test_descriptors_are_not_sent_to_a_host_that_is_reached_by_ssh() -> None:
     assert LocalHost().shares_memory
     assert not SshHost("b", "host.example", "192.0.2.7").shares_memory
+
+
+class FarPython:
+    """A connection whose shell ends with a status, and what it says before."""
+
+    def __init__(self, status: int, said: bytes = b"") -> None:
+        self.status, self.said = status, said
+
+    def exec_command(self, command: str, timeout: float) -> tuple[Any, Any, Any]:
+        return None, SimpleNamespace(channel=self), BytesIO(self.said)
+
+    def recv_exit_status(self) -> int:
+        return self.status
+
+
+def test_a_host_whose_python_will_not_do_is_told_of_at_once_with_what_to_do() -> None:
+    where = {"python": "/opt/python", "host": "far.example"}
+    good: Any = FarPython(0)
+    require_package(good, where)
+    lacking = b"Traceback:\n...\nModuleNotFoundError: No module named 'vfio_user'\n"
+    for status, said, told in ((127, b"sh: not found", "no program"), (1, lacking, "'vfio_user'$"), (-1, b"", "")):
+        bad: Any = FarPython(status, said)
+        with pytest.raises(UserError, match=f"^far.example: /opt/python .*{told}") as error:
+            require_package(bad, where)
+        assert "python=" in error.value.hint

@@ -10,6 +10,7 @@ import json
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -20,7 +21,7 @@ from userdev.errors import UserError, meant
 from userdev.process import Child, Deadline, await_text
 from vfio_user.harness.hosts.host import Host, LocalHost
 from vfio_user.harness.hosts.relay import LISTENING_LINE, STARTED_LINE
-from vfio_user.harness.hosts.ssh_connection import connected
+from vfio_user.harness.hosts.ssh_connection import connected, require_package
 
 _START_SECONDS = 60.0
 _PROVIDE_SECONDS = 3600.0
@@ -97,12 +98,13 @@ class SshHost:
         }
 
     def reach(self) -> None:
-        """Connect to its SSH server once, from here.
+        """Connect to its SSH server once, from here, and see that its Python has this package.
 
         Raises:
             UserError: that does not work, and why.
         """
-        connected(self.where()).close()
+        with closing(connected(self.where())) as client:
+            require_package(client, self.where())
 
     def await_start(self, child: Child) -> None:
         """Wait until the program runs there: its sockets listen then.

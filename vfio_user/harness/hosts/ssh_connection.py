@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import paramiko
 
 _CONNECT_SECONDS = 20.0
+_IMPORT_SECONDS = 60.0
 _SILENCE = {socket.TCP_KEEPIDLE: 20, socket.TCP_KEEPINTVL: 10, socket.TCP_USER_TIMEOUT: 60_000}
 """A host whose kernel says nothing for a minute has gone; TCP by itself would wait for a quarter of an hour."""
 
@@ -66,6 +67,27 @@ def connected(where: Mapping[str, Any]) -> paramiko.SSHClient:
         transport.sock.setsockopt(socket.IPPROTO_TCP, option, value)
     transport.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # small questions, each waited for
     return client
+
+
+def require_package(client: paramiko.SSHClient, where: Mapping[str, Any]) -> None:
+    """See to it that the Python there has this package, by which servers, relays and interposers run there.
+
+    Raises:
+        UserError: it has not, or there is no such program.
+    """
+    python, host = where["python"], where["host"]
+    asked = f"{shlex.quote(python)} -c 'import vfio_user.cli'"
+    _, stdout, stderr = client.exec_command(asked, timeout=_IMPORT_SECONDS)
+    try:
+        said = stderr.read().decode(errors="replace").strip()
+        status = stdout.channel.recv_exit_status()
+    except OSError:  # nothing is said for so long
+        said, status = "no answer", -1
+    if status:
+        last = said.rpartition("\n")[2]
+        lacks = "is no program there" if status in (126, 127) else f"has not this package: {last}"
+        hint = "`pip install '/path/to/vfio-user[harness]'` there, and say python=ITS-PYTHON behind the host"
+        raise UserError(f"{host}: {python} {lacks}", hint=hint)
 
 
 def why_lost(error: Exception) -> str:
