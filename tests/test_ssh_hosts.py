@@ -41,7 +41,7 @@ from vfio_user.harness.hosts.remote_agent import (
     Outgoing,
     Streams,
 )
-from vfio_user.harness.hosts.ssh_connection import put, require_package
+from vfio_user.harness.hosts.ssh_connection import put, require_other_files, require_package
 
 LIMIT = 20.0
 
@@ -503,3 +503,17 @@ def test_a_host_whose_python_will_not_do_is_told_of_at_once_with_what_to_do() ->
         with pytest.raises(UserError, match=f"^far.example: /opt/python .*{told}") as error:
             require_package(bad, where)
         assert "python=" in error.value.hint
+
+
+def test_a_host_that_is_this_machine_is_refused_before_its_sockets_are_in_each_others_way() -> None:
+    class Here(FarPython):
+        def exec_command(self, command: str, timeout: float) -> tuple[Any, Any, Any]:
+            self.status = int(not Path(command.removeprefix("test -e ")).exists())
+            return super().exec_command(command, timeout)
+
+    here: Any = Here(1)
+    with pytest.raises(UserError, match="this very machine") as error:
+        require_other_files(here, {"host": "localhost", "port": 2222})
+    assert "--hosts ssh" in error.value.hint
+    there: Any = FarPython(1)
+    require_other_files(there, {"host": "far.example", "port": 22})

@@ -21,7 +21,7 @@ from userdev.errors import UserError, meant
 from userdev.process import Child, Deadline, await_text
 from vfio_user.harness.hosts.host import Host, LocalHost
 from vfio_user.harness.hosts.relay import LISTENING_LINE, STARTED_LINE
-from vfio_user.harness.hosts.ssh_connection import connected, require_package
+from vfio_user.harness.hosts.ssh_connection import connected, require_other_files, require_package
 
 _START_SECONDS = 60.0
 _PROVIDE_SECONDS = 3600.0
@@ -98,13 +98,14 @@ class SshHost:
         }
 
     def reach(self) -> None:
-        """Connect to its SSH server once, from here, and see that its Python has this package.
+        """Connect to its SSH server once, from here, and see that it is another machine, whose Python has this package.
 
         Raises:
             UserError: that does not work, and why.
         """
         with closing(connected(self.where())) as client:
             require_package(client, self.where())
+            require_other_files(client, self.where())
 
     def await_start(self, child: Child) -> None:
         """Wait until the program runs there: its sockets listen then.

@@ -15,6 +15,7 @@ import sys
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING, Any
 
 from userdev.errors import UserError
@@ -88,6 +89,19 @@ def require_package(client: paramiko.SSHClient, where: Mapping[str, Any]) -> Non
         lacks = "is no program there" if status in (126, 127) else f"has not this package: {last}"
         hint = "`pip install '/path/to/vfio-user[harness]'` there, and say python=ITS-PYTHON behind the host"
         raise UserError(f"{host}: {python} {lacks}", hint=hint)
+
+
+def require_other_files(client: paramiko.SSHClient, where: Mapping[str, Any]) -> None:
+    """See to it that the host is not this machine: sockets have the same paths on both, of which it has one each.
+
+    Raises:
+        UserError: it is.
+    """
+    with NamedTemporaryFile(prefix="vfio-user-here-") as ours:
+        _, stdout, _ = client.exec_command(f"test -e {shlex.quote(ours.name)}", timeout=_IMPORT_SECONDS)
+        if stdout.channel.recv_exit_status() == 0:
+            what = f"{where['host']}:{where['port']} leads to this very machine, or to one that has its files"
+            raise UserError(what, hint="--hosts ssh tries SSH on one machine, in two namespaces of it")
 
 
 def why_lost(error: Exception) -> str:
