@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from tests.device_kit import open_fds
+from tests.device_kit import descriptors_left, open_fds
 from tests.everything_device import Everything
 from userdev.control.lines import LineReader
-from userdev.descriptors import FdStore
+from userdev.descriptors import RESERVE, FdStore, duplicates
 from userdev.process.owned import OwnedDescriptor
 from userdev.trace.writer import TraceWriter
-from userdev.transport import Framer, Listener, Stream
+from userdev.transport import Framer, Listener, Stream, close_all
 from vfio_user.client.eventfd import EventFd
 from vfio_user.client.memory import GuestMemory
 from vfio_user.device.irq_wiring import IrqInfo, IrqLines
@@ -97,3 +99,29 @@ def test_what_is_closed_again_closes_nothing_of_others(owner: str, tmp_path: Pat
     finally:
         for fd in others:
             os.close(fd)
+
+
+def test_a_file_is_kept_once_for_each_way_of_access_and_everything_else_singly(tmp_path: Path) -> None:
+    """Who may only read has no descriptor to write by, and the other way round."""
+    (tmp_path / "file").write_bytes(b"data")
+    ways = (os.O_RDONLY, os.O_RDWR, os.O_WRONLY)
+    given = [os.open(tmp_path / "file", way) for way in ways for _ in range(2)]
+    store, eventfd = FdStore(), os.eventfd(0)
+    kept = [store.keep(fd) for fd in given]
+    assert [fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE for fd in kept] == [way for way in ways for _ in range(2)]
+    assert len(store) == len(set(kept)) == len(ways)
+    others = [store.keep(eventfd) for _ in range(2)]
+    assert len(store) == len(ways) + len(set(others)) == len(ways) + 2
+    for fd in (*kept, *others):
+        store.drop(fd)
+    assert len(store) == 0
+    close_all([*given, eventfd])
+
+
+def test_of_many_duplicates_there_are_all_or_none() -> None:
+    fd, before = os.eventfd(0), open_fds()
+    for room in range(RESERVE, RESERVE + 4):
+        with descriptors_left(room), suppress(OSError):
+            close_all(duplicates([fd] * 3))
+        assert open_fds() == before | {str(fd)}, room
+    os.close(fd)

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from tests.cases import for_each_row
+from tests.cases import for_each, for_each_row
 from userdev.errors import UserError
+from userdev.written import MOST_MISTAKES
 from vfio_user.cli import cli
 from vfio_user.interposer.faults.scenario import Act, load_scenario, parse_scenario
 
@@ -99,6 +100,24 @@ def test_what_may_be_of_several_kinds_is_told_of_the_one_that_was_meant(nth: str
     assert len(told.splitlines()) == 1
     assert all(word in told for word in about)
     assert "function-" not in told, "the names of our validators are nobody's"
+
+
+@for_each(("rules: &all [*all]\n", "rules:\n- &rule {match: *rule}\n", "&all {rules: *all}\n"))
+def test_what_stands_in_itself_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="values"):
+        parse_scenario(text, "bad.yaml")
+
+
+@for_each((1, 4, 5, 6, 9))
+def test_so_many_mistakes_are_told_at_once_and_how_many_there_are_more(mistakes: int) -> None:
+    with pytest.raises(UserError) as refused:
+        parse_scenario("rules:\n" + "- {act: explode}\n" * mistakes, "bad.yaml")
+    *told, last = str(refused.value).splitlines()
+    if mistakes <= MOST_MISTAKES:
+        told.append(last)
+    else:
+        assert last == f"and {mistakes - MOST_MISTAKES} more"
+    assert [line.split(":")[1] for line in told] == [str(2 + each) for each in range(min(mistakes, MOST_MISTAKES))]
 
 
 @pytest.mark.parametrize("number", ["0x" + "f" * 5000, "!!set {0x1}"])

@@ -5,9 +5,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
+from tests.cases import for_each
 from tests.nvme_kit import ACQ, AQA, ASQ, CC, CSTS, ENABLE, NSSR, PAGE, READY, Host, QueuePair, controller
 from userdev_servers.nvme.spec import Admin, Io, Status
 from vfio_user.client import EventFd
@@ -240,6 +242,28 @@ def test_intx_is_up_until_the_guest_has_taken_its_completions(tmp_path: Path) ->
         assert line.take() == 0
         host.store(0x10, 4, 1)  # INTMC
         assert line.wait() == 1
+
+
+@for_each(("disabled", "reset"))
+def test_intx_falls_with_what_it_was_up_for(way: str) -> None:
+    """A line that stays up is an interrupt without an end for a driver that has gone."""
+    with (
+        TemporaryDirectory() as folder,
+        controller(Path(folder), msix=False, vectors=0, subsystem_reset=True) as (_, host),
+        EventFd() as line,
+    ):
+        host.vectors.append(line)
+        host.client.enable_irqs(IrqIndex.INTX, [line])
+        host.enable()
+        host.admin.put(Admin.IDENTIFY, prp1=host.allocate(PAGE), cdw10=1)
+        host.client.wait_interrupt(line)
+        if way == "disabled":
+            host.disable()
+        else:
+            host.store(NSSR, 4, 0x4E564D65)
+            host.until(lambda: not host.load(CSTS) & READY)
+        host.client.unmask_irqs(IrqIndex.INTX)
+        assert line.take() == 0
 
 
 def test_with_intx_a_shadow_doorbell_asks_to_be_told_of_completions_taken(tmp_path: Path) -> None:
