@@ -267,6 +267,26 @@ def test_a_state_that_is_refused_is_told_with_its_number(
         stranger.save_state()
 
 
+def test_a_back_end_may_have_a_pipe_of_its_own_for_its_state(
+    stranger: FrontEnd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it answers with is used, and closed behind it."""
+
+    def answer(request: R, value: object, fds: list[int], **_: object) -> tuple[int, list[int]]:
+        reader, writer = os.pipe()
+        os.write(writer, b"state")
+        os.close(writer)
+        return 0, [reader]
+
+    stranger.negotiate()
+    monkeypatch.setattr(stranger, "ask_for_fds", answer)
+    monkeypatch.setattr(stranger, "ask", lambda *_, **__: 0)
+    before = fd_count()
+    for _ in range(2):
+        assert stranger.save_state() == b"state"
+        assert fd_count() == before
+
+
 def test_a_back_end_that_writes_nothing_of_its_state_is_given_up(
     stranger: FrontEnd, monkeypatch: pytest.MonkeyPatch
 ) -> None:

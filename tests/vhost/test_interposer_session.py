@@ -87,6 +87,18 @@ def test_the_back_end_asks_and_is_answered_on_its_channel(between: Between) -> N
         assert back_end.receive() == acknowledge(B.CONFIG_CHANGE_MSG)
 
 
+def test_an_answer_is_not_held_where_requests_are(between: Between) -> None:
+    """Nobody makes the back-end wait who only keeps requests back."""
+    between.negotiate()
+    with channel(between) as (front_end, back_end):
+        back_end.send(encode_request(B.CONFIG_CHANGE_MSG, need_reply=True))
+        front_end.receive()
+        between.session.channels[0].holding.hold()
+        front_end.send(acknowledge(B.CONFIG_CHANGE_MSG))
+        assert back_end.receive() == acknowledge(B.CONFIG_CHANGE_MSG)
+        between.session.channels[0].holding.resume()
+
+
 @pytest.mark.parametrize("leaving", [0, 1])
 def test_the_end_of_the_channel_is_the_others_and_the_session_goes_on(between: Between, leaving: int) -> None:
     with channel(between) as ends:
@@ -394,6 +406,17 @@ def test_a_ring_without_protocol_features_is_enabled_once_it_is_started(between:
     between.negotiate(V.VERSION_1)
     between.start_ring()
     assert between.session.model.rings[0].enabled
+
+
+def test_memory_whose_acknowledgement_was_left_out_counts_as_shared(between: Between) -> None:
+    """A back-end that answers what comes behind it has not refused it."""
+    between.negotiate()
+    memory = os.memfd_create("guest")
+    between.front_end.send(encode_request(R.ADD_MEM_REG, REGION, [memory], need_reply=True))
+    close_all([memory, *between.back_end.receive().fds])
+    assert between.session.model.regions == {}
+    between.acknowledged(R.SET_VRING_NUM, VringState(0, 64))
+    assert between.session.model.regions == {REGION.guest_address: REGION}
 
 
 # -- holding, and the end
