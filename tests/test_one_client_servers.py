@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import signal
 import sys
 import time
 from pathlib import Path
@@ -47,7 +49,30 @@ def test_the_conformance_suite_starts_one_for_each_client(tmp_path: Path) -> Non
             client.negotiate()
             (tmp_path / "fails").touch()
         target.renew()  # how it ends by itself is waited for
-        assert "status 3" in str(target.crashed())
+        ended = target.crashed()
+        assert ended is not None
+        assert ("status 3" in ended.text, ended.by_itself) == (True, True)
+        with Client(target.connect(), timeout=20) as client:
+            client.negotiate()
+            assert target.pid is not None
+            assert target._child is not None
+            os.kill(target.pid, signal.SIGABRT)
+            target._child.wait(20)
+            killed = target.crashed()
+        assert killed is not None
+        assert not killed.by_itself
+
+
+def test_one_that_never_listens_is_waited_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(targets, "START_SECONDS", 0.05)
+    with CommandServer("sh -c 'exec sleep 60' {socket}", tmp_path, GREET, timeout=20) as target:
+        told = []
+        for _ in range(3):
+            with pytest.raises(UserError, match="does not listen") as refused:
+                target.connect()
+            told.append(refused.value)
+        assert told == [told[0]] * 3
+        assert len(list(tmp_path.glob("server*.log"))) == 1
 
 
 @pytest.mark.parametrize("habit", ["deaf", "mute"])

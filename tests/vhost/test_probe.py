@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
+from tests.cases import for_each_row
 from tests.vhost.reverse import Reverse
 from userdev.errors import UserError
 from vfio_user.cli.vhost_probe import command as probe
 from vhost_user.backend import Server
 from vhost_user.backend.back_end import BackEnd
+from vhost_user.frontend.description import _problems as problems_of
 from vhost_user.wire import ProtocolFeature, VirtioFeature
 from vhost_user.wire.payloads import Config
 
@@ -51,6 +54,32 @@ def test_what_is_not_told_is_said_so_and_what_one_stumbles_over_too(
     lines = probed(server).output.splitlines()
     assert sum(line.startswith("! ") for line in lines) == 5
     assert any(line.startswith("queues:") and line.endswith("not told") for line in lines)
+
+
+P, V = ProtocolFeature, VirtioFeature
+SOUND = V.VERSION_1 | V.PROTOCOL_FEATURES | V.LOG_ALL, P.REPLY_ACK | P.LOG_SHMFD | P.CONFIG | P.BACKEND_REQ
+
+
+@for_each_row(
+    [
+        (*SOUND, []),
+        (SOUND[0] & ~V.VERSION_1, SOUND[1], ["VERSION_1"]),
+        (SOUND[0], SOUND[1] & ~P.REPLY_ACK, ["REPLY_ACK"]),
+        (SOUND[0] & ~V.LOG_ALL, SOUND[1], ["LOG_SHMFD"]),
+        (SOUND[0] & ~V.LOG_ALL, SOUND[1] & ~P.LOG_SHMFD, []),
+        (SOUND[0], SOUND[1] & ~P.BACKEND_REQ, ["CONFIG"]),
+        (SOUND[0], SOUND[1] & ~(P.BACKEND_REQ | P.CONFIG), []),
+        (V.VERSION_1, P(0), []),
+        (SOUND[0], SOUND[1] | P.INBAND_NOTIFICATIONS, []),
+        (SOUND[0], SOUND[1] | P.GET_VRING_BASE_INFLIGHT, ["protocol features that need each other"]),
+    ]
+)
+def test_each_problem_is_told_where_it_is_one_and_nowhere_else(
+    features: VirtioFeature, protocol: ProtocolFeature, about: list[str]
+) -> None:
+    """A back-end without protocol features has none that could be missing."""
+    told = [re.split(" is |:", problem)[0] for problem in problems_of(features, protocol)]
+    assert told == about
 
 
 def test_configuration_is_read_of_a_back_end_that_gives_none_where_more_is_asked(
