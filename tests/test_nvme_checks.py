@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.cases import for_each
 from userdev_servers.nvme import checks
 from userdev_servers.nvme.feature_table import UNDER_TEMPERATURE, vector_key
 from userdev_servers.nvme.model import (
@@ -20,7 +21,7 @@ from userdev_servers.nvme.model import (
     SERIAL_SIZE,
     Model,
 )
-from userdev_servers.nvme.queues import SavedQueues
+from userdev_servers.nvme.queues import CompletionQueue, SavedQueues, SubmissionQueue, queues_from
 from userdev_servers.nvme.spec import PAGE, Cc, Feature
 
 MODEL = Model(queues=2, vectors=4, namespaces=2)
@@ -142,3 +143,21 @@ def test_every_check_of_a_saved_value_is_tried_at_its_edges() -> None:
         name for name, found in vars(checks).items() if isfunction(found) and found.__module__ == checks.__name__
     }
     assert {name for name in written if not name.startswith("_")} == {check.__name__ for check, _, _ in EDGES}
+
+
+@for_each((False, True), (0, 1))
+def test_queues_are_as_they_were_saved(interrupts: bool, phase: int) -> None:
+    """But for what is under way, which nothing is where a state is saved."""
+    completions = CompletionQueue(3, 0x5000, 16, 2, interrupts=interrupts)
+    completions.head, completions.tail, completions.phase = 5, 7, phase
+    submissions = SubmissionQueue(4, 0x9000, 32, completions)
+    submissions.head, submissions.tail = 11, 13
+    saved = [[completions.save()], [submissions.save()]]
+    again_completions, again_submissions = queues_from(saved)
+    assert shown(again_completions[3]) == shown(completions)
+    assert {**shown(again_submissions[4]), "cq": 0} == {**shown(submissions), "cq": 0}
+    assert again_submissions[4].cq is again_completions[3]
+
+
+def shown(queue: CompletionQueue | SubmissionQueue) -> dict[str, object]:
+    return {name: getattr(queue, name) for name in type(queue).__slots__}
