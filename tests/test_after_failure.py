@@ -110,7 +110,7 @@ STATE_FAILURES: Mapping[str, Exception] = {
 }
 
 
-@pytest.mark.parametrize("failure", STATE_FAILURES)
+@for_each(STATE_FAILURES)
 def test_a_state_that_cannot_be_read_is_not_at_its_end(failure: str) -> None:
     """An end without the last frame would be told where it is loaded, if at all. The next attempt is a new one."""
     device = Kept()
@@ -165,7 +165,7 @@ def test_a_device_that_takes_its_own_state_back_finds_its_memory_as_it_was() -> 
     assert target.ram[0] == 55
 
 
-@pytest.mark.parametrize("way", ["a reset", "another client"])
+@for_each(["a reset", "another client"])
 def test_a_device_that_comes_out_of_error_runs_and_is_told_so(way: str) -> None:
     """It was stopped for a state that was refused, and would stand still for ever."""
     device = Adder()
@@ -256,7 +256,7 @@ def test_an_answer_that_was_waited_for_no_longer_is_none_to_the_next_question() 
     assert device.said == ["asked", "go on", "asked", "go on"]
 
 
-@pytest.mark.parametrize("when", ["at once", "later"])
+@for_each(["at once", "later"])
 def test_a_guest_may_ask_again_for_a_reset_at_which_its_device_failed(when: str) -> None:
     answers = [Quiesce(), Quiesce()]
     said: list[str] = []
@@ -285,7 +285,7 @@ def test_a_guest_may_ask_again_for_a_reset_at_which_its_device_failed(when: str)
     device.close()
 
 
-@pytest.mark.parametrize("late", [False, True], ids=["at once", "later"])
+@for_each([False, True], ids=["at once", "later"])
 def test_a_device_that_has_refused_is_asked_anew_and_whoever_was_refused_is_told_once(late: bool) -> None:
     device = Asked()
     first = Quiesce()

@@ -10,9 +10,7 @@ import sys
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-import pytest
-
-from tests.cases import for_each
+from tests.cases import for_each, for_each_row
 
 ROOT = Path(__file__).parent.parent
 ROW = re.compile(r"^\| `([\w/.]+)` \| [^|]+ \| ([^|]+) \|$")
@@ -120,7 +118,7 @@ def test_a_room_imports_only_the_rooms_below_it(room: str) -> None:
     assert not outside
 
 
-@pytest.mark.parametrize("package", PACKAGES)
+@for_each(PACKAGES)
 def test_every_room_has_a_row_in_the_table(package: str) -> None:
     found = {
         f"{package}/{path.name}"
@@ -142,7 +140,7 @@ def test_the_device_authors_half_needs_only_the_standard_library(room: str) -> N
     assert not foreign
 
 
-@pytest.mark.parametrize(("room", "other"), by_face())
+@for_each_row(by_face())
 def test_a_room_imports_another_by_its_face(room: str, other: str) -> None:
     face = {f"vfio_user.{other}", *(f"vfio_user.{other}.{name}" for name in exported(other))}
     inside = {

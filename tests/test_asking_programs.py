@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cases import for_each_row
 from userdev.errors import UserError
 from userdev.process import answer_of, run_to_end
 from vfio_user.harness import family
@@ -25,8 +26,7 @@ def test_what_a_program_prints_is_its_answer(tmp_path: Path) -> None:
     assert (ran.returncode, ran.stdout) == (3, "read")
 
 
-@pytest.mark.parametrize(
-    ("command", "about"),
+@for_each_row(
     [
         (shell("echo first >&2; echo last >&2; exit 3"), "it ends with status 3: last"),
         (shell("echo out; exit 3"), "status 3: out"),
@@ -34,7 +34,7 @@ def test_what_a_program_prints_is_its_answer(tmp_path: Path) -> None:
         (shell("exit 3"), "status 3: and says nothing"),
         (["/nonexistent"], "it cannot be run"),
         (HANGS, "it takes longer than 0.01 s"),
-    ],
+    ]
 )
 def test_one_that_gives_none_is_told_of(command: list[str], about: str) -> None:
     with pytest.raises(UserError, match=about):
@@ -55,7 +55,7 @@ class AnyScript:
         path.touch()
 
 
-@pytest.mark.parametrize(("command", "fails"), [("true", False), ("false", True), ("sleep 60", False)])
+@for_each_row([("true", False), ("false", True), ("sleep 60", False)])
 def test_a_check_that_does_not_end_says_nothing_of_a_trace(command: str, fails: bool) -> None:
     seconds = 0.01 if "sleep" in command else 60
     assert _checked_by(command, "", seconds)(AnyScript()) is fails  # type: ignore[arg-type]

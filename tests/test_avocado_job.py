@@ -20,6 +20,7 @@ import psutil
 import pytest
 from junitparser import JUnitXml
 
+from tests.cases import for_each
 from userdev.errors import UserError, VerdictError
 from vfio_user.avocado_job import job as avocado_job
 from vfio_user.cli import test_e2e
@@ -228,7 +229,7 @@ PASSED_OVER = {
 }
 
 
-@pytest.mark.parametrize("name", PASSED_OVER)
+@for_each(PASSED_OVER)
 def test_what_avocado_would_pass_over_in_silence_is_refused_when_the_class_is_made(name: str) -> None:
     from vfio_user.avocado_test import GuestTest
 
@@ -302,8 +303,8 @@ def test_what_failed_before_it_was_ended_is_told(tmp_path: Path, capsys: pytest.
     assert "0 passed, 1 failed" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("bad", [FAILED, LATE])
-def test_a_run_in_which_a_test_failed_or_was_too_slow_is_failed(tmp_path: Path, bad: tuple[str, str]) -> None:
+@for_each([FAILED, LATE])
+def test_a_run_in_which_a_test_failed_or_was_too_slow_is_failed(bad: tuple[str, str], tmp_path: Path) -> None:
     with pytest.raises(VerdictError):
         test_e2e.report(done(PASSED, bad, folder=tmp_path), 1, avocado_job.Ending())
 
@@ -317,7 +318,7 @@ def test_a_run_with_nothing_but_known_issues_is_good(tmp_path: Path) -> None:
 # settings and bounds
 
 
-@pytest.mark.parametrize("key", ["run.max_paralel_tasks", "task.timeout.runing"])
+@for_each(["run.max_paralel_tasks", "task.timeout.runing"])
 def test_a_setting_that_avocado_does_not_have_is_refused(key: str) -> None:
     with pytest.raises(UserError, match=key) as refused:
         avocado_job.check_settings([key, "run.max_parallel_tasks"])

@@ -12,6 +12,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
+from tests.cases import for_each
 from userdev.control.lines import LineReader
 from userdev.errors import ProtocolError
 from userdev.relay.direction import Direction
@@ -221,8 +222,7 @@ MOMENTS: Mapping[str, Callable[[int], bool]] = {
 }
 
 
-@pytest.mark.parametrize("times", TIMES)
-@pytest.mark.parametrize("chance", CHANCES)
+@for_each(TIMES, CHANCES)
 def test_the_conditions_of_a_rule_hold_together(times: str, chance: str) -> None:
     """Which messages are acted upon: those that each condition takes, counted in the order in which they are asked."""
     most = int(times.partition(" ")[2] or 1000)

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from tests.cases import for_each, for_each_row
 from userdev.errors import UserError
 from userdev_servers.block import backing
 from userdev_servers.block.backing import MAX_PIECES, Backing, WouldBlock
@@ -249,16 +250,15 @@ def test_an_image_that_never_had_a_name_is_not_unlinked(tmp_path: Path) -> None:
 # Sizes
 
 
-@pytest.mark.parametrize(("size", "block"), [("511", 512), ("100", 512), ("2048", 4096), ("513", 512), ("6K", 4096)])
-def test_a_new_image_has_whole_blocks(tmp_path: Path, size: str, block: int) -> None:
+@for_each_row([("511", 512), ("100", 512), ("2048", 4096), ("513", 512), ("6K", 4096)])
+def test_a_new_image_has_whole_blocks(size: str, block: int, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="block"):
         open_images(f"{tmp_path / 'new.img'}:{size}", block)
     assert not (tmp_path / "new.img").exists()
 
 
-@pytest.mark.parametrize("size", ["8388608T", "99999999T", "9223372036854775808", "9" * 5000, "1\N{SUPERSCRIPT TWO}K"])
-@pytest.mark.parametrize("image", ["memory", "new.img"])
-def test_a_size_that_no_file_has_is_none(image: str, size: str, tmp_path: Path) -> None:
+@for_each(["8388608T", "99999999T", "9223372036854775808", "9" * 5000, "1\N{SUPERSCRIPT TWO}K"], ["memory", "new.img"])
+def test_a_size_that_no_file_has_is_none(size: str, image: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is no size"):
         open_images(f"{image if image == 'memory' else tmp_path / image}:{size}", 512)
     assert not (tmp_path / "new.img").exists()
@@ -411,7 +411,7 @@ def test_a_mark_is_there_from_its_making_to_its_taking_away_and_both_may_be_done
         assert not image.is_marked("other")
 
 
-@pytest.mark.parametrize(("clear", "left"), [("zero", 2), ("discard", 1)])
+@for_each_row([("zero", 2), ("discard", 1)])
 def test_zeros_keep_their_place_and_what_is_discarded_gives_it_back(clear: str, left: int) -> None:
     """In memory, where holes can be punched whatever the disk can do."""
     image = Backing(Path("memory"), 2 * MIB, in_memory=True)

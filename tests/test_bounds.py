@@ -435,7 +435,7 @@ def test_the_tests_of_other_files_are_there(file: str) -> None:
     assert [test for test in ELSEWHERE[file] if f"def test_{test}(" not in text] == []
 
 
-@pytest.mark.parametrize("name", BOUNDS)
+@for_each(BOUNDS)
 def test_what_is_beyond_a_bound_is_not_kept(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bound, check = BOUNDS[name]
     module, _, constant = name.partition(":")

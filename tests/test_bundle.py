@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from tests.bundle_kit import FAILED, RECIPE, make_bundle, make_results
+from tests.cases import for_each, for_each_row
 from userdev.errors import UserError, VerdictError
 from vfio_user.bundle import MANIFEST, Keeping, Outcome, Recipe, Secrets, open_bundle, pack, schema
 from vfio_user.cli.bundle import command
@@ -71,17 +72,15 @@ def test_files_and_seeds_that_the_command_names_are_in_it(tmp_path: Path) -> Non
     assert Path(found.arguments[-1]).read_text() == scenario.read_text()
 
 
-@pytest.mark.parametrize(
-    ("raised", "verdict"), [(VerdictError("wrong"), "FAIL"), (UserError("no"), "ERROR"), (AssertionError("1"), "FAIL")]
-)
-def test_what_fails_leaves_a_bundle_and_says_where(tmp_path: Path, raised: Exception, verdict: str) -> None:
+@for_each_row([(VerdictError("wrong"), "FAIL"), (UserError("no"), "ERROR"), (AssertionError("1"), "FAIL")])
+def test_what_fails_leaves_a_bundle_and_says_where(raised: Exception, verdict: str, tmp_path: Path) -> None:
     ended(Keeping("auto", RECIPE, of="a run"), tmp_path, raised)
     assert open_bundle(tmp_path / "results/bundle").bundle.outcome.verdict == verdict
     assert raised.__notes__ == [f"bundle: {tmp_path / 'results/bundle'}"]
 
 
-@pytest.mark.parametrize("wanted", ["", "auto"])
-def test_what_does_not_fail_leaves_none_unless_it_was_asked_for(tmp_path: Path, wanted: str) -> None:
+@for_each(["", "auto"])
+def test_what_does_not_fail_leaves_none_unless_it_was_asked_for(wanted: str, tmp_path: Path) -> None:
     with Keeping(wanted, RECIPE, of="a run") as kept:
         kept.folder = make_results(tmp_path / "results")
     assert not (tmp_path / "results/bundle").exists()
@@ -206,8 +205,7 @@ def of_format(number: object, place: Path) -> None:
     (place / MANIFEST).write_text(json.dumps({**document, "format": number}))
 
 
-@pytest.mark.parametrize(
-    ("damage", "says"),
+@for_each_row(
     [
         (cut_manifest, "is cut off"),
         (nest_manifest, "is cut off"),
@@ -219,10 +217,10 @@ def of_format(number: object, place: Path) -> None:
         (lose_manifest, "has no bundle.json"),
         (remove, "there is no"),
         (be_a_file, "is no bundle"),
-    ],
+    ]
 )
 def test_what_is_no_whole_bundle_is_refused_in_a_sentence(
-    tmp_path: Path, damage: Callable[[Path], None], says: str
+    damage: Callable[[Path], None], says: str, tmp_path: Path
 ) -> None:
     make_bundle(tmp_path / "kept")
     damage(tmp_path / "kept")
@@ -237,15 +235,15 @@ def test_a_newer_format_is_refused_with_what_reads_it(tmp_path: Path) -> None:
     assert "newer vfio-user" in told("show", str(tmp_path / "kept"))
 
 
-@pytest.mark.parametrize("number", ["one", None, [], 0.5])
-def test_a_format_that_is_none_is_refused(tmp_path: Path, number: object) -> None:
+@for_each(["one", None, [], 0.5])
+def test_a_format_that_is_none_is_refused(number: object, tmp_path: Path) -> None:
     make_bundle(tmp_path / "kept")
     of_format(number, tmp_path / "kept")
     assert str(tmp_path / "kept") in told("show", str(tmp_path / "kept"))
 
 
-@pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "a/../../b", ""])
-def test_a_bundle_does_not_lead_out_of_its_folder(tmp_path: Path, name: str) -> None:
+@for_each(["../outside", "/etc/passwd", "a/../../b", ""])
+def test_a_bundle_does_not_lead_out_of_its_folder(name: str, tmp_path: Path) -> None:
     make_bundle(tmp_path / "kept")
     document = json.loads((tmp_path / "kept" / MANIFEST).read_text())
     document["contents"][name] = {"size": 0, "sha256": ""}
@@ -284,12 +282,12 @@ def test_outcome_without_evidence_has_the_errors_words(tmp_path: Path) -> None:
     assert [seen.what for seen in outcome.saw] == ["found"]
 
 
-@pytest.mark.parametrize(
-    "text", ['{"token": "s3cretive-value", "mo', "token=s3cretive-value", '{"a": "--token s3cretive-value"}{}', ""]
+@for_each(
+    ['{"token": "s3cretive-value", "mo', "token=s3cretive-value", '{"a": "--token s3cretive-value"}{}', ""],
+    ["evidence.json", "error.txt", "guest.qmp.log"],
 )
-@pytest.mark.parametrize("name", ["evidence.json", "error.txt", "guest.qmp.log"])
 def test_a_file_that_is_cut_off_or_no_json_has_its_secrets_taken_out_all_the_same(
-    tmp_path: Path, name: str, text: str
+    text: str, name: str, tmp_path: Path
 ) -> None:
     results = make_results(tmp_path / "results")
     (results / name).write_text(text)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
 from click.testing import CliRunner
 
 from tests.bundle_kit import FAILED, RECIPE, SERVER, make_bundle
+from tests.cases import for_each_row
 from userdev.relay.direction import Direction
 from userdev.trace import TraceWriter, View
 from vfio_user.bundle import Outcome, Seen, open_bundle
@@ -47,8 +47,8 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize(("outcome", "about"), OTHERS.values(), ids=OTHERS)
-def test_another_outcome_is_not_the_same(tmp_path: Path, outcome: Outcome, about: About) -> None:
+@for_each_row(OTHERS.values(), ids=OTHERS)
+def test_another_outcome_is_not_the_same(outcome: Outcome, about: About, tmp_path: Path) -> None:
     make_bundle(tmp_path / "first")
     make_bundle(tmp_path / "second", outcome=outcome)
     told = differences(open_bundle(tmp_path / "first"), open_bundle(tmp_path / "second"))
@@ -56,24 +56,21 @@ def test_another_outcome_is_not_the_same(tmp_path: Path, outcome: Outcome, about
     assert CliRunner().invoke(command, ["diff", str(tmp_path / "first"), str(tmp_path / "second")]).exit_code == 1
 
 
-@pytest.mark.parametrize(
-    ("one", "other"),
+@for_each_row(
     [
         ("no answer from /tmp/vfio-user-abc/x.sock", "no answer from /tmp/vfio-user-xyz/x.sock"),
         ("it took 12.31 s", "it took 11.9 s"),
         ("process 4711 was killed", "process 815 was killed"),
         ("at 0x7f880ba96d40", "at 0x7f880ba97e40"),
-    ],
+    ]
 )
-def test_what_is_another_in_every_run_makes_no_difference(tmp_path: Path, one: str, other: str) -> None:
+def test_what_is_another_in_every_run_makes_no_difference(one: str, other: str, tmp_path: Path) -> None:
     outcomes = [FAILED.model_copy(update={"cause": cause}) for cause in (one, other)]
     assert found(tmp_path, {"outcome": outcomes[0]}, {"outcome": outcomes[1]}) == []
 
 
-@pytest.mark.parametrize(
-    ("one", "other"), [("5! is 121, not 120", "5! is 122, not 120"), ("read 0xed", "read 0xee"), ("7 of 8", "8 of 8")]
-)
-def test_numbers_that_were_seen_do(tmp_path: Path, one: str, other: str) -> None:
+@for_each_row([("5! is 121, not 120", "5! is 122, not 120"), ("read 0xed", "read 0xee"), ("7 of 8", "8 of 8")])
+def test_numbers_that_were_seen_do(one: str, other: str, tmp_path: Path) -> None:
     outcomes = [FAILED.model_copy(update={"cause": cause}) for cause in (one, other)]
     assert found(tmp_path, {"outcome": outcomes[0]}, {"outcome": outcomes[1]}) == [f"cause: {one} -> {other}"]
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.bundle_kit import make_bundle
+from tests.cases import for_each
 from tests.test_pytest_plugin import project as project  # a stranger's folder
 from userdev.errors import UserError
 from vfio_user.bundle import IN_RESULTS, OpenBundle, bundle_of, keeping_test, moved, open_bundle
@@ -121,8 +122,8 @@ def left_by(folder: Path, name: str) -> Path:
     return folder / name
 
 
-@pytest.mark.parametrize("into", [None, "all"])
-def test_bundles_of_a_job_are_told_and_moved_where_they_are_wanted(tmp_path: Path, into: str | None) -> None:
+@for_each([None, "all"])
+def test_bundles_of_a_job_are_told_and_moved_where_they_are_wanted(into: str | None, tmp_path: Path) -> None:
     tests = [
         {"name": f"{number}-avocado_tests/test_dma.py:Dma.test_{number}", "logdir": str(left_by(tmp_path, str(number)))}
         for number in (1, 2)
@@ -145,7 +146,7 @@ def test_a_bundle_that_cannot_be_moved_is_told(tmp_path: Path) -> None:
 # -- nights ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("interpose", [True, False])
+@for_each([True, False])
 def test_the_cells_of_a_night_are_what_they_are(interpose: bool) -> None:
     cell = Cell(interpose=interpose, device="edu")
     assert Bundles().in_cell(cell) == cell
@@ -169,8 +170,8 @@ def night(folder: Path, bundle: str) -> Summary:
     )
 
 
-@pytest.mark.parametrize("wanted", ["auto", "elsewhere"])
-def test_the_morning_page_links_to_the_bundle_of_a_case(tmp_path: Path, wanted: str) -> None:
+@for_each(["auto", "elsewhere"])
+def test_the_morning_page_links_to_the_bundle_of_a_case(wanted: str, tmp_path: Path) -> None:
     folder = tmp_path / "night"
     results = left_by(folder, "1")
     place = Bundles(wanted if wanted == "auto" else str(tmp_path / wanted)).take(results, "edu/test_1", folder)

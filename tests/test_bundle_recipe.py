@@ -10,6 +10,7 @@ import click
 import pytest
 
 from tests.bundle_kit import make_results
+from tests.cases import for_each
 from vfio_user.bundle import Keeping, Recipe, open_bundle
 from vfio_user.bundle.made_with import named_files, own_versions, recorded
 from vfio_user.bundle.of_tests import moved
@@ -42,7 +43,7 @@ def parsed(name: str, words: list[str]) -> tuple[click.Context, dict[str, Any]]:
     return context, dict(context.params)
 
 
-@pytest.mark.parametrize("name", LINES)
+@for_each(LINES)
 def test_the_words_of_a_recipe_say_the_same(name: str) -> None:
     context, said = parsed(name, LINES[name])
     recipe, inputs = recipe_of(name, context)
@@ -51,7 +52,7 @@ def test_the_words_of_a_recipe_say_the_same(name: str) -> None:
     assert inputs == {}
 
 
-@pytest.mark.parametrize("name", LINES)
+@for_each(LINES)
 def test_what_was_not_said_is_not_in_a_recipe(name: str) -> None:
     recipe, _ = recipe_of(name, parsed(name, [])[0])
     assert recipe.arguments == ()
@@ -90,7 +91,7 @@ def test_files_of_one_name_are_two_and_one_that_was_named_twice_is_one(tmp_path:
     assert [inputs[word.removeprefix("{inputs}/")] for word in words[:3]] == found
 
 
-@pytest.mark.parametrize("name", ["run", "soak", "migrate", "test-e2e", "nightly"])
+@for_each(["run", "soak", "migrate", "test-e2e", "nightly"])
 def test_a_bound_of_nothing_is_refused(name: str) -> None:
     with pytest.raises(click.BadParameter, match="0 is not in the range"):
         parsed(name, ["--bundle-size", "0"])

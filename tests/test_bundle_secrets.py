@@ -10,6 +10,7 @@ import pytest
 import zstandard
 
 from tests.bundle_kit import RECIPE, make_results
+from tests.cases import for_each
 from vfio_user.bundle import Outcome, Recipe, Secrets, cores, pack
 from vfio_user.bundle.cores import TooLarge, pack_core
 
@@ -73,16 +74,18 @@ def test_of_secrets_within_each_other_nothing_is_left(tmp_path: Path) -> None:
     assert secrets.data(said.encode()) == b" ".join(b"x" * len(value) for value in environment.values())
 
 
-@pytest.mark.parametrize("words", COMMANDS.values(), ids=COMMANDS)
-def test_a_secret_of_the_command_line_is_nowhere(tmp_path: Path, words: tuple[str, ...]) -> None:
+@for_each(COMMANDS.values(), ids=COMMANDS)
+def test_a_secret_of_the_command_line_is_nowhere(words: tuple[str, ...], tmp_path: Path) -> None:
     place = packed(tmp_path, said=f"connecting with {SECRET}!", words=words)
     assert SECRET.encode() not in everything(place)
     assert b"connecting with" in everything(place), "what else was said is there"
 
 
-@pytest.mark.parametrize("name", ["GITHUB_TOKEN", "AWS_SECRET_ACCESS_KEY", "PGPASSWORD", "sshPassphrase", "ci_api_key"])
-@pytest.mark.parametrize("value", [SECRET, 'it\'s "quoted" & <so> \\ on'])
-def test_a_secret_of_the_environment_is_nowhere(tmp_path: Path, name: str, value: str) -> None:
+@for_each(
+    ["GITHUB_TOKEN", "AWS_SECRET_ACCESS_KEY", "PGPASSWORD", "sshPassphrase", "ci_api_key"],
+    [SECRET, 'it\'s "quoted" & <so> \\ on'],
+)
+def test_a_secret_of_the_environment_is_nowhere(name: str, value: str, tmp_path: Path) -> None:
     if name == "PGPASSWORD":
         name = "PG_PASSWORD"
     said = f"{value} {html.escape(value)} {json.dumps(value)}"
@@ -91,10 +94,8 @@ def test_a_secret_of_the_environment_is_nowhere(tmp_path: Path, name: str, value
         assert form.encode() not in bytes_of_it
 
 
-@pytest.mark.parametrize(
-    "token", [f"ghp_{'a1' * 18}", f"glpat-{'b2' * 10}", "AKIA" + "Z9" * 8, "eyJhbGciOiJIUzI.eyJzdWIiOiIxMjM.c2ln"]
-)
-def test_a_token_of_a_known_form_is_in_no_text(tmp_path: Path, token: str) -> None:
+@for_each([f"ghp_{'a1' * 18}", f"glpat-{'b2' * 10}", "AKIA" + "Z9" * 8, "eyJhbGciOiJIUzI.eyJzdWIiOiIxMjM.c2ln"])
+def test_a_token_of_a_known_form_is_in_no_text(token: str, tmp_path: Path) -> None:
     results = make_results(tmp_path / "results", said=f"using {token}")
     pack(results, tmp_path / "bundle", RECIPE, Outcome(verdict="FAIL"), of="", secrets=Secrets((), {}))
     assert token.encode() not in everything(tmp_path / "bundle")
@@ -124,8 +125,7 @@ def test_a_link_to_a_file_elsewhere_is_not_followed(tmp_path: Path) -> None:
     assert b"of somebody else" not in everything(tmp_path / "bundle")
 
 
-@pytest.mark.parametrize(
-    "text",
+@for_each(
     [
         "the token bucket has 5 tokens",
         "vfio-user serve edu --socket-path /tmp/s --msix 0",
@@ -133,7 +133,7 @@ def test_a_link_to_a_file_elsewhere_is_not_followed(tmp_path: Path) -> None:
         "author: somebody, monkey=1, keyboard: us",
         "REGION_READ BAR0+0x20 = 0xed",
         "at 12:30:15.250 http://host:8080/path",
-    ],
+    ]
 )
 def test_what_is_no_secret_is_left_alone(text: str) -> None:
     assert Secrets((), {"HOME": "/tmp", "TOKEN": "1", "AUTH": "none"}).text(text) == text
@@ -150,9 +150,9 @@ CHUNK = 1 << 16
 """Bytes of a core that are looked at together, in these tests."""
 
 
-@pytest.mark.parametrize("at", [0, 100, CHUNK - 9, CHUNK, CHUNK + 32_760, 2 * CHUNK + 40_000])
+@for_each([0, 100, CHUNK - 9, CHUNK, CHUNK + 32_760, 2 * CHUNK + 40_000])
 def test_a_core_is_without_the_environment_wherever_it_lies(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+    at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cores, "CHUNK", CHUNK)
     environment = {"HOME": "/home/somebody", "MY_TOKEN": SECRET, "HARMLESS": "a word of mine", "LONG": "long " * 2000}

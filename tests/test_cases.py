@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -30,6 +34,33 @@ def test_a_failure_says_with_what() -> None:
         check()
     assert failure.value.__notes__ == ["with 'bad', False"]
     assert (check.__name__, check.__doc__, not inspect.signature(check).parameters) == ("check", "Be good.", True)
+
+
+@for_each_row([(["a name", "another"], "with another"), (str.upper, "with BAD"), (None, "with 'bad'")])
+def test_cases_have_the_names_that_they_are_given(ids: list[str] | Callable[[str], str] | None, note: str) -> None:
+    @for_each(["good", "bad"], ids=ids)
+    def check(name: str) -> None:
+        assert name == "good"
+
+    with pytest.raises(AssertionError) as failure:
+        check()
+    assert failure.value.__notes__ == [note]
+
+
+@for_each([1, 2])
+def test_each_case_begins_as_a_test_does(
+    number: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert (list(tmp_path.iterdir()), caplog.records, capsys.readouterr().out) == ([], [], "")
+    assert "OF_A_CASE" not in os.environ
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("OF_A_CASE", str(number))
+    logging.getLogger(__name__).warning("of case %d", number)
+    print(number)
 
 
 def test_nothing_is_no_test() -> None:

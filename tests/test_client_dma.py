@@ -6,6 +6,7 @@ import errno
 
 import pytest
 
+from tests.cases import for_each_row
 from tests.scripted_server import ScriptedServer
 from tests.test_client_exchange import BOTH_COUNTS, mapping_of, talking
 from userdev.errors import ProtocolError
@@ -41,15 +42,14 @@ def test_a_dma_read_is_served_while_a_reply_is_awaited(dialect: Dialect) -> None
     assert reply.payload[layout.size : layout.size + 4] == b"abcd"
 
 
-@pytest.mark.parametrize(
-    ("dialect", "size", "count"),
+@for_each_row(
     [
         ("current", 32, 4),
         ("draft-v6", 28, 0),
         ("region-migration", 32, 4),
         ("current-dma32", 16, None),
         ("region-migration-dma32", 16, None),
-    ],
+    ]
 )
 def test_a_dma_write_is_answered_as_the_dialect_has_it(dialect: str, size: int, count: int | None) -> None:
     """Dialects, section 9.5."""
@@ -72,8 +72,7 @@ def test_a_dma_write_is_answered_as_the_dialect_has_it(dialect: str, size: int, 
         assert layout.unpack(heard[0].payload).length == count
 
 
-@pytest.mark.parametrize(
-    ("command", "payload", "expected"),
+@for_each_row(
     [
         (Command.DMA_READ, DMA_ACCESS.pack(0x9000, 4), errno.ENODEV),
         (Command.DMA_READ, DMA_ACCESS.pack(0x1FFE, 4), errno.ENODEV),

@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import pytest
 
+from tests.cases import for_each, for_each_row
 from tests.descriptors import fd_count
 from tests.scripted_server import Script, ScriptedServer
 from userdev.errors import ProtocolError, UserdevError, UserError
@@ -154,7 +155,7 @@ def test_a_server_that_takes_no_answers_is_not_asked_for_more_questions(monkeypa
         assert got == sent * (32 + (16 << 10))
 
 
-@pytest.mark.parametrize(("missing", "full"), [(1, False), (0, True)])
+@for_each_row([(1, False), (0, True)])
 def test_a_server_that_owes_it_to_read_is_asked_no_more_from_the_bound_on(missing: int, full: bool) -> None:
     with closing(socket.socket(socket.AF_UNIX)) as one:
         lane = channel._Lane(Stream(one), Framer(Message), owed=channel.MAX_OWED - missing)
@@ -177,7 +178,7 @@ def test_silence_ends_at_the_deadline_and_the_late_reply_harms_nothing() -> None
         assert client.region_read(0, 7, 1) == b"\7"
 
 
-@pytest.mark.parametrize(("size", "raised"), [(4 * MAX_MESSAGE, NoAnswer), (4 * MAX_MESSAGE + 1, ProtocolError)])
+@for_each_row([(4 * MAX_MESSAGE, NoAnswer), (4 * MAX_MESSAGE + 1, ProtocolError)])
 def test_a_message_that_is_longer_than_any_is_not_waited_for(size: int, raised: type[Exception]) -> None:
     def begin(server: ScriptedServer, message: Message) -> bytes:
         return HEADER.pack(message.id, message.command, size, REPLY, 0)
@@ -205,8 +206,7 @@ def test_what_the_server_said_before_it_left_is_heard() -> None:
         client.reset()
 
 
-@pytest.mark.parametrize(
-    "wrong",
+@for_each(
     [
         lambda m: Message(m.id ^ 1, m.command, REPLY),
         lambda m: Message(m.id, m.command, 2),
@@ -226,7 +226,7 @@ def test_what_no_server_may_send_is_a_protocol_error(wrong: Callable[[Message], 
         client.reset()
 
 
-@pytest.mark.parametrize("payload", [b"", REGION_ACCESS.pack(0, 0, 4), REGION_ACCESS.pack(0, 0, 3, tail=b"abc")])
+@for_each([b"", REGION_ACCESS.pack(0, 0, 4), REGION_ACCESS.pack(0, 0, 3, tail=b"abc")])
 def test_a_read_that_brings_too_little_is_a_protocol_error(payload: bytes) -> None:
     with talking(lambda _, message: message.reply(payload)) as (client, _), pytest.raises(ProtocolError):
         client.region_read(0, 0, 4)
@@ -375,7 +375,7 @@ def test_descriptors_of_a_reply_that_came_too_late_are_closed() -> None:
         assert fd_count() == before
 
 
-@pytest.mark.parametrize("index", [0, 1, 2])
+@for_each([0, 1, 2])
 def test_the_servers_requests_may_come_on_a_twin_socket(index: int) -> None:
     """Whichever of the descriptors it is."""
 
@@ -401,9 +401,7 @@ def test_the_servers_requests_may_come_on_a_twin_socket(index: int) -> None:
         assert reply.payload[-2:] == b"hi"
 
 
-@pytest.mark.parametrize(
-    "other", [lambda: os.memfd_create("none"), lambda: socket.socket(type=socket.SOCK_DGRAM).detach()]
-)
+@for_each([lambda: os.memfd_create("none"), lambda: socket.socket(type=socket.SOCK_DGRAM).detach()])
 def test_a_twin_socket_that_is_no_stream_is_the_servers_mistake(other: Callable[[], int]) -> None:
     with ScriptedServer(echo_read, twin=True) as server:
         close_all(server.fds)

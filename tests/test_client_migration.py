@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from tests.cases import for_each_row
+from tests.cases import for_each, for_each_row
 from tests.test_client_session import SCRATCH, serving
 from userdev.errors import ProtocolError
 from vfio_user.client.migration_region import (
@@ -46,8 +46,8 @@ def test_a_device_is_moved_by_messages(tmp_path: Path) -> None:
         assert target.region_read(2, 0x1000, 6) == b"memory"
 
 
-@pytest.mark.parametrize("dialect", [DRAFT_V6, REGION_MIGRATION], ids=lambda d: d.name)
-def test_a_device_is_moved_by_the_migration_region(tmp_path: Path, dialect: Dialect) -> None:
+@for_each([DRAFT_V6, REGION_MIGRATION], ids=lambda d: d.name)
+def test_a_device_is_moved_by_the_migration_region(dialect: Dialect, tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     with (
         serving(tmp_path, dialect) as connect_a,

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.cases import for_each_row
 from tests.everything_device import Everything
 from vfio_user.client import Client
 from vfio_user.client.config_space import ConfigSpaceDump, FoundCapability
@@ -147,8 +148,7 @@ def test_both_chains_are_followed() -> None:
     assert found[3].details == {"version": 1, "id": 0x42, "revision": 2, "length": 0x18}
 
 
-@pytest.mark.parametrize(
-    ("data", "count"),
+@for_each_row(
     [
         (config({0x40: b"\x09\x60", 0x60: b"\x09\x40"}, first=0x40), 2),
         (config({0x40: b"\x09\x40"}, first=0x40), 1),
@@ -265,8 +265,7 @@ def test_what_is_right_is_no_problem(change: Callable[[Wrong], None]) -> None:
     assert wrong.problems() == []
 
 
-@pytest.mark.parametrize(
-    ("change", "said"),
+@for_each_row(
     [
         (lambda wrong: setattr(wrong, "class_code", 0x0000FF), "no class: "),
         (lambda wrong: wrong.region(7, 0x200), "a config space of 512 bytes instead of 256 or 4096"),
@@ -285,7 +284,7 @@ def test_what_is_right_is_no_problem(change: Callable[[Wrong], None]) -> None:
         (lambda wrong: wrong.store(0x58, "<I", 0x1000), "MSI-X pba at 0x1000 is not within BAR0 of 0x1000 bytes"),
         (lambda wrong: wrong.store(0x58, "<I", 4), "MSI-X pba at 0x0 is not within BAR4 of 0x0 bytes"),
         (lambda wrong: wrong.region(2, 0x4000, descriptors=2), "region 2 comes with 2 descriptors, and QEMU takes one"),
-    ],
+    ]
 )
 def test_each_problem_of_a_device_is_told_alone_and_with_its_numbers(
     change: Callable[[Wrong], object], said: str
@@ -296,12 +295,11 @@ def test_each_problem_of_a_device_is_told_alone_and_with_its_numbers(
     assert told.startswith(said)
 
 
-@pytest.mark.parametrize(
-    ("there", "said"),
+@for_each_row(
     [
         ({"regions": 7}, ["7 regions: QEMU wants at least 8", "a config space of 0 bytes instead of 256 or 4096"]),
         ({"irqs": 2}, ["2 interrupt types: QEMU wants at least 3", "MSI-X has 4 vectors, and the interrupt type 0"]),
-    ],
+    ]
 )
 def test_what_is_not_there_is_told_with_what_lacks_it(there: dict[str, int], said: list[str]) -> None:
     wrong = Wrong()
@@ -309,7 +307,7 @@ def test_what_is_not_there_is_told_with_what_lacks_it(there: dict[str, int], sai
     assert wrong.problems() == said
 
 
-@pytest.mark.parametrize(("vectors", "fits"), [(128, True), (129, False)])
+@for_each_row([(128, True), (129, False)])
 def test_a_table_of_interrupts_has_16_bytes_for_each(vectors: int, fits: bool) -> None:
     """QEMU ends at one that is not within its BAR."""
     capability = struct.pack("<BBHII", 0x11, 0, vectors - 1, 0x800, 0x000)

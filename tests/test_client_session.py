@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from tests.cases import for_each
 from tests.conftest import PATIENCE
 from tests.descriptors import fd_count
 from tests.everything_device import Everything
@@ -377,8 +378,8 @@ def test_what_the_device_writes_is_reported_once(current: Client) -> None:
         current.stop_logging()
 
 
-@pytest.mark.parametrize("dialect", [DRAFT_V6, REGION_MIGRATION], ids=lambda d: d.name)
-def test_dirty_pages_are_reported_by_the_older_message(tmp_path: Path, dialect: Dialect) -> None:
+@for_each([DRAFT_V6, REGION_MIGRATION], ids=lambda d: d.name)
+def test_dirty_pages_are_reported_by_the_older_message(dialect: Dialect, tmp_path: Path) -> None:
     with serving(tmp_path, dialect) as connect, connect() as client, GuestMemory(0x8000) as ram:
         client.dma_map(BASE, ram)
         client.start_dirty_pages()
@@ -424,8 +425,8 @@ def test_probe_describes_the_device(tmp_path: Path, dialect: Dialect) -> None:
     assert "may be mapped: 0x4000 to 0x6000 (8 KiB)" in render(found)
 
 
-@pytest.mark.parametrize("dialect", [CURRENT, DRAFT_V6], ids=lambda d: d.name)
-def test_probe_finds_the_dialect_by_itself(tmp_path: Path, dialect: Dialect) -> None:
+@for_each([CURRENT, DRAFT_V6], ids=lambda d: d.name)
+def test_probe_finds_the_dialect_by_itself(dialect: Dialect, tmp_path: Path) -> None:
     with serving(tmp_path, dialect):
         result = CliRunner().invoke(probe, [str(tmp_path / "s"), "--json"])
     assert result.exception is None, result.exception

@@ -11,6 +11,7 @@ from functools import partial
 
 import pytest
 
+from tests.cases import for_each
 from tests.descriptors import fd_count
 from tests.scripted_server import ScriptedServer
 from tests.test_client_exchange import talking
@@ -142,8 +143,7 @@ USES: dict[str, Callable[[Client], object]] = {
 }
 
 
-@pytest.mark.parametrize("said", [b"", b"0123456789"])
-@pytest.mark.parametrize("use", USES)
+@for_each([b"", b"0123456789"], USES)
 def test_how_a_server_has_left_is_said_by_whatever_meets_it(said: bytes, use: str) -> None:
     how = "the server closed the connection" + (" in the middle of a message, 10 bytes into it" if said else "")
 

@@ -19,6 +19,7 @@ import click
 import pytest
 from click.shell_completion import get_completion_class
 
+from tests.cases import for_each, for_each_row
 from userdev.trace import TraceWriter
 from vfio_user.cli import COMMANDS, VHOST_USER_COMMANDS, cli, run_command, vhost_user_cli
 from vfio_user.cli._errors import explain
@@ -126,7 +127,7 @@ def test_nothing_is_written_over_what_it_is_made_of(say: Say, tmp_path: Path) ->
             assert trace.read_bytes() == written, (words, output)
 
 
-@pytest.mark.parametrize("flag", ["--device", "--qemu", "--memory", "--cpus", "--iommu", "--modules", "--root-bus"])
+@for_each(["--device", "--qemu", "--memory", "--cpus", "--iommu", "--modules", "--root-bus"])
 def test_all_commands_that_boot_a_guest_take_the_same_hardware(flag: str) -> None:
     found = [options_of(name)[flag] for name in GUESTS]
     assert len({option.type.name for option in found}) == 1
@@ -280,18 +281,17 @@ def test_a_shell_completes_what_there_is(
     assert wanted in completed(monkeypatch, shell, *words)
 
 
-@pytest.mark.parametrize(
-    ("program", "name", "offered", "refused"),
+@for_each_row(
     [
         ("vfio-user", "conformance", {"edu", "nvme"}, {"vhost-user-blk"}),
         ("vfio-user", "probe", {"edu", "nvme"}, {"vhost-user-blk"}),
         ("vfio-user", "run", {"edu", "vhost-user-blk"}, {"gpio"}),
         ("vhost-user", "conformance", {"net", "blk", "rng", "vsock", "fs"}, {"edu", "vhost-user-blk"}),
         ("vhost-user", "probe", {"vhost-user-blk"}, {"edu"}),
-    ],
+    ]
 )
 def test_no_device_is_completed_that_the_command_refuses(
-    monkeypatch: pytest.MonkeyPatch, program: str, name: str, offered: set[str], refused: set[str]
+    program: str, name: str, offered: set[str], refused: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = set(completed(monkeypatch, "bash", name, "--device", "", program=program))
     assert offered <= words
@@ -364,7 +364,7 @@ def commands_of(command: click.Command, path: str) -> Iterator[tuple[str, click.
         yield path, command
 
 
-@pytest.mark.parametrize("program", ROOTS)
+@for_each(ROOTS)
 def test_every_command_is_for_programs_and_whatever_takes_a_while_can_be_quiet(program: str) -> None:
     """But those of which that would be nothing, each with what it is instead."""
     for name, command in commands_of(ROOTS[program], ""):

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
+from tests.cases import for_each
 from tests.config_space_faults import BROKEN
 from tests.conformance_target import Fault, InProcess, Proceed, Reply, failed, with_fault
 from tests.everything_device import Everything
@@ -38,16 +37,16 @@ class Ports(PciDevice):
 GROUPS = ("config", "region_info")
 
 
-@pytest.mark.parametrize("name", BROKEN)
-def test_what_a_driver_would_stumble_over_is_one_finding(tmp_path: Path, name: str) -> None:
+@for_each(BROKEN)
+def test_what_a_driver_would_stumble_over_is_one_finding(name: str, tmp_path: Path) -> None:
     broken = BROKEN[name]
     with InProcess(tmp_path, Everything, session=with_fault(broken.fault)) as target:
         found = failed(target.results(*GROUPS))
     assert set(found) - {"region_info/descriptor-maps"} == set(broken.found), found
 
 
-@pytest.mark.parametrize("name", [name for name, broken in BROKEN.items() if broken.warning])
-def test_probe_warns_of_it_without_touching_the_device(tmp_path: Path, name: str) -> None:
+@for_each([name for name, broken in BROKEN.items() if broken.warning])
+def test_probe_warns_of_it_without_touching_the_device(name: str, tmp_path: Path) -> None:
     broken = BROKEN[name]
     assert not any(broken.warning in problem for problem in problems(tmp_path, Everything))
     found = problems(tmp_path, Everything, broken.fault)
@@ -81,8 +80,8 @@ def problems(folder: Path, device: Callable[[], PciDevice], fault: Fault | None 
         return describe(client).problems
 
 
-@pytest.mark.parametrize("device", [Everything, Quiet, Ports])
-def test_a_device_that_is_right_keeps_all_the_rules(tmp_path: Path, device: Callable[[], PciDevice]) -> None:
+@for_each([Everything, Quiet, Ports])
+def test_a_device_that_is_right_keeps_all_the_rules(device: Callable[[], PciDevice], tmp_path: Path) -> None:
     with InProcess(tmp_path, device) as target:
         results = target.results("config")
     assert {result.outcome for result in results} <= {Outcome.PASS, Outcome.SKIP}, results

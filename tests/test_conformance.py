@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 import pytest
 from click.testing import CliRunner
 
+from tests.cases import for_each, for_each_row
 from tests.conformance_target import Fault, InProcess, Proceed, Reply, failed, skipped, with_fault
 from tests.everything_device import Everything
 from userdev.errors import ProtocolError, UserError, VerdictError
@@ -64,8 +65,8 @@ def test_a_device_with_everything_passes_in_every_dialect(tmp_path: Path, dialec
     assert skipped(results) <= NEEDS_THE_PROCESS | NEEDS_EDU | DEVICE_MIGRATES | HAS_A_PIN
 
 
-@pytest.mark.parametrize("dialect", DIALECTS.values(), ids=DIALECTS)
-def test_edu_passes_in_every_dialect_and_does_dma_by_message(tmp_path: Path, dialect) -> None:  # type: ignore[no-untyped-def]
+@for_each(DIALECTS.values(), ids=DIALECTS)
+def test_edu_passes_in_every_dialect_and_does_dma_by_message(dialect, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     with InProcess(tmp_path, Edu, dialect) as target:
         results = target.results("info", "device_dma", "dma_map", "set_irqs", "reset")
     assert failed(results) == {}
@@ -114,8 +115,8 @@ class SaysWhatItIsInAnyState(with_fault(LooksAtEverything())):  # type: ignore[m
         return command if command is Command.GET_INFO else super()._command(message)
 
 
-@pytest.mark.parametrize("dialect", [CURRENT, DRAFT_V6], ids=lambda d: d.name)
-def test_a_server_passes_that_takes_no_request_with_what_replies_say(tmp_path: Path, dialect) -> None:  # type: ignore[no-untyped-def]
+@for_each([CURRENT, DRAFT_V6], ids=lambda d: d.name)
+def test_a_server_passes_that_takes_no_request_with_what_replies_say(dialect, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     with InProcess(tmp_path, Everything, dialect, session=SaysWhatItIsInAnyState) as target:
         results = target.results("info", "region_info", "irq_info", "migration", "migration_region", "dirty_pages")
     assert failed(results) == {}
@@ -360,13 +361,9 @@ ONE_REFUSAL: tuple[tuple[Fault, tuple[str, ...], set[str]], ...] = (
 )
 
 
-@pytest.mark.parametrize(
-    ("fault", "groups", "expected"),
-    ONE_REFUSAL,
-    ids=[f"{type(fault).__name__}{getattr(fault, 'state', '')}" for fault, _, _ in ONE_REFUSAL],
-)
+@for_each_row(ONE_REFUSAL, ids=[f"{type(fault).__name__}{getattr(fault, 'state', '')}" for fault, _, _ in ONE_REFUSAL])
 def test_one_refusal_is_one_finding_and_what_needs_it_is_not_judged(
-    tmp_path: Path, fault: Fault, groups: tuple[str, ...], expected: set[str]
+    fault: Fault, groups: tuple[str, ...], expected: set[str], tmp_path: Path
 ) -> None:
     with InProcess(tmp_path, Everything, session=with_fault(fault)) as target:
         results = target.results(*groups)
@@ -447,8 +444,8 @@ def test_a_fault_fails_the_checks_for_it_and_no_others(
         assert set(failed(target.results(*groups))) == expected
 
 
-@pytest.mark.parametrize("how", [[], ["--quiet"], ["--json", "-"]], ids=" ".join)
-def test_a_verdict_is_bad_when_a_check_fails(tmp_path: Path, how: list[str]) -> None:
+@for_each([[], ["--quiet"], ["--json", "-"]], ids=" ".join)
+def test_a_verdict_is_bad_when_a_check_fails(how: list[str], tmp_path: Path) -> None:
     """However it is told."""
     with InProcess(tmp_path, Everything, session=with_fault(EchoesTheWrongCommand())) as target:
         target.connect().close()
@@ -457,8 +454,8 @@ def test_a_verdict_is_bad_when_a_check_fails(tmp_path: Path, how: list[str]) -> 
     assert "header/command-echoed" in result.exception.evidence
 
 
-@pytest.mark.parametrize(("spoken", "asked"), [("current", "draft-v6"), ("draft-v6", "region-migration")])
-def test_a_server_of_another_dialect_is_no_verdict(tmp_path: Path, spoken: str, asked: str) -> None:
+@for_each_row([("current", "draft-v6"), ("draft-v6", "region-migration")])
+def test_a_server_of_another_dialect_is_no_verdict(spoken: str, asked: str, tmp_path: Path) -> None:
     with InProcess(tmp_path, Everything, dialect=DIALECTS[spoken]) as target:
         target.connect().close()
         result = CliRunner().invoke(conformance, [str(tmp_path / "s"), "--dialect", asked])

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cases import for_each
 from tests.config_space_faults import BROKEN
 from tests.conformance_target import Fault, InProcess, Proceed, Reply, with_fault
 from tests.everything_device import Everything
@@ -380,8 +381,8 @@ class Patient(Bench):
         return client
 
 
-@pytest.mark.parametrize("name", HELPERS)
-def test_what_is_wrong_beside_a_refusal_is_noticed_and_named(tmp_path: Path, name: str) -> None:
+@for_each(HELPERS)
+def test_what_is_wrong_beside_a_refusal_is_noticed_and_named(name: str, tmp_path: Path) -> None:
     session, group, expected, said = HELPERS[name]
     checks = [check for check in CATALOGUE if check.group == group and check.id in OF_CURRENT]
     with InProcess(tmp_path, _device, CURRENT, session=session) as target:

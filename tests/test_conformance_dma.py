@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
+from tests.cases import for_each_row
 from tests.conformance_target import Fault, InProcess, Proceed, Reply, failed, with_fault
 from userdev.errors import ProtocolError
 from userdev.transport import close_all
@@ -105,16 +104,9 @@ FAULTS: tuple[tuple[Fault, Callable[[], PciDevice], set[str]], ...] = (
 )
 
 
-@pytest.mark.parametrize(
-    ("fault", "device", "expected"),
-    FAULTS,
-    ids=[f"{type(fault).__name__}-{device.__name__}" for fault, device, _ in FAULTS],
-)
+@for_each_row(FAULTS, ids=[f"{type(fault).__name__}-{device.__name__}" for fault, device, _ in FAULTS])
 def test_a_fault_fails_the_checks_for_it_and_no_others(
-    tmp_path: Path,
-    fault: Fault,
-    device: Callable[[], PciDevice],
-    expected: set[str],
+    fault: Fault, device: Callable[[], PciDevice], expected: set[str], tmp_path: Path
 ) -> None:
     timeout = 0.5 if device is StuckEdu else 2
     with InProcess(tmp_path, device, session=with_fault(fault)) as target:
@@ -141,10 +133,8 @@ def test_each_check_can_fail() -> None:
     }
 
 
-@pytest.mark.parametrize(
-    ("fault", "check"), [(WritesWhatMayOnlyBeRead(), "read-only"), (KeepsItsMappings(), "unmapped")]
-)
-def test_what_is_written_is_seen_also_where_no_check_was_before(tmp_path: Path, fault: Fault, check: str) -> None:
+@for_each_row([(WritesWhatMayOnlyBeRead(), "read-only"), (KeepsItsMappings(), "unmapped")])
+def test_what_is_written_is_seen_also_where_no_check_was_before(fault: Fault, check: str, tmp_path: Path) -> None:
     """The buffer is as after a start then: full of zeros."""
     chosen = [each for each in CATALOGUE if each.id == f"device_dma/{check}"]
     with InProcess(tmp_path, Edu, session=with_fault(fault)) as target:

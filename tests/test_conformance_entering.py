@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.cases import for_each, for_each_row
 from userdev.conformance import Group, Level, require_known_needs
 from userdev.errors import UserError
 from vfio_user.cli._own_checks import own_checks
@@ -22,8 +23,7 @@ def untitled(bench: Any) -> None:
     pass
 
 
-@pytest.mark.parametrize(
-    ("name", "given", "function", "error"),
+@for_each_row(
     [
         ("Adds Twice", {}, titled, ValueError),
         ("", {}, titled, ValueError),
@@ -31,7 +31,7 @@ def untitled(bench: Any) -> None:
         ("there", {}, titled, ValueError),
         ("adds", {"level": "must"}, titled, TypeError),
         ("adds", {}, untitled, ValueError),
-    ],
+    ]
 )
 def test_a_check_that_is_none_is_refused_with_its_id(
     name: str, given: Any, function: Any, error: type[Exception]
@@ -93,7 +93,7 @@ def test_a_file_without_a_check_that_can_be_run_is_refused_with_what_is_wrong(tm
         own_checks(tmp_path / "nowhere.py", CATALOGUE)
 
 
-@pytest.mark.parametrize("level", Level)
+@for_each(Level)
 def test_a_check_of_any_level_is_entered(level: Level) -> None:
     group = Group[Any]("mine", "a rule")
     group.check("adds-twice-2", level=level)(titled)

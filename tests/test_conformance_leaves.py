@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cases import for_each, for_each_row
 from tests.conformance_target import Fault, InProcess, Proceed, Reply, failed, with_fault
 from tests.everything_device import Everything
 from userdev.conformance import targets
@@ -54,9 +55,7 @@ class Keeps(Fault):
         return proceed(command, message)
 
 
-@pytest.mark.parametrize(
-    ("command", "size"), [(Command.REGION_READ, 16), (Command.DEVICE_RESET, 0), (Command.SET_IRQS, 4)]
-)
+@for_each_row([(Command.REGION_READ, 16), (Command.DEVICE_RESET, 0), (Command.SET_IRQS, 4)])
 def test_descriptors_that_one_command_leaves_open_are_noticed(
     command: Command, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -124,7 +123,7 @@ def test_a_server_that_was_just_started_is_waited_for(tmp_path: Path, monkeypatc
         listener.close()
 
 
-@pytest.mark.parametrize("where", ["unix:{folder}/file", "unix:{folder}/none/s", "tcp:127.0.0.1:1"])
+@for_each(["unix:{folder}/file", "unix:{folder}/none/s", "tcp:127.0.0.1:1"])
 def test_where_no_server_can_come_nobody_is_waited_for(
     where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,8 +6,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
-
+from tests.cases import for_each, for_each_row
 from tests.conformance_target import Fault, InProcess, Proceed, Reply, failed, skipped, with_fault
 from tests.everything_device import Everything
 from userdev.errors import ProtocolError
@@ -48,8 +47,8 @@ class HasNoPreCopy(Fault):
         return payload, fds
 
 
-@pytest.mark.parametrize("dialect", [CURRENT, DRAFT_V6], ids=lambda dialect: dialect.name)
-def test_a_server_that_does_no_dma_is_asked_for_none(tmp_path: Path, dialect: Dialect) -> None:
+@for_each([CURRENT, DRAFT_V6], ids=lambda dialect: dialect.name)
+def test_a_server_that_does_no_dma_is_asked_for_none(dialect: Dialect, tmp_path: Path) -> None:
     with InProcess(tmp_path, Everything, dialect=dialect, session=with_fault(DoesNoDma())) as target:
         results = target.results("dma_map", "dma_unmap")
     assert not failed(results)
@@ -116,9 +115,9 @@ HALVES: tuple[tuple[type[Session], Dialect, str, str], ...] = (
 )
 
 
-@pytest.mark.parametrize(("session", "dialect", "group", "name"), HALVES, ids=[name for *_, name in HALVES])
+@for_each_row(HALVES, ids=[name for *_, name in HALVES])
 def test_what_is_done_by_half_fails_the_check_for_it_and_no_other(
-    tmp_path: Path, session: type[Session], dialect: Dialect, group: str, name: str
+    session: type[Session], dialect: Dialect, group: str, name: str, tmp_path: Path
 ) -> None:
     with InProcess(tmp_path, Everything, dialect=dialect, session=session) as target:
         assert set(failed(target.results(group))) == {f"{group}/{name}"}

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
+from tests.cases import for_each, for_each_row
 from userdev.conformance import Check, Crash, Group, Level, Outcome, Skip, require, run
 from userdev.conformance.targets import RunningServer
 from userdev.errors import UserdevError
@@ -68,7 +67,7 @@ def several(*functions: Callable[[Bench], None], level: Level = Level.MUST) -> l
     return list(group)
 
 
-@pytest.mark.parametrize("level", Level)
+@for_each(Level)
 def test_a_rule_that_is_left_open_is_not_failed(level: Level) -> None:
     assert outcome(wrong, level) == (
         Outcome.DIFFERS if level is Level.OPEN else Outcome.FAIL,
@@ -90,7 +89,7 @@ def test_a_server_that_somebody_else_runs_and_that_has_gone_is_told_once(tmp_pat
     assert server.crashed() is None
 
 
-@pytest.mark.parametrize("check", [right, wrong])
+@for_each([right, wrong])
 def test_a_server_that_ends_by_itself_differs_where_that_is_left_open(check: Callable[[Bench], None]) -> None:
     ended, killed = Crash("it ended", by_itself=True), Crash("it was killed")
     assert outcome(check, Level.OPEN, ended)[0] is Outcome.DIFFERS
@@ -105,7 +104,7 @@ def test_a_check_that_breaks_is_told_with_the_line_of_it() -> None:
     assert f"{__file__}:{broken.__code__.co_firstlineno + 2}" in detail
 
 
-@pytest.mark.parametrize("level", Level)
+@for_each(Level)
 def test_a_server_has_the_time_to_die_of_what_a_check_has_sent_whatever_the_check_says(level: Level) -> None:
     """Else its death is that of the next, whose client it still takes. A check that was skipped has sent nothing."""
     happened: list[str] = []
@@ -124,7 +123,7 @@ def test_a_server_has_the_time_to_die_of_what_a_check_has_sent_whatever_the_chec
     ]
 
 
-@pytest.mark.parametrize(("level", "first"), [(Level.MUST, Outcome.FAIL), (Level.OPEN, Outcome.DIFFERS)])
+@for_each_row([(Level.MUST, Outcome.FAIL), (Level.OPEN, Outcome.DIFFERS)])
 def test_what_needs_what_went_wrong_is_not_judged_however_far_behind_it(level: Level, first: Outcome) -> None:
     """Whether the first was failed or only differs, and what needs one that was not judged."""
     group = Group[Bench]("group", "a rule")
@@ -181,7 +180,7 @@ class Mute(Bench):
         raise UserdevError("it hangs up")
 
 
-@pytest.mark.parametrize("level", [Level.MUST, Level.OPEN])
+@for_each([Level.MUST, Level.OPEN])
 def test_a_server_that_begins_no_conversation_is_one_failure_and_nothing_else_is_tried(level: Level) -> None:
     tried: list[str] = []
     checks = several(right, wrong, wrong, right, level=level)

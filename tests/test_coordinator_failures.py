@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cases import for_each_row
 from tests.device_kit import open_fds
 from tests.migrating_world import DONE, World, config_of
 from userdev.control import ControlError
@@ -235,14 +236,13 @@ def test_what_is_told_when_nobody_waits_any_more_changes_no_verdict(make: Make) 
     assert world.migrate().verdict is Verdict.MIGRATED
 
 
-@pytest.mark.parametrize(
-    ("before", "after"),
+@for_each_row(
     [
         (Verdict.MIGRATED, Verdict.LOST),
         (Verdict.STAYED, Verdict.LOST),
         (Verdict.LOST, Verdict.LOST),
         (Verdict.DEAD, Verdict.DEAD),
-    ],
+    ]
 )
 def test_what_is_found_to_be_wrong_behind_a_migration_is_in_its_verdict(before: Verdict, after: Verdict) -> None:
     """Wherever the guest runs; one that runs nowhere is worse still."""

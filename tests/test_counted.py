@@ -5,17 +5,14 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import pytest
-
+from tests.cases import for_each_row
 from userdev.counted import counted, times
 
 ROOT = Path(__file__).parent.parent
 BY_HAND = re.compile(r"""(['"])s\1 (?:if|\*) """)
 
 
-@pytest.mark.parametrize(
-    ("number", "said"), [(0, "0 cases"), (1, "1 case"), (2, "2 cases"), (12_345, "12,345 cases"), (-1, "-1 cases")]
-)
+@for_each_row([(0, "0 cases"), (1, "1 case"), (2, "2 cases"), (12_345, "12,345 cases"), (-1, "-1 cases")])
 def test_a_count_has_the_form_of_its_noun(number: int, said: str) -> None:
     assert counted(number, "case") == said
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from tests.cases import for_each
 from tests.device_kit import CONFIG, INTX, MASK, MSI, MSIX, NONE, TRIGGER, UNMASK, open_fds
 from tests.device_whole import EXPRESS, PAGE, POWER_MANAGEMENT, has, scribble, whole
 from tests.everything_device import Everything
@@ -53,9 +54,8 @@ RESETS: dict[str, Callable[[PciDevice], None]] = {
 }
 
 
-@pytest.mark.parametrize("kind", RESETS)
-@pytest.mark.parametrize("make", [Everything, Edu, Gpio], ids=lambda make: make.__name__)
-def test_a_device_that_was_reset_is_a_new_one_whole(make: Callable[[], PciDevice], kind: str) -> None:
+@for_each(RESETS, [Everything, Edu, Gpio])
+def test_a_device_that_was_reset_is_a_new_one_whole(kind: str, make: Callable[[], PciDevice]) -> None:
     """Its configuration space, its memory and all that migration would save of it."""
     new, device = make(), make()
     if (kind == "FLR" and not has(device, EXPRESS)) or (
@@ -98,10 +98,9 @@ BEGUN = {
 }
 
 
-@pytest.mark.parametrize("begin", BEGUN.values(), ids=BEGUN)
-@pytest.mark.parametrize("reset", RESETS.values(), ids=RESETS)
+@for_each(BEGUN.values(), RESETS.values())
 def test_no_interrupt_comes_after_a_reset_that_was_on_its_way_before(
-    reset: Callable[[PciDevice], None], begin: Callable[[PciDevice], None]
+    begin: Callable[[PciDevice], None], reset: Callable[[PciDevice], None]
 ) -> None:
     device = Everything()
     with attached(device) as link:

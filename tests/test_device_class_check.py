@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.cases import for_each, for_each_row
 from userdev.declare.class_check import framework_names
 from userdev.errors import DeclarationError
 from vfio_user import (
@@ -335,7 +336,7 @@ WRONG: dict[str, tuple[int, str, str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("line", "words", "body"), WRONG.values(), ids=WRONG)
+@for_each_row(WRONG.values(), ids=WRONG)
 def test_a_mistake_is_refused_when_the_class_is_made(line: int, words: str, body: str, tmp_path: Path) -> None:
     """Its line is told: `line` of the body, 0 for the class itself."""
     with pytest.raises(DeclarationError, match=f"(?s){words}") as refused:
@@ -382,7 +383,7 @@ RIGHT = {
 }
 
 
-@pytest.mark.parametrize("body", RIGHT.values(), ids=RIGHT)
+@for_each(RIGHT.values(), ids=RIGHT)
 def test_what_works_is_not_refused(body: str, tmp_path: Path) -> None:
     make(body, tmp_path)
 

@@ -78,7 +78,7 @@ def test_every_attribute_that_is_looked_at_has_a_test() -> None:
     assert OF_A_TYPE.keys() == ATTRIBUTES.keys() == said | {"ids"}
 
 
-@pytest.mark.parametrize("name", OF_A_TYPE)
+@for_each(OF_A_TYPE)
 def test_an_attribute_of_another_type_is_refused_with_its_name_and_its_class(name: str) -> None:
     for value in OF_A_TYPE[name]:
         with pytest.raises(DeclarationError, match=rf"D\.{name}\b.*test_device_construction\.py:\d+\)") as refused:
@@ -86,7 +86,7 @@ def test_an_attribute_of_another_type_is_refused_with_its_name_and_its_class(nam
         assert all(refused.value.__notes__)
 
 
-@pytest.mark.parametrize("name", GIVEN)
+@for_each(GIVEN)
 def test_what_a_constructor_gives_is_looked_at_likewise(name: str) -> None:
     class D(PciDevice):
         ids = PciIds(1, 2)
@@ -118,7 +118,7 @@ TWICE = {
 }
 
 
-@pytest.mark.parametrize("twice", TWICE.values(), ids=TWICE)
+@for_each(TWICE.values(), ids=TWICE)
 def test_a_capability_that_software_would_never_see_is_refused(twice: tuple[Capability | Placed, ...]) -> None:
     class D(PciDevice):
         ids = PciIds(1, 2)
@@ -163,7 +163,7 @@ class Deeper(Limited):
         self.total = total
 
 
-@pytest.mark.parametrize("early", [False, True])
+@for_each([False, True])
 def test_state_that_an_option_sets_is_what_a_reset_brings_back(early: bool) -> None:
     device = Limited(limit=7, early=early)
     fresh = device.digest()
@@ -225,7 +225,7 @@ NOWHERE: dict[str, Callable[[], type[PciDevice]]] = {
 }
 
 
-@pytest.mark.parametrize("wrong", NOWHERE.values(), ids=NOWHERE)
+@for_each(NOWHERE.values(), ids=NOWHERE)
 def test_declarations_that_contradict_each_other_name_the_class(wrong: Callable[[], type[PciDevice]]) -> None:
     with pytest.raises(DeclarationError, match=r"^D[ :.]"):
         wrong()()

@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pytest
-
+from tests.cases import for_each, for_each_row
 from vfio_user.server import catalogue as server
 from vhost_user.backend import catalogue as backend
 
@@ -44,9 +43,7 @@ def installed(protocol: Protocol) -> dict[str, Path]:
     return {path.stem: path for path in paths}
 
 
-@pytest.mark.parametrize(
-    ("protocol", "name"), [(protocol, name) for protocol in PROTOCOLS for name in sorted(devices(protocol))]
-)
+@for_each_row([(protocol, name) for protocol in PROTOCOLS for name in sorted(devices(protocol))])
 def test_a_device_is_described_and_its_description_is_installed(protocol: Protocol, name: str) -> None:
     description = json.loads(installed(protocol)[name].read_text())
     kind = "pci" if protocol.binary == "vfio-user" else {"blk": "block"}.get(name, name)
@@ -56,7 +53,7 @@ def test_a_device_is_described_and_its_description_is_installed(protocol: Protoc
     assert isinstance(description["features"], list)
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@for_each(PROTOCOLS)
 def test_nothing_is_described_that_cannot_be_served(protocol: Protocol) -> None:
     assert installed(protocol).keys() == devices(protocol)
 
@@ -66,12 +63,12 @@ def test_every_description_in_the_tree_is_installed() -> None:
     assert set((ROOT / "servers").rglob("*.json")) == known
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS, ids=lambda protocol: protocol.binary)
+@for_each(PROTOCOLS, ids=lambda protocol: protocol.binary)
 def test_our_own_names_mean_the_same_whether_looked_up_or_known(protocol: Protocol) -> None:
     assert protocol.own == PROJECT["project"]["entry-points"][protocol.group]
 
 
-@pytest.mark.parametrize("device", ["vfio_user.server.catalogue:edu", "vhost_user.backend.catalogue:rng"])
+@for_each(["vfio_user.server.catalogue:edu", "vhost_user.backend.catalogue:rng"])
 def test_a_device_of_ours_is_found_without_a_look_at_what_is_installed(device: str) -> None:
     """That takes a sixth of what a start takes."""
     module, _, name = device.partition(":")

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.cases import for_each_row
 from tests.device_kit import CONFIG, INTX, MSI, MSIX
 from userdev_servers.edu import Edu
 from vfio_user import ResetKind
@@ -162,7 +163,7 @@ def test_the_vector_of_interrupts_can_be_chosen(driver: Driver, index: int) -> N
     wires.close()
 
 
-@pytest.mark.parametrize(("index", "wrapped_at"), [(MSI, 4), (MSIX, 8)])
+@for_each_row([(MSI, 4), (MSIX, 8)])
 def test_with_more_vectors_than_msi_has_those_behind_its_last_are_its_first_again(index: int, wrapped_at: int) -> None:
     driver = Driver(Edu(msix=8))
     wires = Vectors(driver.edu, index, count=wrapped_at)

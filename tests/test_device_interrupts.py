@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.cases import for_each
 from tests.device_kit import CONFIG, EVENTFD, INTX, MASK, MSI, MSIX, NONE, TRIGGER, UNMASK
 from userdev.eventfd import drain
 from vfio_user import IntX, Msi, MsiX, PciDevice, PciIds, ProtocolError, ResetKind
@@ -161,7 +162,7 @@ def test_eventfds_that_nobody_waits_for_stay_when_somebody_looks(device: Ringer)
     wires.close()
 
 
-@pytest.mark.parametrize("flags", [0, os.EFD_NONBLOCK])
+@for_each([0, os.EFD_NONBLOCK])
 def test_taking_a_counter_never_waits(flags: int) -> None:
     fd = os.eventfd(3, flags)
     assert (drain(fd), drain(fd)) == (3, 0)
@@ -451,7 +452,7 @@ def test_an_index_that_was_disabled_masks_nothing_when_it_is_wired_again(device:
     wires.close()
 
 
-@pytest.mark.parametrize("vector", [0, 7, 8, 15, 16, 31])
+@for_each([0, 7, 8, 15, 16, 31])
 def test_each_vector_of_msi_has_its_own_mask_and_pending_bit(vector: int) -> None:
     class Wide(PciDevice):
         ids = PciIds(1, 2)

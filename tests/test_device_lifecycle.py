@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.cases import for_each
 from tests.device_kit import CONFIG, MSIX, open_fds
 from vfio_user import (
     MsiX,
@@ -159,9 +160,8 @@ def test_waking_from_d3hot_resets_unless_no_soft_reset() -> None:
         assert ("d3hot-to-d0" in device.events) is (expected == 0)
 
 
-@pytest.mark.parametrize("to", range(4))
-@pytest.mark.parametrize("start", range(4))
-def test_only_the_way_from_d3hot_to_d0_is_a_reset(start: int, to: int) -> None:
+@for_each(range(4), range(4))
+def test_only_the_way_from_d3hot_to_d0_is_a_reset(to: int, start: int) -> None:
     """PCI PM 1.2, 5.4: from D1 and D2 a function goes on as it was."""
 
     class Sleepy(Sleeper):
@@ -185,8 +185,7 @@ def test_a_power_state_that_is_not_supported_is_not_entered() -> None:
     assert read_register(device, CONFIG, find_capability(device, 0x01) + 4, 2) & 3 == 3
 
 
-@pytest.mark.parametrize("d1", [False, True])
-@pytest.mark.parametrize("d2", [False, True])
+@for_each([False, True], [False, True])
 def test_the_states_that_a_function_has_are_those_that_it_says_and_enters(d1: bool, d2: bool) -> None:
     class Sleepy(PciDevice):
         ids = PciIds(vendor=1, device=2)

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import pytest
 
+from tests.cases import for_each, for_each_row
 from userdev.declare.options import FALSE, TRUE
 from userdev.serving.command_line import Serving
 from userdev_servers.edu import Edu
@@ -52,16 +53,15 @@ def test_options_are_the_annotated_arguments() -> None:
     assert [option.name for option in device_options(Edu)] == ["dma_mask", "msix", "flr", "pm"]
 
 
-@pytest.mark.parametrize(
-    ("one", "other", "named"),
+@for_each_row(
     [
         (lambda _: Edu(), lambda _: Edu(dma_mask=1), "dma_mask"),
         (lambda at: Nvme(image=f"{at}/a:1M"), lambda at: Nvme(image=f"{at}/b:1M", queues=9), "queues"),
         (lambda at: Nvme(image=f"{at}/a:1M"), lambda at: Nvme(image=f"{at}/b:1M,{at}/c:1M"), "namespaces"),
-    ],
+    ]
 )
 def test_a_device_that_was_made_otherwise_is_told_apart_by_what_that_is_called(
-    tmp_path: Path, one: Callable[[Path], PciDevice], other: Callable[[Path], PciDevice], named: str
+    one: Callable[[Path], PciDevice], other: Callable[[Path], PciDevice], named: str, tmp_path: Path
 ) -> None:
     with closing(one(tmp_path)) as source, closing(other(tmp_path)) as destination:
         assert destination.identity()[named] != source.identity()[named]
@@ -110,12 +110,11 @@ def test_each_dash_in_a_name_is_an_underscore() -> None:
         assert Named(**parse_options(Named, {name: str(number)})).given == number, name
 
 
-@pytest.mark.parametrize(
-    "texts",
+@for_each(
     [
         *({"queue_size": "many"}, {"fast": "2"}, {"slow": "1"}, {"internal": "1"}),
         *({"ratio": "1/0"}, {"key": "5"}),  # not ValueError, what these types raise
-    ],
+    ]
 )
 def test_wrong_options_are_the_users_error(texts: dict[str, str]) -> None:
     with pytest.raises(UserError):

@@ -9,6 +9,7 @@ import os
 
 import pytest
 
+from tests.cases import for_each, for_each_row
 from tests.device_kit import CONFIG, open_fds
 from tests.everything_device import Everything
 from userdev.errors import DeclarationError
@@ -142,7 +143,7 @@ def test_a_register_in_a_file_of_the_authors_own_hears_of_messages_only() -> Non
     device.close()
 
 
-@pytest.mark.parametrize(("offset", "size"), [(0x1000, 100), (0x10, PAGE), (0x4000, PAGE)])
+@for_each_row([(0x1000, 100), (0x10, PAGE), (0x4000, PAGE)])
 def test_only_whole_pages_of_a_file_can_be_mapped(offset: int, size: int) -> None:
     device = Bell()
     with pytest.raises(ValueError, match="pages"):
@@ -248,7 +249,7 @@ def sized(device: PciDevice, place: int, flags: int) -> int:
     return read_register(device, CONFIG, place, 4)
 
 
-@pytest.mark.parametrize("make", [Card, Everything, Edu, Gpio], ids=lambda make: make.__name__)
+@for_each([Card, Everything, Edu, Gpio], ids=lambda make: make.__name__)
 def test_what_software_finds_the_size_of_is_what_a_client_is_told(make: type[PciDevice]) -> None:
     """A region that a client maps and its guest does not see, or in another size, is nobody's."""
     device = make()
@@ -266,7 +267,7 @@ def test_what_software_finds_the_size_of_is_what_a_client_is_told(make: type[Pci
     device.close()
 
 
-@pytest.mark.parametrize("make", [Everything, Edu, Gpio], ids=lambda make: make.__name__)
+@for_each([Everything, Edu, Gpio], ids=lambda make: make.__name__)
 def test_the_interrupts_that_a_guest_finds_are_those_that_a_client_is_told(make: type[PciDevice]) -> None:
     device = make()
     msi, msix = (device.config.find_capability(id) for id in (MsiCapability.id, MsiXCapability.id))

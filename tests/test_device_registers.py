@@ -6,6 +6,7 @@ import errno
 
 import pytest
 
+from tests.cases import for_each_row
 from vfio_user import Bar, MsiX, PciDevice, PciIds, ProtocolError, memory, register, state, stored_register
 from vfio_user.device import function_of
 from vfio_user.testing import Vectors, read_register, write_register
@@ -219,7 +220,7 @@ FITS = {-1: 0xFFFFFFFF, ~5: 0xFFFFFFFA, -(1 << 31): 0x80000000, 0: 0, 0xFFFFFFFF
 TOO_WIDE = {1 << 32: 0, 0x123456789: 0x23456789, -(1 << 31) - 1: 0x7FFFFFFF}
 
 
-@pytest.mark.parametrize(("value", "read"), FITS.items())
+@for_each_row(FITS.items())
 def test_a_negative_value_is_its_twos_complement(value: int, read: int, caplog: pytest.LogCaptureFixture) -> None:
     device = Careless()
     device.value = value

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.cases import for_each
 from tests.device_kit import CONFIG, MASK, MSIX, NONE, UNMASK
 from vfio_user import IntX, MsiX, PciDevice, PciIds, ProtocolError, ResetKind, memory, state, stored_register
 from vfio_user.device import function_of
@@ -72,7 +73,7 @@ def test_declared_state_is_a_plain_attribute_of_the_instance() -> None:
     assert vars(one)["number"] == 6
 
 
-@pytest.mark.parametrize("kind", [ResetKind.DEVICE, ResetKind.FLR, ResetKind.D3HOT_TO_D0])
+@for_each([ResetKind.DEVICE, ResetKind.FLR, ResetKind.D3HOT_TO_D0])
 def test_reset_brings_back_everything_but_what_is_kept(kind: ResetKind) -> None:
     device, fresh = disturbed(), Keeper()
     function_of(device).reset(kind)
@@ -172,8 +173,7 @@ def test_saved_state_is_a_copy() -> None:
     assert saved["values"]["items"] == [1, 2, 3]
 
 
-@pytest.mark.parametrize(
-    "disturb",
+@for_each(
     [
         lambda device: setattr(device, "number", 6),
         lambda device: setattr(device, "flag", True),
@@ -188,7 +188,7 @@ def test_saved_state_is_a_copy() -> None:
         lambda device: write_register(device, 1, 0, 4, 4),
         lambda device: device.interrupts.trigger(),
         lambda device: set_irqs(device, MSIX, 2, 1, MASK, NONE),
-    ],
+    ]
 )
 def test_the_digest_covers(disturb: Any) -> None:
     device = Keeper()
@@ -227,8 +227,7 @@ def put(saved: dict[str, Any], value: object, *path: str) -> None:
     saved[path[-1]] = value
 
 
-@pytest.mark.parametrize(
-    "spoil",
+@for_each(
     [
         lambda saved: remove(saved, "values"),
         lambda saved: remove(saved, "values", "number"),
@@ -249,7 +248,7 @@ def put(saved: dict[str, Any], value: object, *path: str) -> None:
         lambda saved: put(saved, 1, "surplus"),
         lambda saved: put(saved, "text", "extra"),
         lambda saved: saved.pop("extra"),
-    ],
+    ]
 )
 def test_state_that_does_not_fit_is_refused_and_changes_nothing(spoil: Any) -> None:
     saved = function_of(disturbed()).save_state()

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.cases import for_each, for_each_row
 from userdev.declare.plain import NESTED
 from userdev.declare.values import MAX_BITS, MAX_ITEMS, MAX_SIZE, decode, encode
 from userdev.errors import DeclarationError
@@ -89,7 +90,7 @@ TAKEN: dict[str, tuple[str, object, object]] = {
 }
 
 
-@pytest.mark.parametrize(("name", "value", "arrived"), TAKEN.values(), ids=TAKEN)
+@for_each_row(TAKEN.values(), ids=TAKEN)
 def test_what_nothing_is_lost_of_arrives_in_the_declared_type(name: str, value: object, arrived: object) -> None:
     source, target = Mixed(), Mixed()
     setattr(source, name, value)
@@ -158,7 +159,7 @@ LOST: dict[str, tuple[str, Callable[[], object], str]] = {
 }
 
 
-@pytest.mark.parametrize(("name", "value", "words"), LOST.values(), ids=LOST)
+@for_each_row(LOST.values(), ids=LOST)
 def test_what_would_not_arrive_is_refused_by_name_when_it_is_saved(
     name: str, value: Callable[[], object], words: str
 ) -> None:
@@ -176,7 +177,7 @@ TOO_MUCH: dict[str, tuple[str, Callable[[], object], str]] = {
 }
 
 
-@pytest.mark.parametrize(("name", "value", "words"), TOO_MUCH.values(), ids=TOO_MUCH)
+@for_each_row(TOO_MUCH.values(), ids=TOO_MUCH)
 def test_what_is_more_than_a_saved_state_may_have_is_refused_by_name(
     name: str, value: Callable[[], object], words: str
 ) -> None:
@@ -217,8 +218,7 @@ def spoiled() -> Nervous:
     return device
 
 
-@pytest.mark.parametrize("make", [spoiled, Named])
-@pytest.mark.parametrize("wanted", [MigrationState.STOP_COPY, MigrationState.PRE_COPY])
+@for_each([spoiled, Named], [MigrationState.STOP_COPY, MigrationState.PRE_COPY])
 def test_a_device_that_cannot_be_saved_is_not_stopped_for_it(
     make: Callable[[], Nervous], wanted: MigrationState, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -294,15 +294,14 @@ def test_a_reset_makes_a_fresh_dataclass_unless_it_is_kept() -> None:
     assert Counting().counters == Counters(), "the default is nobody's own"
 
 
-@pytest.mark.parametrize(
-    ("counters", "said"),
+@for_each_row(
     [
         (None, r"counters is None"),
         ({"reads": 1}, r"counters is .* and not reads, mode, recent"),
         ({"reads": "1", "mode": 0, "recent": []}, r"counters\.reads is str"),
         ({"reads": 1, "mode": 9, "recent": []}, r"counters\.mode is 9"),
         ({"reads": 1, "mode": 0, "recent": [], "more": 1}, r"and not reads"),
-    ],
+    ]
 )
 def test_what_is_no_such_dataclass_is_refused_by_its_field(counters: object, said: str) -> None:
     device = Counting()

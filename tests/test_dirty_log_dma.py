@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.cases import for_each
 from userdev.errors import ProtocolError
 from vfio_user.device import Dma
 from vfio_user.testing import RecordingLink, memory_file
@@ -144,7 +145,7 @@ def test_memory_that_is_unmapped_takes_its_marks_along(dma: Dma) -> None:
     assert not dirty(dma)
 
 
-@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+@for_each(WRITES.values(), ids=WRITES)
 def test_memory_that_could_shrink_is_logged_as_any_other(write: Callable[[Dma, int, bytes], None]) -> None:
     fd = os.memfd_create("not sealed")
     os.ftruncate(fd, SIZE)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.cases import for_each
 from vfio_user import ProtocolError
 from vfio_user.device import Dma
 from vfio_user.testing import RecordingLink, memory_file
@@ -257,7 +258,7 @@ ACCESSES: dict[str, Callable[[Dma], object]] = {
 }
 
 
-@pytest.mark.parametrize("access", ACCESSES.values(), ids=ACCESSES)
+@for_each(ACCESSES.values(), ids=ACCESSES)
 def test_memory_that_its_client_has_shrunk_is_refused_and_the_rest_of_it_works(access: Callable[[Dma], object]) -> None:
     dma, fd = Dma(), os.memfd_create("not sealed", os.MFD_CLOEXEC)
     os.ftruncate(fd, 8 * PAGE)

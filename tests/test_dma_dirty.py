@@ -7,6 +7,7 @@ from contextlib import nullcontext
 
 import pytest
 
+from tests.cases import for_each, for_each_row
 from vfio_user import ProtocolError
 from vfio_user.device import DRAFT_V6_POLICY, Dma
 from vfio_user.migration.dirty_log import DirtyPages
@@ -167,15 +168,14 @@ def test_memory_in_file_mode_and_in_message_mode_is_logged_too() -> None:
     dma.unmap_all()
 
 
-@pytest.mark.parametrize(
-    ("iova", "length", "page_size", "expected"),
+@for_each_row(
     [
         (0, PAGE, 3000, errno.EINVAL),
         (0, PAGE, 0, errno.EINVAL),
         (0, 0, PAGE, errno.EINVAL),
         (0, PAGE - 1, PAGE, errno.EINVAL),
         (0x10000000, PAGE, PAGE, errno.ENOENT),
-    ],
+    ]
 )
 def test_wrong_reports_are_refused(iova: int, length: int, page_size: int, expected: int) -> None:
     dma = make()
@@ -293,7 +293,7 @@ def test_a_guest_of_a_tebibyte_is_logged() -> None:
     assert dma.take_dirty(0, 1 << 40, PAGE)[-1] == 0x80
 
 
-@pytest.mark.parametrize("page_size", [PAGE, 2 * PAGE, 4 * PAGE])
+@for_each([PAGE, 2 * PAGE, 4 * PAGE])
 def test_cutting_a_region_keeps_the_marks_in_the_pages_that_were_asked_for(page_size: int) -> None:
     dma = make()
     dma.policy = DRAFT_V6_POLICY

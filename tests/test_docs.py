@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from tests.cases import for_each
 from tests.vhost_frontend import FrontEnd
 from userdev.errors import ProtocolError
 from vfio_user.client import Client, EventFd, GuestMemory
@@ -198,7 +199,7 @@ CI_SCHEMAS = {
 }
 
 
-@pytest.mark.parametrize("name", CI_SCHEMAS)
+@for_each(CI_SCHEMAS)
 def test_a_ci_file_that_is_shown_keeps_to_its_makers_schema(name: str, tmp_path: Path) -> None:
     import check_jsonschema  # of the extra for linting
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.cases import for_each, for_each_row
 from tests.descriptors import fd_count
 from tests.interposer_bench import Bench, BulkWrites, Peer, answer, dma_map, kept_back, read, request, write
 from userdev.interposer.faults.engine import FaultPlan
@@ -74,14 +75,13 @@ def test_what_is_done_twice_to_a_message_adds_up(
     assert len(plan.rules) == rules
 
 
-@pytest.mark.parametrize(
-    ("acts", "left"),
+@for_each_row(
     [
         ([{"missing-fd": {"index": 0}}, {"missing-fd": {"index": 2}}], [1]),
         ([{"missing-fd": {"index": 1}}, {"missing-fd": {"index": 1}}], [0, 2]),
         ([{"missing-fd": {"index": 1}}, "missing-fd"], []),
         (["missing-fd", {"missing-fd": {"index": 1}}], []),
-    ],
+    ]
 )
 def test_descriptors_that_several_rules_take_away_are_all_gone(acts: list[Any], left: list[int]) -> None:
     rules = [{"match": {"direction": "to-server"}, "act": act} for act in acts]
@@ -145,8 +145,7 @@ def test_a_reordered_message_that_nothing_follows_is_sent_in_the_end() -> None:
         assert ids(bench.server, 3) == [2, 3, 1]
 
 
-@pytest.mark.parametrize(
-    ("act", "expected"),
+@for_each_row(
     [
         ({"field": "length", "value": 9}, at.REGION_ACCESS.pack(0x10, 0, 9)),
         ({"field": "offset", "xor": 0x1000}, at.REGION_ACCESS.pack(0x1010, 0, 4)),
@@ -155,7 +154,7 @@ def test_a_reordered_message_that_nothing_follows_is_sent_in_the_end() -> None:
         ({"field": "payload.length", "value": 9}, at.REGION_ACCESS.pack(0x10, 0, 9)),
         ({"field": "nr_vectors", "value": 1}, at.REGION_ACCESS.pack(0x10, 0, 4)),
         ({"at": 4000, "bytes": "ff"}, at.REGION_ACCESS.pack(0x10, 0, 4)),
-    ],
+    ]
 )
 def test_corrupt(act: dict[str, Any], expected: bytes) -> None:
     with Faulty({"corrupt": act}) as bench:
@@ -163,7 +162,7 @@ def test_corrupt(act: dict[str, Any], expected: bytes) -> None:
         assert bench.server.receive().payload == expected
 
 
-@pytest.mark.parametrize(("field", "place"), [("flags", 4), ("size", 24), ("offset", 8), ("addr", 16)])
+@for_each_row([("flags", 4), ("size", 24), ("offset", 8), ("addr", 16)])
 def test_corrupt_a_field_of_the_payload_that_the_header_has_too(field: str, place: int) -> None:
     with Faulty({"corrupt": {"field": f"payload.{field}", "xor": 0xFF}}, command="DMA_MAP") as bench:
         bench.client.send(dma_map(0x5000, 0x1000))
@@ -208,7 +207,7 @@ def test_wrong_id() -> None:
         assert bench.server.receive().id != 5
 
 
-@pytest.mark.parametrize(("act", "size"), [({"wrong-size": 4000}, 4000), ({"wrong-size": {"by": -5}}, 27)])
+@for_each_row([({"wrong-size": 4000}, 4000), ({"wrong-size": {"by": -5}}, 27)])
 def test_wrong_size(act: dict[str, Any], size: int) -> None:
     with Faulty(act) as bench:
         bench.client.send(read(0, 0))
@@ -272,7 +271,7 @@ def test_pieces_wait_behind_what_the_server_has_not_taken() -> None:
         assert bench.server.is_silent()
 
 
-@pytest.mark.parametrize(("side", "left"), [("client", "server"), ("server", "client"), ("both", "server")])
+@for_each_row([("client", "server"), ("server", "client"), ("both", "server")])
 def test_close(side: str, left: str) -> None:
     with Faulty({"close": side}) as bench:
         bench.client.send(read(0, 0))
@@ -326,7 +325,7 @@ def test_a_fault_that_is_taken_away_lets_everything_go() -> None:
         assert ids(bench.server, 3) == [1, 2, 3]
 
 
-@pytest.mark.parametrize("act", [{"split-header": {"seconds": 60}}, {"stall-after-header": 60}], ids=str)
+@for_each([{"split-header": {"seconds": 60}}, {"stall-after-header": 60}], ids=str)
 def test_a_message_that_is_out_in_part_when_its_fault_is_taken_away_comes_whole(act: Any) -> None:
     """What came behind it would be taken for its rest."""
     with Faulty(act, **SECOND) as bench:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.cases import for_each
 from tests.interposer_bench import Bench, write
 from userdev.interposer.faults import stage
 from userdev.relay import loop
@@ -221,7 +222,7 @@ def refusal(*acts: Any) -> str:
     return ""
 
 
-@pytest.mark.parametrize("first", ACTS)
+@for_each(ACTS)
 def test_of_two_acts_both_are_done_or_it_is_said_which_cannot_be(first: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In one rule, or in two that match the same message; there the second is left out, and that is noted."""
     act, is_done = ACTS[first]
@@ -245,8 +246,7 @@ STALLED, SUFFERING = {"stall-after-header": 10}, Message(2, FIRST.command, paylo
 LET_PAST = ({"delay": {"seconds": 3, "overtake": True}}, {"reorder": {"after": 9, "within": 3}})
 
 
-@pytest.mark.parametrize("act", LET_PAST, ids=str)
-@pytest.mark.parametrize("removed_at", [SECONDS, 4, 1])
+@for_each(LET_PAST, [SECONDS, 4, 1])
 def test_what_others_were_let_past_comes_within_none_of_them(
     act: Any, removed_at: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -257,8 +257,7 @@ def test_what_others_were_let_past_comes_within_none_of_them(
     assert seen.stream == b"".join(whole[id] for id in order)
 
 
-@pytest.mark.parametrize("act", LET_PAST, ids=str)
-@pytest.mark.parametrize("removed_at", [SECONDS, 4, 1])
+@for_each(LET_PAST, [SECONDS, 4, 1])
 def test_nor_behind_half_a_message_that_nothing_is_to_follow(
     act: Any, removed_at: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import pytest
-
 from tests.cases import for_each_row
 from tests.interposer_bench import read, request, write
 from userdev.relay.direction import DIRECTIONS, Direction
@@ -48,8 +46,7 @@ def test_a_reply_matches_by_the_place_of_its_request() -> None:
         assert hits(read(0, offset).error(22), towards="to-client") is hit
 
 
-@pytest.mark.parametrize(
-    ("nth", "expected"),
+@for_each_row(
     [
         (3, [3]),
         ([1, 4], [1, 4]),
@@ -57,7 +54,7 @@ def test_a_reply_matches_by_the_place_of_its_request() -> None:
         ({"every": 2, "from": 5}, [5, 7, 9]),
         ({"from": 8}, [8, 9, 10]),
         ({"until": 2}, [1, 2]),
-    ],
+    ]
 )
 def test_nth(nth: Any, expected: list[int]) -> None:
     hits = engine({"match": {"nth": nth}})

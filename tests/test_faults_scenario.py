@@ -84,14 +84,13 @@ def test_what_is_wrong_is_refused_with_its_line_and_the_reason(text: str, line: 
     assert about in str(refused.value)
 
 
-@pytest.mark.parametrize(
-    ("nth", "about"),
+@for_each_row(
     [
         ("{evry: 3}", ["did you mean 'every'?"]),
         ("{every: x}", ["nth.every", "'x'"]),
         ("[1, 0]", ["nth.1", "not 0"]),
         ("soon", ["nth", "a table or a list", "'soon'"]),
-    ],
+    ]
 )
 def test_what_may_be_of_several_kinds_is_told_of_the_one_that_was_meant(nth: str, about: list[str]) -> None:
     with pytest.raises(UserError) as refused:
@@ -120,7 +119,7 @@ def test_so_many_mistakes_are_told_at_once_and_how_many_there_are_more(mistakes:
     assert [line.split(":")[1] for line in told] == [str(2 + each) for each in range(min(mistakes, MOST_MISTAKES))]
 
 
-@pytest.mark.parametrize("number", ["0x" + "f" * 5000, "!!set {0x1}"])
+@for_each(["0x" + "f" * 5000, "!!set {0x1}"])
 def test_a_value_that_nobody_writes_is_refused_without_its_digits(number: str) -> None:
     with pytest.raises(UserError) as refused:
         parse_scenario(f"rules:\n- act: {{delay: [{number}]}}\n  match: {number}\n", "bad.yaml")

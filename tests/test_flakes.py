@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from avocado_tests.flakes import changes, main, tally, verdicts
+from tests.cases import for_each
 from userdev.errors import UserError
 from vfio_user.harness import RESULTS_VARIABLE
 from vfio_user.harness.known_issues import XFAIL
@@ -40,7 +41,7 @@ def test_a_test_that_a_run_did_not_have_has_changed() -> None:
     assert changes([{"a": "PASS", "b": "PASS"}, {"a": "PASS"}, {"a": "PASS", "b": "PASS"}]) == 1
 
 
-@pytest.mark.parametrize("arguments", [[], ["0"], ["many"]])
+@for_each([[], ["0"], ["many"]])
 def test_how_often_has_to_be_said(arguments: list[str]) -> None:
     with pytest.raises(UserError):
         main(arguments)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cases import for_each, for_each_row
 from userdev.errors import about
 from vfio_user.harness.artifacts import Timeline, record_versions, write_text
 from vfio_user.harness.console import Console
@@ -51,15 +52,14 @@ def test_an_error_that_names_no_file_is_about_the_one_that_was_written(tmp_path:
     assert missing.value.filename == str(tmp_path / "none")
 
 
-@pytest.mark.parametrize(
-    ("name", "write"),
+@for_each_row(
     [
         ("versions.json", lambda path: record_versions(path.parent, {})),
         ("timeline.json", lambda path: Timeline().write(path)),
         ("error.txt", lambda path: write_text(path, "x")),
-    ],
+    ]
 )
-def test_what_a_run_writes_names_its_file(tmp_path: Path, name: str, write: Callable[[Path], None]) -> None:
+def test_what_a_run_writes_names_its_file(name: str, write: Callable[[Path], None], tmp_path: Path) -> None:
     path = tmp_path / name
     path.symlink_to(FULL)
     with pytest.raises(OSError, match="No space left on device") as failure:
@@ -101,10 +101,9 @@ def test_a_lab_ends_in_order_and_says_which_file_it_could_not_write(tmp_path: Pa
     assert any("timeline.json" in note for note in failure.value.__notes__)
 
 
-@pytest.mark.parametrize("buffered", [True, False])
-@pytest.mark.parametrize("command", [("conformance", "--help"), ("doctor",)])
+@for_each([True, False], [("conformance", "--help"), ("doctor",)])
 def test_a_full_standard_output_is_named(
-    tmp_path: Path, command: tuple[str, ...], buffered: bool, monkeypatch: pytest.MonkeyPatch
+    buffered: bool, command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONUNBUFFERED", "" if buffered else "1")
     with FULL.open("w") as full:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.cases import for_each, for_each_row
 from tests.fuzz_kit import Quiet
 from userdev.conformance import CheckFailed, Group, Level
 from userdev.errors import UserError
@@ -304,8 +305,7 @@ def test_a_find_is_read_as_it_was_written(tmp_path: Path) -> None:
 ENDLESS = json.dumps(Find("p", "rule", "", "rule: c", "", (), 1).plain()).replace('"seed": 1', '"seed": 1e999').encode()
 
 
-@pytest.mark.parametrize(
-    "content",
+@for_each(
     [
         b"",
         b"\0\1",
@@ -315,9 +315,9 @@ ENDLESS = json.dumps(Find("p", "rule", "", "rule: c", "", (), 1).plain()).replac
         b'{"format": "userdev fuzz find", "version": 1}',
         b"[" * 100000,
         ENDLESS,
-    ],
+    ]
 )
-def test_a_file_that_is_no_find_is_refused_in_words(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_no_find_is_refused_in_words(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     path.write_bytes(content)
     with pytest.raises(UserError):
@@ -334,8 +334,8 @@ def test_a_find_that_is_too_long_is_none(tmp_path: Path, monkeypatch: pytest.Mon
         Find.read(path)
 
 
-@pytest.mark.parametrize("wrong", [7, [["a"]], [["a", {"b": 1.5}]], [["a", {"b": None}]], [[1, {}]], None])
-def test_steps_that_are_none_are_refused_in_words(tmp_path: Path, wrong: object) -> None:
+@for_each([7, [["a"]], [["a", {"b": 1.5}]], [["a", {"b": None}]], [[1, {}]], None])
+def test_steps_that_are_none_are_refused_in_words(wrong: object, tmp_path: Path) -> None:
     path = Find("p", "rule", "", "rule: c", "", ()).write(tmp_path)
     path.write_text(json.dumps({**json.loads(path.read_text()), "steps": wrong}))
     with pytest.raises(UserError):
@@ -351,14 +351,13 @@ def test_a_folder_without_finds_of_the_protocol_is_refused(tmp_path: Path) -> No
         corpus(tmp_path, "p")
 
 
-@pytest.mark.parametrize(
-    ("crash", "cause"),
+@for_each_row(
     [
         ("", "alive: no answer"),
         ("the server was killed by SIGSEGV:\n(it printed nothing)", "alive: the server was killed by SIGSEGV"),
         ("the server exited with status 1:\n  (it printed nothing; its disk is full)", "status #"),
         ("the server exited with status 1:\n  at 7\n  ValueError: x\n\n", "alive: ValueError: x"),
-    ],
+    ]
 )
 def test_the_cause_of_a_silence_is_what_the_server_said_last_or_how_it_ended(crash: str, cause: str) -> None:
     assert silence_of(Oracle("alive", "it answers"), "no answer", crash).cause.endswith(cause)

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import pytest
 from click.testing import CliRunner
 
+from tests.cases import for_each, for_each_row
 from tests.conformance_target import Fault, InProcess, Proceed, Reply, with_fault
 from tests.fuzz_kit import Quiet
 from userdev.errors import ProtocolError, UserError
@@ -163,7 +164,7 @@ def fuzz(
         player.close()
 
 
-@pytest.mark.parametrize("oracle", NOTICED)
+@for_each(NOTICED)
 def test_each_oracle_notices_what_it_is_for_and_only_then(oracle: str, tmp_path: Path) -> None:
     device, fault, steps = NOTICED[oracle]
     pid = os.getpid() if oracle == "descriptors" else None
@@ -273,7 +274,7 @@ OF_OTHER_DIALECTS: list[tuple[Dialect, type[Fault], Step, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("dialect", "fault", "step", "oracle"), OF_OTHER_DIALECTS)
+@for_each_row(OF_OTHER_DIALECTS)
 def test_so_it_is_with_what_other_dialects_have(
     dialect: Dialect, fault: type[Fault], step: Step, oracle: str, tmp_path: Path
 ) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.cases import for_each, for_each_row
 from userdev.control import ControlClient
 from userdev.errors import UserError
 from userdev_servers.gpio import Gpio
@@ -242,8 +243,8 @@ def test_the_inputs_at_the_start_are_16_bits(tmp_path: Path) -> None:
         Gpio(inputs=0x10000)
 
 
-@pytest.mark.parametrize(("io", "size"), [(True, 8), (False, 4096)])
-def test_bar_2_is_in_the_space_asked_for(tmp_path: Path, io: bool, size: int) -> None:
+@for_each_row([(True, 8), (False, 4096)])
+def test_bar_2_is_in_the_space_asked_for(io: bool, size: int, tmp_path: Path) -> None:
     with served(tmp_path / "a", io=io) as (card, _):
         assert card.client.region_info(2).size == size
         assert card.client.config_read(0x18, 1)[0] & 1 == io
@@ -292,8 +293,8 @@ def test_filters_are_on_and_off_as_the_guest_has_them_and_off_after_a_reset() ->
     assert device.filters == 0
 
 
-@pytest.mark.parametrize("inputs", [0, 0xFFFF])
-def test_all_inputs_may_be_set_or_none(tmp_path: Path, inputs: int) -> None:
+@for_each([0, 0xFFFF])
+def test_all_inputs_may_be_set_or_none(inputs: int, tmp_path: Path) -> None:
     with served(tmp_path / "a", inputs=inputs) as (card, outside):
         assert card.read(IN_LOW) | card.read(IN_HIGH) << 8 == inputs
         assert outside.ask(command="set", inputs=inputs ^ 0xFFFF)["inputs"] == inputs ^ 0xFFFF

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from packaging.version import Version
 
+from tests.cases import for_each, for_each_row
 from userdev.errors import UserError
 from vfio_user.harness import Cell, Device, HardwareOptions, Lab, Qemu
 from vfio_user.harness.cell import parse_servers
@@ -25,14 +26,13 @@ def test_processes_that_are_started_have_it_too(monkeypatch: pytest.MonkeyPatch)
     assert Cell.of_environment() == cell
 
 
-@pytest.mark.parametrize(
-    ("of_cell", "of_test", "wanted"),
+@for_each_row(
     [
         ({}, {}, (1, 512, False)),
         ({"cpus": 2, "memory": 256, "iommu": True}, {}, (2, 256, True)),
         ({"cpus": 2, "memory": 256}, {"cpus": 1}, (1, 256, False)),
         ({"iommu": True}, {"iommu": False}, (1, 512, False)),
-    ],
+    ]
 )
 def test_a_test_has_the_last_word_on_its_hardware(
     of_cell: HardwareOptions, of_test: HardwareOptions, wanted: tuple[int, int, bool], tmp_path: Path
@@ -44,7 +44,7 @@ def test_a_test_has_the_last_word_on_its_hardware(
     assert (made.cpus, made.memory, made.iommu) == wanted
 
 
-@pytest.mark.parametrize("said", [None, Interposition(keep_alive=True)])
+@for_each([None, Interposition(keep_alive=True)])
 def test_dma_is_captured_before_every_server_whose_protocol_has_messages_for_it(said: Interposition | None) -> None:
     cell = Cell(capture_dma=True)
     made = cell.interposed(said, VFIO_USER)
@@ -53,8 +53,7 @@ def test_dma_is_captured_before_every_server_whose_protocol_has_messages_for_it(
     assert Cell().interposed(said, VFIO_USER) == said
 
 
-@pytest.mark.parametrize(
-    ("text", "wanted"),
+@for_each_row(
     [
         ("edu", SERVER),
         ("edu [x-msg-timeout=500]", SERVER),
@@ -62,7 +61,7 @@ def test_dma_is_captured_before_every_server_whose_protocol_has_messages_for_it(
         ("nvme", ""),
         ("qemu:edu", ""),
         ("./other {socket}", "./other {socket}"),
-    ],
+    ]
 )
 def test_a_device_has_the_server_of_its_cell_where_its_test_says_no_other(text: str, wanted: str) -> None:
     device = Device.parse(text)
@@ -76,22 +75,20 @@ def test_servers_are_given_by_device() -> None:
     assert parse_servers([f"edu={SERVER}", "nvme=s --a=b {socket}"]) == {"edu": SERVER, "nvme": "s --a=b {socket}"}
 
 
-@pytest.mark.parametrize(
-    "text", ["edu", "edu=./server", "=./server {socket}", f"nothing={SERVER}", f"edu --a 1={SERVER}"]
-)
+@for_each(["edu", "edu=./server", "=./server {socket}", f"nothing={SERVER}", f"edu --a 1={SERVER}"])
 def test_what_names_no_server_of_a_device_is_refused(text: str) -> None:
     with pytest.raises(UserError):
         parse_servers([text])
 
 
-@pytest.mark.parametrize("command", ["boot", "run", "migrate", "soak", "test_e2e"])
+@for_each(["boot", "run", "migrate", "soak", "test_e2e"])
 def test_every_command_that_boots_a_guest_takes_the_same_words(command: str) -> None:
     options = importlib.import_module(f"vfio_user.cli.{command}").command.params
     found = {word for option in options for word in (*option.opts, *option.secondary_opts)}
     assert {"--qemu", "--memory", "--cpus", "--iommu", "--no-iommu"} <= found
 
 
-@pytest.mark.parametrize("device", ["edu", "vhost-user-rng"])
+@for_each(["edu", "vhost-user-rng"])
 def test_a_scenario_that_is_wrong_is_told_before_anything_starts(device: str, tmp_path: Path) -> None:
     scenario = tmp_path / "faults.yaml"
     scenario.write_text("rules:\n- act: {signal: {name: SIGSTOP}}\n")

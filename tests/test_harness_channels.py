@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cases import for_each_row
 from vfio_user.harness import console as console_module
 from vfio_user.harness import log as log_module
 from vfio_user.harness.console import Console, ConsoleError
@@ -104,15 +105,14 @@ def test_a_wait_can_begin_after_what_was_seen(line: tuple[Console, socket.socket
     assert console.wait_for("READY", 10, since=began)
 
 
-@pytest.mark.parametrize(
-    ("console", "found"),
+@for_each_row(
     [
         (b"[    4.2] random: crng init done\r\nREADY\r\n", b"READY\r"),
         (b"guest:~# \x1b[6nREADY\r\n", b"READY\r"),  # a reset took the terminal away from a shell
         (b"NOT READY: no SSH server within 10 s\r\n", b"NOT READY: no SSH server within 10 s\r\n"),
         (b"NOT READY", None),  # the rest is still to come
         (b"[    2.4] Initramfs unpacking failed: write error\r\n", b"Initramfs unpacking failed: write error\r\n"),
-    ],
+    ]
 )
 def test_a_guest_is_up_when_it_says_so_wherever_in_the_line(console: bytes, found: bytes | None) -> None:
     assert (said[0] if (said := UP.search(console)) else None) == found

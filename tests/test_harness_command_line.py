@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from packaging.version import Version
 
-from tests.cases import for_each_row
+from tests.cases import for_each, for_each_row
 from userdev.errors import UserError
 from vfio_user.harness.attachment import Attachment, SocketChardev
 from vfio_user.harness.command_line import (
@@ -100,7 +100,7 @@ def test_every_slot_is_a_root_port_of_its_own_at_a_fixed_place() -> None:
     assert [port["addr"] for port in ports if "multifunction" in port] == ["0x10.0", "0x11.0"]
 
 
-@pytest.mark.parametrize("slots", [1, 2, 6, 7, 24, 25, 64])
+@for_each([1, 2, 6, 7, 24, 25, 64])
 def test_all_slots_together_leave_room_below_4_gib(slots: int) -> None:
     """q35 has 1004 MiB between its PCI express window and the APICs; a window is a power of two."""
     reserved = [int(port["mem-reserve"].removesuffix("M")) for port in devices(line(replace(PLAIN, slots=slots)), PORT)]
@@ -187,8 +187,7 @@ def test_a_vhost_user_device_has_a_character_device_and_is_of_the_type_that_its_
     }
 
 
-@pytest.mark.parametrize(
-    ("device", "properties", "told"),
+@for_each_row(
     [
         ("vhost-user-rng", {}, True),
         ("vhost-user-rng", {"driver": "vhost-user-test-device-pci"}, True),
@@ -196,7 +195,7 @@ def test_a_vhost_user_device_has_a_character_device_and_is_of_the_type_that_its_
         ("vhost-user-blk", {}, None),
         ("vhost-user-net", {}, None),
         ("", {"driver": "vhost-user-rng-pci"}, None),
-    ],
+    ]
 )
 def test_qemu_is_told_to_translate_for_ours_where_it_offers_what_the_server_does(
     device: str, properties: dict[str, object], told: bool | None
@@ -323,7 +322,7 @@ def test_the_machine_type_is_versioned() -> None:
     assert machine_type(Version("10.1.3")) == "pc-q35-10.1"
 
 
-@pytest.mark.parametrize("change", [{"slots": 0}, {"slots": 65}, {"memory": 64}, {"cpus": 0}])
+@for_each([{"slots": 0}, {"slots": 65}, {"memory": 64}, {"cpus": 0}])
 def test_an_impossible_machine_is_refused(change: dict[str, int]) -> None:
     with pytest.raises(UserError):
         replace(PLAIN, **change)  # type: ignore[arg-type]

@@ -33,25 +33,23 @@ URIs: https://three.example/debian
 """
 
 
-@pytest.mark.parametrize(
-    ("number", "expected"),
+@for_each_row(
     [
         (1, "/keys/one.gpg"),
         (2, "\n -----BEGIN PGP PUBLIC KEY BLOCK-----\n .\n abcd"),
         (3, ""),
-    ],
+    ]
 )
 def test_the_key_of_a_stanza_is_taken_as_it_is_written(number: int, expected: str) -> None:
     assert debian.signed_by_of_stanza(STANZAS, number) == expected
 
 
-@pytest.mark.parametrize(
-    ("line", "expected"),
+@for_each_row(
     [
         ("deb [arch=amd64 signed-by=/keys/a.gpg] https://one.example/debian stable main", "/keys/a.gpg"),
         ("deb [signed-by=/keys/a.gpg,/keys/b.gpg] https://one.example/debian stable main", "/keys/a.gpg /keys/b.gpg"),
         ("deb https://one.example/debian stable main", ""),
-    ],
+    ]
 )
 def test_the_key_of_a_line_is_among_its_options(line: str, expected: str) -> None:
     assert debian.signed_by_of_line(f"# sources\n{line}\n", 2) == expected
@@ -117,9 +115,9 @@ def test_a_download_that_stands_still_is_told_once(monkeypatch: pytest.MonkeyPat
     assert [text.strip() for text in told] == ["7 %", "93 %", "100 %"]
 
 
-@pytest.mark.parametrize(("kept", "fetched"), [(b"", True), (b"half", True), (b"the whole", False), (None, True)])
+@for_each_row([(b"", True), (b"half", True), (b"the whole", False), (None, True)])
 def test_a_package_of_which_not_all_is_there_is_fetched_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: bytes | None, fetched: bool
+    kept: bytes | None, fetched: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[list[str]] = []
 

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import pytest
 
+from tests.cases import for_each, for_each_row
 from userdev.errors import UserError
 from vfio_user.client import Client, Disconnected, EventFd, GuestMemory, RemoteError
 from vfio_user.harness.booted_guest import BootedGuest
@@ -52,15 +53,14 @@ def inverts(client: Client, value: int) -> bool:
     return client.load(0, LIVENESS, 4) == ~value & 0xFFFFFFFF
 
 
-@pytest.mark.parametrize(
-    ("wanted", "meant"),
+@for_each_row(
     [
         (False, None),
         (True, Interposition()),
         (Path("scenario.yaml"), Interposition(faults=Path("scenario.yaml"))),
         (FAULTS, Interposition(faults=FAULTS)),
         (Interposition(keep_alive=True), Interposition(keep_alive=True)),
-    ],
+    ]
 )
 def test_how_to_ask_for_an_interposer(wanted: Any, meant: Interposition | None) -> None:
     assert Interposition.of(wanted) == meant
@@ -92,8 +92,8 @@ def test_a_killed_server_takes_its_session_along(tmp_path: Path) -> None:
             client.serve_until(lambda: False, timeout=5)
 
 
-@pytest.mark.parametrize("device", [Device(served="edu"), BY_COMMAND])
-def test_a_server_that_is_kept_alive_can_be_killed(tmp_path: Path, device: Device) -> None:
+@for_each([Device(served="edu"), BY_COMMAND])
+def test_a_server_that_is_kept_alive_can_be_killed(device: Device, tmp_path: Path) -> None:
     with (
         interposed(tmp_path, device, interposition=Interposition(keep_alive=True, msg_timeout=60)) as server,
         Client.connect(str(server.path)) as client,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cases import for_each
 from tests.descriptors import fd_count
 from vfio_user.harness.machine import Machine, MachineError
 from vfio_user.harness.memory_file import MemoryFile
@@ -42,14 +43,14 @@ def test_zeros_take_no_room(tmp_path: Path) -> None:
     assert found.st_blocks * 512 <= MIB
 
 
-@pytest.mark.parametrize("size", [MIB - 1, MIB + 1])
+@for_each([MIB - 1, MIB + 1])
 def test_whoever_maps_it_cannot_make_it_shorter_or_longer(size: int) -> None:
     with closing(MemoryFile(1)) as made, pytest.raises(PermissionError):
         os.ftruncate(made.fd, size)
 
 
-@pytest.mark.parametrize("content", ["none", "a folder"])
-def test_content_that_cannot_be_read_is_said_where_it_is_waited_for(tmp_path: Path, content: str) -> None:
+@for_each(["none", "a folder"])
+def test_content_that_cannot_be_read_is_said_where_it_is_waited_for(content: str, tmp_path: Path) -> None:
     (tmp_path / "a folder").mkdir()
     with closing(MemoryFile(1, tmp_path / content)) as made, pytest.raises(OSError, match=content):
         made.await_filled()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cases import for_each_row
+from tests.cases import for_each, for_each_row
 from tests.descriptors import fd_count
 from userdev.errors import UserError
 from userdev.process import Child, is_listening
@@ -61,7 +61,7 @@ def test_what_a_word_means(text: str, expected: Device) -> None:
     assert Device.parse(text) == expected
 
 
-@pytest.mark.parametrize("text", ["no-such-device", "qemu:", "", "edu [ats=on,]", "edu [ats=]"])
+@for_each(["no-such-device", "qemu:", "", "edu [ats=on,]", "edu [ats=]"])
 def test_an_unknown_device_is_a_sentence_with_a_way_out(text: str) -> None:
     with pytest.raises(UserError) as caught:
         Device.parse(text)

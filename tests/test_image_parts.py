@@ -15,6 +15,7 @@ import paramiko
 import pytest
 import zstandard
 
+from tests.cases import for_each
 from userdev.errors import UserError
 from vfio_user.harness.cache import ENVIRONMENT
 from vfio_user.harness.image.cpio import write_cpio
@@ -134,8 +135,8 @@ def test_a_pattern_without_a_match_is_a_mistake(tmp_path: Path) -> None:
         select(tmp_path, ["/usr/bin/no-such-program"], [])
 
 
-@pytest.mark.parametrize("pattern", ["../secret", "/usr/../../secret", "usr/share/*/../../../../secret"])
-def test_a_pattern_that_leads_out_of_the_packages_is_refused(tmp_path: Path, pattern: str) -> None:
+@for_each(["../secret", "/usr/../../secret", "usr/share/*/../../../../secret"])
+def test_a_pattern_that_leads_out_of_the_packages_is_refused(pattern: str, tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("x")
     (tmp_path / "packages/usr/share/doc").mkdir(parents=True)
     with pytest.raises(UserError, match="leads out"):
@@ -281,7 +282,7 @@ def test_what_is_no_kernel_is_refused(tmp_path: Path, image: bytes) -> None:
 # -- keys ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("compress", [zstandard.compress, lzma.compress, gzip.compress])
+@for_each([zstandard.compress, lzma.compress, gzip.compress])
 def test_a_module_that_was_cut_off_or_changed_is_damaged(compress: Callable[[bytes], bytes]) -> None:
     packed = compress(VMLINUX)
     for wrong in (packed[: len(packed) // 2], packed[:10] + bytes(8) + packed[18:]):

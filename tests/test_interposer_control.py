@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cases import for_each_row
 from tests.interposed import Interposed, interposed_edu
 from tests.interposer_bench import Bench, answer, dma_map, read
 from userdev.control import ControlError
@@ -479,14 +480,13 @@ def test_a_descriptor_of_the_same_memory_is_kept_once() -> None:
     os.close(memory)
 
 
-@pytest.mark.parametrize(
-    ("bitmap", "runs"),
+@for_each_row(
     [
         (b"\0" * 8, []),
         (b"\x01" + b"\0" * 7, [(0x10000, 4096)]),
         (b"\x06\0\0\0\0\0\0\x80", [(0x11000, 8192), (0x10000 + 63 * 4096, 4096)]),
         (b"\xff" * 16, [(0x10000, 100 * 4096 - 512)]),
-    ],
+    ]
 )
 def test_a_bitmap_becomes_runs(bitmap: bytes, runs: list[tuple[int, int]]) -> None:
     length = 100 * 4096 - 512

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.cases import for_each, for_each_row
 from tests.descriptors import fd_count
 from tests.interposer_bench import Bench, Peer, dma_map, request
 from userdev.transport import close_all
@@ -202,7 +203,7 @@ def sent_until_it_waits(bench: Bench, sock: socket.socket, message: Message, mos
     return most
 
 
-@pytest.mark.parametrize(("name", "bound"), [("MAX_BYTES", 1 << 20), ("MAX_MESSAGES", 200)])
+@for_each_row([("MAX_BYTES", 1 << 20), ("MAX_MESSAGES", 200)])
 def test_a_server_that_takes_no_answers_is_not_asked_for_more_questions(
     name: str, bound: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -277,8 +278,7 @@ def access(command: Command, length: int, data: bytes = b"") -> Message:
     return Message(9, CURRENT.number(command), payload=at.DMA_ACCESS.pack(0x10, length, tail=data))
 
 
-@pytest.mark.parametrize(
-    "asked",
+@for_each(
     [
         access(Command.DMA_READ, MAX_DATA + 1),
         access(Command.DMA_READ, 4, b"data"),

@@ -201,7 +201,7 @@ def test_a_half_close_is_passed_on_as_one(bench: Bench) -> None:
     assert not bench.ended
 
 
-@pytest.mark.parametrize("dies", ["client", "server"])
+@for_each(["client", "server"])
 def test_the_death_of_either_side_is_passed_on(dies: str) -> None:
     with Bench() as bench:
         dying, left = (bench.client, bench.server) if dies == "client" else (bench.server, bench.client)

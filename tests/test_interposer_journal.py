@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cases import for_each
 from tests.device_kit import open_fds
 from tests.interposer_bench import Bench, Peer, answer, read, request, write
 from userdev.interposer.errors import PeerLost
@@ -62,7 +63,7 @@ class Next:
         return self.peer.next() if self.peer is not None else None
 
 
-@pytest.mark.parametrize("when", ["before the server died", "meanwhile"])
+@for_each(["before the server died", "meanwhile"])
 def test_a_request_that_is_failed_takes_no_answer_of_one_of_ours_along(when: str) -> None:
     """A client counts its ids up, and we ours down: some day they have the same."""
     with Bench() as bench:
@@ -134,7 +135,7 @@ def test_a_request_that_is_failed_while_a_server_is_replaced_changes_nothing() -
         following.peer.close()
 
 
-@pytest.mark.parametrize("on_purpose", [False, True], ids=["died", "on purpose"])
+@for_each([False, True], ids=["died", "on purpose"])
 def test_a_request_that_is_sent_again_has_waited_since_its_client_sent_it(on_purpose: bool) -> None:
     """A second server that dies over it does not give it the whole time once more."""
     with Bench() as bench:
@@ -162,7 +163,7 @@ def test_a_request_that_is_sent_again_has_waited_since_its_client_sent_it(on_pur
 # the journal
 
 
-@pytest.mark.parametrize("errno_", [0, errno.EINVAL], ids=["answered well", "refused"])
+@for_each([0, errno.EINVAL], ids=["answered well", "refused"])
 def test_an_answer_of_any_sort_says_that_what_was_posted_before_is_done(errno_: int) -> None:
     with Bench() as bench:
         survival = Survival(bench.session, Next(bench), Policy(), lambda _: None)  # type: ignore[arg-type]
@@ -288,7 +289,7 @@ def test_what_is_confirmed_is_all_up_to_that_and_nothing_behind_it() -> None:
 # who comes next
 
 
-@pytest.mark.parametrize("planned", [False, True], ids=["after a crash", "on purpose"])
+@for_each([False, True], ids=["after a crash", "on purpose"])
 def test_a_server_that_dies_while_it_takes_anothers_place_is_followed_by_a_third(planned: bool) -> None:
     with Bench() as bench:
         following = Next(bench)
@@ -366,8 +367,8 @@ def test_a_server_whose_backlog_is_full_is_waited_for_and_holds_nobody_up(tmp_pa
         process.close()
 
 
-@pytest.mark.parametrize("stands_still", [False, True])
-def test_a_server_that_is_replaced_has_the_time_to_end_well(tmp_path: Path, stands_still: bool) -> None:
+@for_each([False, True])
+def test_a_server_that_is_replaced_has_the_time_to_end_well(stands_still: bool, tmp_path: Path) -> None:
     """Also one that somebody has stopped (SIGSTOP), which hears of nothing before it goes on."""
     program = tmp_path / "server"
     program.write_text(

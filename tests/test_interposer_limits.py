@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from tests.cases import for_each
 from tests.device_kit import descriptors_left
 from tests.interposed import Interposed, interposed_edu
 from tests.interposer_bench import Bench, dma_map, request
@@ -160,7 +161,7 @@ def test_a_defect_of_ours_costs_one_session(tmp_path: Path, capfd: pytest.Captur
     assert "Unforeseen" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("work", ["time.sleep(60)", "while True: pass"])
+@for_each(["time.sleep(60)", "while True: pass"])
 def test_a_program_that_is_told_to_stop_ends_whatever_it_waits_for(work: str) -> None:
     program = f"""
 import signal, time

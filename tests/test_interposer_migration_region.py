@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cases import for_each_row
 from tests.interposed import Interposed, interposed_edu
 from tests.test_interposer_control import copied_by_the_device
 from userdev.control import ControlError
@@ -30,8 +31,8 @@ def edu(folder: Path, server: str, spoken: Dialect) -> Iterator[tuple[Interposed
         yield interposed, interposed.client(dialect=spoken), interposed.control()
 
 
-@pytest.mark.parametrize(("server", "spoken"), PAIRS)
-def test_state_moves_from_one_server_to_another(tmp_path: Path, server: str, spoken: str) -> None:
+@for_each_row(PAIRS)
+def test_state_moves_from_one_server_to_another(server: str, spoken: str, tmp_path: Path) -> None:
     dialect = DIALECTS[spoken]
     with (
         edu(tmp_path / "a", server, dialect) as (_, here, source),
@@ -76,8 +77,8 @@ def test_what_was_stopped_runs_on_where_it_was(tmp_path: Path) -> None:
         assert client.load(0, 0x04, 4) == 7 ^ 0xFFFFFFFF
 
 
-@pytest.mark.parametrize(("server", "spoken"), PAIRS)
-def test_what_the_device_writes_is_logged(tmp_path: Path, server: str, spoken: str) -> None:
+@for_each_row(PAIRS)
+def test_what_the_device_writes_is_logged(server: str, spoken: str, tmp_path: Path) -> None:
     with edu(tmp_path / "a", server, DIALECTS[spoken]) as (interposed, client, control):
         ram = interposed.ram()
         client.dma_map(0x100000, ram)

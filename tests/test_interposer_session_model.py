@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.cases import for_each
 from tests.interposer_bench import Bench, dma_map, read, request, write
 from vfio_user.interposer import session_model
 from vfio_user.interposer.restore import irq_messages
@@ -230,7 +231,7 @@ def test_however_a_client_writes_the_bit_of_a_reset_it_is_not_written_again(
     assert there == {**{offset + place: 0xFF for place in range(size)}, **flr}
 
 
-@pytest.mark.parametrize("bitmaps", [True, False])
+@for_each([True, False])
 def test_the_drafts_tables_unmap_whether_or_not_they_ask_for_bitmaps(bitmaps: bool) -> None:
     model = SessionModel(DRAFT_V6)
     table = b"".join(at.DMA_ENTRY_V6.pack(page << 12, 4096, 0, 3, 0) for page in range(4))

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.cases import for_each
 from tests.interposed import EDU, EDU_BY_PATH, Interposed
 from userdev.control import ControlError
 from userdev.errors import UserError
@@ -52,8 +53,8 @@ def kill(edu: Interposed) -> None:
     edu.control().call("signal", signal="SIGKILL")
 
 
-@pytest.mark.parametrize("server", [EDU, EDU_BY_PATH])
-def test_a_killed_server_is_replaced_and_the_client_never_knows(tmp_path: Path, server: str) -> None:
+@for_each([EDU, EDU_BY_PATH])
+def test_a_killed_server_is_replaced_and_the_client_never_knows(server: str, tmp_path: Path) -> None:
     with surviving(tmp_path, server) as edu:
         client = edu.client()
         client.dma_map(0, edu.ram())
@@ -292,9 +293,9 @@ def test_a_server_that_is_another_device_now_is_refused(tmp_path: Path) -> None:
             read_until_it_fails(client)
 
 
-@pytest.mark.parametrize("page", ["memfd", "{folder}/page"])
+@for_each(["memfd", "{folder}/page"])
 def test_only_a_server_that_has_the_memory_which_the_client_has_mapped_can_replace_another(
-    tmp_path: Path, page: str
+    page: str, tmp_path: Path
 ) -> None:
     """Else the guest would ring doorbells that nobody looks at any more."""
     options = f"--image {tmp_path}/disk.img:1M --map-doorbells {page.format(folder=tmp_path)}"

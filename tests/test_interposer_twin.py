@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cases import for_each
 from tests.conftest import PATIENCE
 from tests.interposer_bench import Bench, request
 from tests.scripted_server import ScriptedServer
@@ -45,8 +46,8 @@ def dma(path: Path) -> list[tuple[Direction, bool, bytes]]:
     ]
 
 
-@pytest.mark.parametrize("twin_socket", [False, True], ids=["on one socket", "on two of the client's"])
-def test_dma_inside_a_register_handler_is_done_and_recorded(tmp_path: Path, twin_socket: bool) -> None:
+@for_each([False, True], ids=["on one socket", "on two of the client's"])
+def test_dma_inside_a_register_handler_is_done_and_recorded(twin_socket: bool, tmp_path: Path) -> None:
     with (
         interposed(tmp_path, REACHING, trace=True, interposition=CAPTURED) as server,
         Client.connect(str(server.path), twin_socket=twin_socket) as client,
@@ -167,8 +168,8 @@ def test_a_server_that_takes_another_place_is_captured_as_the_first_was(tmp_path
         assert client.load(0, THERE, 4).to_bytes(4, "little") == b"abcd"
 
 
-@pytest.mark.parametrize("reply", [b"{}", b'{"capabilities":{"twin_socket":{"supported":false}}}', b"no JSON", b"[]"])
-def test_a_server_without_a_second_socket_asks_on_its_connection_and_that_is_said(tmp_path: Path, reply: bytes) -> None:
+@for_each([b"{}", b'{"capabilities":{"twin_socket":{"supported":false}}}', b"no JSON", b"[]"])
+def test_a_server_without_a_second_socket_asks_on_its_connection_and_that_is_said(reply: bytes, tmp_path: Path) -> None:
     """What it does inside a handler is then up to it."""
     told: list[str] = []
     with Bench(trace=tmp_path / "t") as bench:
@@ -181,8 +182,8 @@ def test_a_server_without_a_second_socket_asks_on_its_connection_and_that_is_sai
     assert "no-twin-socket" in {entry.event for entry in read_trace(tmp_path / "t").entries if isinstance(entry, Note)}
 
 
-@pytest.mark.parametrize("index", [0, 1, -1, True, "0", 1 << 40])
-def test_a_second_socket_that_is_none_costs_no_session(tmp_path: Path, index: object) -> None:
+@for_each([0, 1, -1, True, "0", 1 << 40])
+def test_a_second_socket_that_is_none_costs_no_session(index: object, tmp_path: Path) -> None:
     text = json.dumps({"capabilities": {"twin_socket": {"supported": True, "fd_index": index}}}).encode()
     event = os.eventfd(0)
     with Bench(trace=tmp_path / "t") as bench:
@@ -195,8 +196,8 @@ def test_a_second_socket_that_is_none_costs_no_session(tmp_path: Path, index: ob
     os.close(event)
 
 
-@pytest.mark.parametrize("said", [b"\xff" * 40, bytes(16), b"\1" * 15], ids=["no message", "a header", "half of one"])
-def test_garbage_on_the_second_socket_costs_no_session(tmp_path: Path, said: bytes) -> None:
+@for_each([b"\xff" * 40, bytes(16), b"\1" * 15], ids=["no message", "a header", "half of one"])
+def test_garbage_on_the_second_socket_costs_no_session(said: bytes, tmp_path: Path) -> None:
     ours, theirs = socket.socketpair()
     text = b'{"capabilities":{"twin_socket":{"supported":true,"fd_index":0}}}\0'
     with Bench(trace=tmp_path / "t") as bench, ours:

@@ -79,7 +79,7 @@ def calls_of_known_issue(path: Path) -> dict[str, list[str]]:
     return named
 
 
-@pytest.mark.parametrize("entry", ISSUES.values(), ids=ISSUES)
+@for_each(ISSUES.values(), ids=ISSUES)
 def test_an_entry_names_a_test_that_there_is(entry: KnownIssue) -> None:
     """One that expects a failure is named by the test, too: nothing else lets it fail."""
     for test in entry.tests:
@@ -103,14 +103,13 @@ def test_a_test_may_fail_only_where_the_entry_names_it() -> None:
                 assert f"avocado_tests/{path.name}:{name}" in ISSUES[id].tests
 
 
-@pytest.mark.parametrize(
-    ("failure", "shown"),
+@for_each_row(
     [
         (ENDED, True),
         (ObservedFailure("QEMU was killed by SIGSEGV", "SIGSEGV", ENDED.said), False),
         (ObservedFailure("QEMU was killed by SIGABRT", "SIGABRT", "nothing of the kind"), False),
         (ObservedFailure("register 0 is wrong", "", ENDED.said), False),
-    ],
+    ]
 )
 def test_a_failure_is_the_issue_only_with_all_of_its_symptom(failure: ObservedFailure, shown: bool) -> None:
     assert issue(**AVOIDED).shows(failure) is shown
@@ -168,14 +167,13 @@ def test_an_entry_that_is_not_complete_is_refused(changes: dict[str, object]) ->
         issue(**changes)
 
 
-@pytest.mark.parametrize(
-    ("rest", "line", "about"),
+@for_each_row(
     [
         ("  versions: '>=10.1'\n  status: confirmed\n  tried: [10.1.0]\n  tests: [a]\n", 1, "a symptom is given with"),
         ("  versions: '>=10.1'\n  statos: confirmed\n", 5, "did you mean 'status'"),
         ("  versions: new\n  status: right\n", 4, "no condition"),
         ("  versions: '>=10.1'\n  versions: '>=10.2'\n", 5, "twice"),
-    ],
+    ]
 )
 def test_a_mistake_in_the_file_is_told_with_its_line(rest: str, line: int, about: str) -> None:
     with pytest.raises(UserError, match=about) as refused:
@@ -190,7 +188,7 @@ def test_an_id_that_two_entries_have_is_told_with_the_lines_of_both() -> None:
         read_known_issues(entry * 2, "issues.yaml")
 
 
-@pytest.mark.parametrize("symptom", [{}, {"ends": "SIGNOTHING"}, {"says": "("}])
+@for_each([{}, {"ends": "SIGNOTHING"}, {"says": "("}])
 def test_a_symptom_that_says_nothing_is_refused(symptom: dict[str, str]) -> None:
     with pytest.raises(ValidationError):
         Symptom.model_validate(symptom)
@@ -220,7 +218,7 @@ def test_the_manual_has_every_status() -> None:
         assert f"| {status} |" in manual
 
 
-@pytest.mark.parametrize("model", [KnownIssue, ServerIssue])
+@for_each([KnownIssue, ServerIssue])
 def test_the_manual_has_every_field(model: type[BaseModel]) -> None:
     manual = (ROOT / "docs" / "how-to" / "known-issue.md").read_text()
     tables = [set(re.findall(r"^\| `(\w+)` \|", part, re.MULTILINE)) for part in manual.split("Of QEMU:")]
@@ -267,18 +265,17 @@ def test_a_device_that_qemu_does_not_survive_is_refused_before_it_has_it(
         qemu_guards.check_server(MENDED, "edu", path)
 
 
-@pytest.mark.parametrize(
-    ("version", "driver", "properties", "refused"),
+@for_each_row(
     [
         (AFFECTED, "vhost-user-rng-pci", {}, True),
         (AFFECTED, "vhost-user-test-device-pci", {}, True),
         (AFFECTED, "vhost-user-rng-pci", {"iommu_platform": "on"}, False),
         (AFFECTED, "vhost-user-blk-pci", {}, False),
         (Version("8.2"), "vhost-user-rng-pci", {}, False),
-    ],
+    ]
 )
 def test_a_back_end_for_which_qemu_was_not_told_to_translate_is_refused_where_it_matters(
-    tmp_path: Path, version: Version, driver: str, properties: dict[str, object], refused: bool
+    version: Version, driver: str, properties: dict[str, object], refused: bool, tmp_path: Path
 ) -> None:
     path = tmp_path / "rng"
     outcome = pytest.raises(UserError, match="survive") if refused else nullcontext()
@@ -318,8 +315,8 @@ def attempt(entry: KnownIssue, folder: Path, program: str, error: Exception | No
     return seen
 
 
-@pytest.mark.parametrize("error", [UserError("QEMU is gone"), VerdictError("no answer"), AssertionError("wrong")])
-def test_the_symptom_is_seen(tmp_path: Path, error: Exception) -> None:
+@for_each([UserError("QEMU is gone"), VerdictError("no answer"), AssertionError("wrong")])
+def test_the_symptom_is_seen(error: Exception, tmp_path: Path) -> None:
     assert attempt(issue(), tmp_path, ABORTING, error) == ["it-ends: QEMU ends."]
 
 

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
+from tests.cases import for_each
 from userdev.errors import UserError
 from userdev.process import Child
 from vfio_user.harness.artifacts import write_text
@@ -20,13 +21,13 @@ from vfio_user.harness.lab import Lab
 from vfio_user.harness.records import Records, belongs_to
 
 
-@pytest.mark.parametrize("name", ["guest", "guest-dev0-edu", "guest.qmp.log", "guest-dev0-edu.server.log"])
+@for_each(["guest", "guest-dev0-edu", "guest.qmp.log", "guest-dev0-edu.server.log"])
 def test_processes_and_logs_belong_to_a_machine(name: str) -> None:
     assert belongs_to("guest", name)
     assert not belongs_to("guest.1", name)
 
 
-@pytest.mark.parametrize("name", ["guest.1", "guest.1-guest-dev0", "guest.1.qmp.log", "guests", "other.qmp.log"])
+@for_each(["guest.1", "guest.1-guest-dev0", "guest.1.qmp.log", "guests", "other.qmp.log"])
 def test_those_of_its_next_machine_do_not(name: str) -> None:
     assert not belongs_to("guest", name)
     assert not belongs_to("guest.10", name)

@@ -13,6 +13,7 @@ from queue import SimpleQueue
 
 import pytest
 
+from tests.cases import for_each
 from tests.device_kit import open_fds
 from tests.everything_device import Everything
 from tests.test_closed_once import OWNERS
@@ -98,7 +99,7 @@ RUNNING: dict[str, Begin] = {
 }
 
 
-@pytest.mark.parametrize("what", RUNNING)
+@for_each(RUNNING)
 def test_no_thread_keeps_its_program_from_ending(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begun: list[threading.Thread] = []
     start = threading.Thread.start

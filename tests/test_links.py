@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import pytest
+from tests.cases import for_each
 
 ROOT = Path(__file__).parent.parent
 LINK = re.compile(r"https?://[^\s<>\"'`)\]]+")
@@ -32,7 +32,7 @@ def links() -> Iterator[tuple[str, str]]:
             yield str(page.relative_to(ROOT)), link.rstrip(".,;:")
 
 
-@pytest.mark.parametrize("site", sorted(SITES))
+@for_each(sorted(SITES))
 def test_a_link_is_an_address_of_a_page(site: str) -> None:
     url = urlsplit(site)
     assert url.scheme == "https"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cases import for_each, for_each_row
 from userdev.errors import ProtocolError
 from userdev.memory.files import MemoryFiles
 from userdev.memory.guard import is_damaged
@@ -86,8 +87,7 @@ os.kill(os.getpid(), 7)
 """
 
 
-@pytest.mark.parametrize(
-    ("program", "says", "status"),
+@for_each_row(
     [(SURVIVED, "survived", 0), (ANOTHER, "so far", -7), (CLOSED, "so far", -7), (NO_MORE, "so far", -7)],
     ids=["of a guarded file", "of another file", "where a closed one was", "by a signal that somebody sends"],
 )
@@ -97,7 +97,7 @@ def test_a_sigbus_is_survived_where_a_guarded_file_has_shrunk(program: str, says
     assert (done.stdout.strip(), done.returncode) == (says, status), done.stderr
 
 
-@pytest.mark.parametrize("writable", [True, False], ids=["to write", "to read"])
+@for_each([True, False], ids=["to write", "to read"])
 def test_an_access_behind_the_end_of_a_file_that_has_just_shrunk_is_survived(writable: bool) -> None:
     files, fd = MemoryFiles(), os.memfd_create("not sealed", os.MFD_CLOEXEC)
     os.ftruncate(fd, 2 * PAGE)
@@ -120,7 +120,7 @@ def test_an_access_behind_the_end_of_a_file_that_has_just_shrunk_is_survived(wri
     os.close(fd)
 
 
-@pytest.mark.parametrize("place", [(1 << 63, PAGE), (0, 1 << 63), (-PAGE, PAGE)])
+@for_each([(1 << 63, PAGE), (0, 1 << 63), (-PAGE, PAGE)])
 def test_what_no_mapping_can_have_is_the_peers_mistake(place: tuple[int, int]) -> None:
     """Unlike a file's, a device's size is nothing that could be looked at before."""
     files, fd = MemoryFiles(), os.open("/dev/zero", os.O_RDWR)
@@ -139,7 +139,7 @@ def mapped_alone(fd: int) -> object:
     return FileMapping(fd, 0, 2 * PAGE)
 
 
-@pytest.mark.parametrize("take", [mapped, mapped_alone])
+@for_each([mapped, mapped_alone])
 def test_a_file_that_shrinks_between_a_look_and_its_mapping_is_refused(
     take: Callable[[int], object], monkeypatch: pytest.MonkeyPatch
 ) -> None:

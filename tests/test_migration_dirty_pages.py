@@ -7,6 +7,7 @@ import struct
 
 import pytest
 
+from tests.cases import for_each, for_each_row
 from tests.migration_device import Adder, set_state
 from userdev.errors import ProtocolError
 from vfio_user.migration import Migration
@@ -54,7 +55,7 @@ def test_region_migration_answers_with_both_structures_and_the_bitmap() -> None:
     assert left(migration) == 0
 
 
-@pytest.mark.parametrize("skipped", [0, 4, 8], ids=["without data", "data as printed", "data as in the kernel"])
+@for_each([0, 4, 8], ids=["without data", "data as printed", "data as in the kernel"])
 def test_the_draft_answers_each_range_with_its_bitmap(skipped: int) -> None:
     migration = logging(0, 33)
     request = get_v6((BASE, 0x1000, 4096, 8), (BASE + 0x20000, 0x20000, 8192, 8), skipped=skipped)
@@ -64,7 +65,7 @@ def test_the_draft_answers_each_range_with_its_bitmap(skipped: int) -> None:
     assert left(migration) == 0
 
 
-@pytest.mark.parametrize("sizes", [(1 << 20,), (1 << 19, 1 << 19)], ids=["one", "two"])
+@for_each([(1 << 20,), (1 << 19, 1 << 19)], ids=["one", "two"])
 def test_the_drafts_bitmaps_may_fill_a_message_and_be_no_larger(sizes: tuple[int, ...]) -> None:
     asked = [(BASE + 0x20000 * number, 0x20000, 4096, size) for number, size in enumerate(sizes)]
     assert len(take_bitmaps_v6(logging(0), asked)) == (1 << 20) + 24 * len(sizes)
@@ -86,7 +87,7 @@ def test_the_draft_takes_ranges_that_are_next_to_each_other_and_none_that_overla
         assert left(migration) == 1 << 31 | 1 << 32
 
 
-@pytest.mark.parametrize(("size", "bits"), [(1, b"\x01"), (5, b"\x01\0\0\0\2"), (8, None), (12, None), (4096, None)])
+@for_each_row([(1, b"\x01"), (5, b"\x01\0\0\0\2"), (8, None), (12, None), (4096, None)])
 def test_the_drafts_bitmap_has_the_size_that_was_asked_for(size: int, bits: bytes | None) -> None:
     """Its text has no word of words: whatever holds the bits will do, and what is more is zeros."""
     migration = logging(0, 33)
@@ -164,7 +165,7 @@ ALL_REFUSED = [(REGION_MIGRATION, payload) for payload in REFUSED.values()] + [
 ]
 
 
-@pytest.mark.parametrize(("dialect", "payload"), ALL_REFUSED, ids=[*REFUSED, *REFUSED_V6])
+@for_each_row(ALL_REFUSED, ids=[*REFUSED, *REFUSED_V6])
 def test_malformed_requests_lose_no_page(dialect: Dialect, payload: bytes) -> None:
     migration = logging(5)
     with pytest.raises(ProtocolError) as refused:
@@ -234,15 +235,14 @@ def test_unmap_takes_the_bitmap() -> None:
     assert left(migration) == 0
 
 
-@pytest.mark.parametrize(
-    ("iova", "pgsize", "size", "number"),
+@for_each_row(
     [
         (BASE, 0, 8, errno.EINVAL),
         (BASE, 4097, 8, errno.EINVAL),
         (BASE, 4096, 0, errno.EINVAL),
         (BASE, 4096, 16, errno.EINVAL),
         (BASE + SIZE, 4096, 8, errno.ENOENT),
-    ],
+    ]
 )
 def test_unmap_with_a_bad_bitmap_request_loses_no_page(iova: int, pgsize: int, size: int, number: int) -> None:
     migration = logging(5)
@@ -256,7 +256,7 @@ def test_the_current_dialect_has_no_dirty_pages() -> None:
     assert Command.DIRTY_PAGES not in CURRENT
 
 
-@pytest.mark.parametrize("second", [BASE, BASE + 0x1000, BASE + SIZE - 0x1000])
+@for_each([BASE, BASE + 0x1000, BASE + SIZE - 0x1000])
 def test_ranges_of_the_draft_that_overlap_are_refused_and_nothing_is_taken(second: int) -> None:
     """Each looks through the log: thirty thousand of the same in one message would do so for minutes."""
     migration = logging(1)
@@ -267,8 +267,7 @@ def test_ranges_of_the_draft_that_overlap_are_refused_and_nothing_is_taken(secon
     assert left(migration) == 2
 
 
-@pytest.mark.parametrize(
-    ("range_", "number"),
+@for_each_row(
     [
         ((BASE, 0x8000, 4096, 1), None),
         ((BASE, 0x9000, 4096, 1), errno.EINVAL),

@@ -7,7 +7,7 @@ import struct
 
 import pytest
 
-from tests.cases import for_each
+from tests.cases import for_each, for_each_row
 from tests.migration_device import (
     LIMIT,
     Adder,
@@ -70,7 +70,7 @@ def test_the_device_offers_stop_copy_and_pre_copy() -> None:
     assert device_feature(mapped(), feature(Feature.MIGRATION, GET, argsz=16)) == struct.pack("<IIQ", 16, 1 | GET, 5)
 
 
-@pytest.mark.parametrize("number", list(Feature))
+@for_each(list(Feature))
 def test_every_feature_can_be_probed(number: Feature) -> None:
     probe = feature(number, PROBE)
     assert device_feature(mapped(), probe) == probe
@@ -85,8 +85,7 @@ OPERATIONS = {
 }
 
 
-@pytest.mark.parametrize("number", list(Feature))
-@pytest.mark.parametrize("operation", [GET, SET, GET | SET])
+@for_each(list(Feature), [GET, SET, GET | SET])
 def test_operations_can_be_probed(number: Feature, operation: int) -> None:
     probe = feature(number, PROBE | operation)
     if operation & ~OPERATIONS[number]:
@@ -134,7 +133,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("payload", REFUSED.values(), ids=REFUSED)
+@for_each(REFUSED.values(), ids=REFUSED)
 def test_malformed_requests_change_nothing(payload: bytes) -> None:
     migration = mapped()
     with pytest.raises(ProtocolError) as refused:
@@ -158,7 +157,7 @@ REFUSED_REPORTS = {
 }
 
 
-@pytest.mark.parametrize(("payload", "number"), REFUSED_REPORTS.values(), ids=REFUSED_REPORTS)
+@for_each_row(REFUSED_REPORTS.values(), ids=REFUSED_REPORTS)
 def test_a_refused_report_loses_no_page(payload: bytes, number: int) -> None:
     migration = marked(1, 63)
     with pytest.raises(ProtocolError) as refused:
@@ -174,8 +173,7 @@ def test_a_report_is_its_request_and_the_bitmap_and_clears_it() -> None:
     assert bits(device_feature(migration, report(BASE, SIZE))) == set()
 
 
-@pytest.mark.parametrize(
-    ("iova", "length", "page_size", "found"),
+@for_each_row(
     [
         (BASE, 16 * 4096, 4096, {0, 9}),
         (BASE + 9 * 4096, 4096, 4096, {0}),
@@ -184,7 +182,7 @@ def test_a_report_is_its_request_and_the_bitmap_and_clears_it() -> None:
         (0, 1 << 40, 1 << 30, {0}),
         (BASE, SIZE, 1 << 16, {0, 1}),
         (BASE + 4096, 8192, 2048, set()),
-    ],
+    ]
 )
 def test_any_range_and_page_size_is_reported(iova: int, length: int, page_size: int, found: set[int]) -> None:
     assert bits(device_feature(marked(0, 9, 28), report(iova, length, page_size))) == found
@@ -221,7 +219,7 @@ def test_logging_stops_and_forgets() -> None:
 # MIG_DATA_READ and MIG_DATA_WRITE
 
 
-@pytest.mark.parametrize("state", STATES)
+@for_each(STATES)
 def test_data_is_read_and_written_in_the_states_for_it(state: MigrationState) -> None:
     migration = mapped()
     set_state(migration, state)
@@ -240,9 +238,7 @@ def test_data_is_read_and_written_in_the_states_for_it(state: MigrationState) ->
     assert get_state(migration) is state
 
 
-@pytest.mark.parametrize(
-    ("argsz", "size"), [(8 + LIMIT + 1, LIMIT + 1), (7, 0), (15, 8), (0, 1), (0xFFFFFFFF, 0xFFFFFFFF)]
-)
+@for_each_row([(8 + LIMIT + 1, LIMIT + 1), (7, 0), (15, 8), (0, 1), (0xFFFFFFFF, 0xFFFFFFFF)])
 def test_transfers_that_do_not_fit_are_refused_and_lose_nothing(argsz: int, size: int) -> None:
     migration = mapped()
     set_state(migration, STOP_COPY)
@@ -252,8 +248,7 @@ def test_transfers_that_do_not_fit_are_refused_and_lose_nothing(argsz: int, size
     assert read_data(migration, 8) == b"VFUSTATE"
 
 
-@pytest.mark.parametrize(
-    "payload",
+@for_each(
     [b"", bytes(7), struct.pack("<II", 16, 9) + bytes(9), struct.pack("<II", 17, 9) + bytes(8)],
     ids=["empty", "no head", "argsz too small", "fewer bytes than said"],
 )
@@ -354,7 +349,7 @@ def test_the_gate_refuses_what_a_stopped_device_cannot_take(state: MigrationStat
     assert has_registers(state) is (state is not STOP_COPY)
 
 
-@pytest.mark.parametrize("command", list(Command), ids=lambda command: command.name)
+@for_each(list(Command), ids=lambda command: command.name)
 def test_everything_passes_in_error_because_a_reset_leaves_it(command: Command) -> None:
     migration = Migration(Adder())
     set_state(migration, RESUMING)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.cases import for_each
 from tests.migration_device import Adder, get_state, load, read_data, save, set_state, write_data
 from userdev.declare.values import MAX_ITEMS, encode
 from userdev.errors import ProtocolError
@@ -130,7 +131,7 @@ HEADERS: dict[str, object] = {
 }
 
 
-@pytest.mark.parametrize("header", HEADERS.values(), ids=HEADERS)
+@for_each(HEADERS.values(), ids=HEADERS)
 def test_an_identity_of_all_sorts_is_refused_in_a_line(header: object) -> None:
     assert len(refusal(WithDisk(), stream(VALUES, header=header))) < 1000
 
@@ -152,7 +153,7 @@ BEYOND = {
 }
 
 
-@pytest.mark.parametrize("frame", BEYOND.values(), ids=BEYOND)
+@for_each(BEYOND.values(), ids=BEYOND)
 def test_nothing_goes_beyond_a_storage_as_it_was_announced(frame: tuple[FrameKind, bytes, int]) -> None:
     device = WithDisk()
     refusal(device, stream(frame, VALUES))
@@ -178,8 +179,9 @@ def test_a_storage_may_grow_while_it_is_saved() -> None:
     assert target.disk.content == b"small and grown"
 
 
-@pytest.mark.parametrize("method", ["check_state", "load_state"])
-@pytest.mark.parametrize("error", [ValueError("x" * 10_000), KeyError("y"), ZeroDivisionError("z"), RecursionError()])
+@for_each(
+    ["check_state", "load_state"], [ValueError("x" * 10_000), KeyError("y"), ZeroDivisionError("z"), RecursionError()]
+)
 def test_values_that_a_device_stumbles_over_are_refused_and_the_author_sees_where(
     method: str, error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:

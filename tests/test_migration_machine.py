@@ -46,7 +46,7 @@ class Recorder:
         self.machine.enter(start)
 
 
-@pytest.mark.parametrize(("start", "end", "path"), CELLS, ids=lambda value: getattr(value, "name", None))
+@for_each_row(CELLS, ids=lambda value: getattr(value, "name", None))
 def test_a_request_takes_the_documented_path(start: MigrationState, end: MigrationState, path: str | None) -> None:
     recorder = Recorder(start)
     if path is None:
@@ -182,7 +182,7 @@ def test_only_a_reset_leaves_error() -> None:
     set_state(migration, STOP_COPY)
 
 
-@pytest.mark.parametrize("state", STATES)
+@for_each(STATES)
 def test_a_reset_does_not_touch_any_other_state(state: MigrationState) -> None:
     migration = Migration(Adder())
     set_state(migration, state)
@@ -210,7 +210,7 @@ def test_a_guest_that_resets_its_device_in_pre_copy_migrates_it_as_reset() -> No
     assert target.values["total"] == 0
 
 
-@pytest.mark.parametrize("state", STATES)
+@for_each(STATES)
 def test_the_next_client_finds_the_device_running(state: MigrationState) -> None:
     device = Adder()
     migration = Migration(device)

@@ -164,7 +164,7 @@ def elsewhere(size: int) -> tuple[Memory, memoryview]:
     return Memory("elsewhere", view[mmap.PAGESIZE : mmap.PAGESIZE + size]), view
 
 
-@pytest.mark.parametrize("make", [in_a_file, elsewhere])
+@for_each([in_a_file, elsewhere])
 def test_a_memory_is_bytes_whatever_is_written_and_cleared_in_it(
     make: Callable[[int], tuple[Memory, memoryview]],
 ) -> None:
@@ -197,9 +197,7 @@ def test_a_memory_is_bytes_whatever_is_written_and_cleared_in_it(
     assert memory.read(size - 10, 100) == there[-10:]
 
 
-@pytest.mark.parametrize(
-    "clear", [lambda memory, at, size: memory.clear(at, size), lambda memory, at, size: memory.write(at, bytes(size))]
-)
+@for_each([lambda memory, at, size: memory.clear(at, size), lambda memory, at, size: memory.write(at, bytes(size))])
 def test_whole_pages_that_are_cleared_are_holes_again(clear: Callable[[Memory, int, int], None]) -> None:
     page = mmap.PAGESIZE
     memory, _ = in_a_file(5 * page + 100)

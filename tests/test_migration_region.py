@@ -71,21 +71,20 @@ def test_the_region_is_described_as_the_specification_has_it() -> None:
     assert mmap.mmap(region.fd, region.size)[:4] == bytes(4)
 
 
-@pytest.mark.parametrize("value", V1_STATES)
+@for_each(V1_STATES)
 def test_device_state_is_the_machine_s(value: int) -> None:
     region = in_state(value)
     assert load_register(region, STATE) == value
 
 
-@pytest.mark.parametrize("value", [5, 7, 8, 0xFFFFFFFF])
+@for_each([5, 7, 8, 0xFFFFFFFF])
 def test_invalid_states_are_refused_and_change_nothing(value: int) -> None:
     region = in_state(RUNNING)
     refused(store, region, STATE, value)
     assert load_register(region, STATE) == RUNNING
 
 
-@pytest.mark.parametrize("saving", SAVING)
-@pytest.mark.parametrize("value", [5, 7, 8, 0xFFFFFFFF])
+@for_each(SAVING, [5, 7, 8, 0xFFFFFFFF])
 def test_a_state_that_is_refused_leaves_the_piece_in_the_window(saving: int, value: int) -> None:
     """The client reads back the state that there is, and goes on: its piece comes only once."""
     region = in_state(saving, Adder(0x3000))
@@ -132,7 +131,7 @@ def test_pending_bytes_says_when_it_is_over_and_stays_zero() -> None:
     assert [load_register(region, PENDING) for _ in range(3)] == [0, 0, 0]
 
 
-@pytest.mark.parametrize("state", [RUNNING, RESUMING, STOPPED, ERROR])
+@for_each([RUNNING, RESUMING, STOPPED, ERROR])
 def test_nothing_is_pending_where_nothing_is_saved(state: int) -> None:
     assert load_register(in_state(state, Adder(1 << 21)), PENDING) == 0
 
@@ -238,7 +237,7 @@ def test_only_whole_registers_are_accessed(access: tuple[int, int], value: int) 
     assert load_register(region, STATE) == value
 
 
-@pytest.mark.parametrize("value", V1_STATES)
+@for_each(V1_STATES)
 def test_the_window_is_read_while_saving_and_written_while_resuming(value: int) -> None:
     region = in_state(value)
     if value in SAVING:
@@ -251,7 +250,7 @@ def test_the_window_is_read_while_saving_and_written_while_resuming(value: int) 
         refused(region.write, WINDOW, b"abc")
 
 
-@pytest.mark.parametrize("offset", [WINDOW - 1, WINDOW + WINDOW_SIZE - 3, WINDOW + WINDOW_SIZE])
+@for_each([WINDOW - 1, WINDOW + WINDOW_SIZE - 3, WINDOW + WINDOW_SIZE])
 def test_accesses_beyond_the_window_are_refused(offset: int) -> None:
     refused(in_state(STOP_AND_COPY).read, offset, 4)
     refused(in_state(RESUMING).write, offset, bytes(4))

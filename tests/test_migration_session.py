@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cases import for_each
 from vfio_user.client import Client, GuestMemory, RemoteError
 from vfio_user.device import Bar, MsiX, PciDevice, PciIds, memory, register, state
 from vfio_user.server import Server
@@ -159,7 +160,7 @@ def test_a_client_that_dies_in_stop_copy_locks_nobody_out(tmp_path: Path) -> Non
     assert len(device.history) == 4
 
 
-@pytest.mark.parametrize("dialect", [DRAFT_V6, REGION_MIGRATION], ids=lambda dialect: dialect.name)
+@for_each([DRAFT_V6, REGION_MIGRATION], ids=lambda dialect: dialect.name)
 def test_a_device_moves_through_the_v1_region(dialect: Dialect, tmp_path: Path) -> None:
     source, target = Scribbler(), Scribbler()
     with served(source, tmp_path, dialect) as one, served(target, tmp_path, dialect) as other:
@@ -179,7 +180,7 @@ def test_a_device_moves_through_the_v1_region(dialect: Dialect, tmp_path: Path) 
         use(one)
 
 
-@pytest.mark.parametrize("dialect", [DRAFT_V6, REGION_MIGRATION], ids=lambda dialect: dialect.name)
+@for_each([DRAFT_V6, REGION_MIGRATION], ids=lambda dialect: dialect.name)
 def test_the_next_client_finds_the_v1_region_unused(dialect: Dialect, tmp_path: Path) -> None:
     device = Scribbler()
     with Server(device, str(tmp_path / "server.sock"), dialect=dialect) as server:
@@ -229,8 +230,7 @@ def mapped(client: Client, stack: ExitStack) -> list[tuple[int, int]]:
     return ranges
 
 
-@pytest.mark.parametrize("dialect", [CURRENT, CURRENT_DMA_32, DRAFT_V6, REGION_MIGRATION], ids=lambda found: found.name)
-@pytest.mark.parametrize("seed", range(3))
+@for_each([CURRENT, CURRENT_DMA_32, DRAFT_V6, REGION_MIGRATION], range(3))
 def test_the_log_is_exact_under_random_dma(dialect: Dialect, seed: int, tmp_path: Path) -> None:
     with ExitStack() as stack:
         client = stack.enter_context(served(Scribbler(), tmp_path, dialect))
@@ -252,7 +252,7 @@ def test_the_log_is_exact_under_random_dma(dialect: Dialect, seed: int, tmp_path
             assert {(iova - start) // page_size for iova in found.pages()} == oracle.reported(start, size, page_size)
 
 
-@pytest.mark.parametrize("dialect", [CURRENT, DRAFT_V6, REGION_MIGRATION], ids=lambda found: found.name)
+@for_each([CURRENT, DRAFT_V6, REGION_MIGRATION], ids=lambda found: found.name)
 def test_unmapping_takes_what_was_dirty(dialect: Dialect, tmp_path: Path) -> None:
     with ExitStack() as stack:
         client = stack.enter_context(served(Scribbler(), tmp_path, dialect))

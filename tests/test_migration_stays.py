@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.cases import for_each, for_each_row
 from tests.device_kit import MASK, MSI, MSIX, NONE
 from tests.device_whole import scribble, whole
 from tests.everything_device import Everything
@@ -201,15 +202,14 @@ def test_a_destination_that_fails_at_a_good_state_is_what_it_was_or_what_it_is_t
     other.close()
 
 
-@pytest.mark.parametrize(
-    ("state", "left"),
+@for_each_row(
     [
         (S.RUNNING, S.RUNNING),
         (S.PRE_COPY, S.RUNNING),
         (S.STOP, S.STOP),
         (S.STOP_COPY, S.STOP),
         (S.RESUMING, S.STOP),
-    ],
+    ]
 )
 def test_a_client_that_goes_leaves_no_migration_under_way_and_the_next_finds_the_device_running(
     state: S, left: S
@@ -233,8 +233,7 @@ def test_a_client_that_goes_leaves_no_migration_under_way_and_the_next_finds_the
     device.close()
 
 
-@pytest.mark.parametrize(
-    ("before", "asked", "refused"),
+@for_each_row(
     [((), S.STOP, S.STOP), ((S.PRE_COPY,), S.STOP_COPY, S.STOP), ((S.PRE_COPY,), S.STOP_COPY, S.STOP_COPY)],
     ids=["stopping", "stopping in pre-copy", "saving once stopped"],
 )
@@ -259,7 +258,7 @@ def test_a_device_that_refuses_a_state_as_it_stops_runs_on(before: tuple[S, ...]
     device.close()
 
 
-@pytest.mark.parametrize("refuses", [False, True])
+@for_each([False, True])
 def test_a_device_that_may_not_go_on_as_what_it_was_begins_anew_for_the_next_client(refuses: bool) -> None:
     class Unwilling(Edu):
         def on_migration(self, state: S) -> None:
@@ -280,7 +279,7 @@ def test_a_device_that_may_not_go_on_as_what_it_was_begins_anew_for_the_next_cli
     device.close()
 
 
-@pytest.mark.parametrize("asked", [S.PRE_COPY, S.STOP_COPY])
+@for_each([S.PRE_COPY, S.STOP_COPY])
 def test_a_device_that_nobody_could_load_is_not_saved_and_runs_on_whichever_way_it_was_asked(asked: S) -> None:
     device = Edu()
     migration = Migration(function_of(device))

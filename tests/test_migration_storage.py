@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
+from tests.cases import for_each
 from tests.migration_device import Adder, read_all, read_data, save, set_state, write_data
 from userdev.errors import ProtocolError
 from vfio_user.migration import Migration, Storage
@@ -114,7 +115,7 @@ def test_a_disk_arrives_with_all_that_was_written_while_it_was_read() -> None:
     assert there.disk.content == here.disk.content
 
 
-@pytest.mark.parametrize("running", [True, False])
+@for_each([True, False])
 def test_a_disk_that_grows_meanwhile_arrives_as_large_as_it_is(running: bool) -> None:
     here, there = WithDisk(content()), WithDisk()
     source, target = Migration(here), Migration(there)
@@ -158,7 +159,7 @@ def finish(source: Migration, target: Migration) -> None:
     set_state(source, STOP)
 
 
-@pytest.mark.parametrize("leave", [cancel, let_the_client_go, finish])
+@for_each([cancel, let_the_client_go, finish])
 def test_a_disk_that_is_read_is_told_once_when_that_begins_and_ends(
     leave: Callable[[Migration, Migration], None],
 ) -> None:
@@ -173,7 +174,7 @@ def test_a_disk_that_is_read_is_told_once_when_that_begins_and_ends(
     assert here.disk.told == ["begin saving", "end"]
 
 
-@pytest.mark.parametrize("whole", [True, False])
+@for_each([True, False])
 def test_a_disk_that_is_written_is_told_when_that_begins_and_ends_and_is_durable_before_the_device_is_there(
     whole: bool,
 ) -> None:
@@ -192,11 +193,9 @@ def test_a_disk_that_is_written_is_told_when_that_begins_and_ends_and_is_durable
         assert there.disk.told == [*begun, "end"]
 
 
-@pytest.mark.parametrize("failure", [OSError(errno.EIO, "broken"), RuntimeError("a mistake of the author's")])
-@pytest.mark.parametrize("at", [0, 2 * PIECE])
-@pytest.mark.parametrize("transfer", [700, 1 << 20])
+@for_each([OSError(errno.EIO, "broken"), RuntimeError("a mistake of the author's")], [0, 2 * PIECE], [700, 1 << 20])
 def test_of_a_disk_that_cannot_be_read_all_is_there_that_could_and_nothing_twice(
-    at: int, transfer: int, failure: Exception
+    failure: Exception, at: int, transfer: int
 ) -> None:
     good = save(WithDisk(content()))
     here = WithDisk(content())
@@ -218,7 +217,7 @@ def test_of_a_disk_that_cannot_be_read_all_is_there_that_could_and_nothing_twice
     assert save(here) == good
 
 
-@pytest.mark.parametrize("call", ["write", "settle"])
+@for_each(["write", "settle"])
 def test_a_disk_that_cannot_be_written_leaves_the_device_what_it_was_and_the_state_refused(call: str) -> None:
     here = WithDisk(content())
     here.values["total"] = 5

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.cases import for_each, for_each_row
 from tests.migration_device import Adder, get_state, load, save, set_state, write_data
 from userdev.declare.values import encode
 from userdev.errors import ProtocolError
@@ -61,8 +62,7 @@ def assert_refused(data: bytes, target: Adder | None = None, match: str = "") ->
     assert get_state(migration) is MigrationState.ERROR
 
 
-@pytest.mark.parametrize("read", [1, 3, 17, 4096, 1 << 20])
-@pytest.mark.parametrize("write", [1, 5, 1000, 1 << 20])
+@for_each([1, 3, 17, 4096, 1 << 20], [1, 5, 1000, 1 << 20])
 def test_a_state_arrives_whatever_the_transfers(read: int, write: int) -> None:
     source, target = device(), Adder(0x20)
     data = save(source, read)
@@ -107,7 +107,7 @@ def test_garbage_is_refused(data: bytes) -> None:
     assert_refused(data)
 
 
-@pytest.mark.parametrize("more", [b"\0", b"more", b"VFUSTATE"])
+@for_each([b"\0", b"more", b"VFUSTATE"])
 def test_bytes_behind_the_end_are_refused(more: bytes) -> None:
     assert_refused(save(device()) + more, match=r"behind its end")
 
@@ -116,7 +116,7 @@ def test_a_state_twice_is_refused() -> None:
     assert_refused(save(device()) * 2, match=r"behind its end")
 
 
-@pytest.mark.parametrize("version", [0, VERSION + 1, 0xFFFFFFFF])
+@for_each([0, VERSION + 1, 0xFFFFFFFF])
 def test_an_unknown_version_is_refused(version: int) -> None:
     data = bytearray(save(device()))
     struct.pack_into("<I", data, 8, version)
@@ -130,7 +130,7 @@ WRONG_TARGETS = {
 }
 
 
-@pytest.mark.parametrize(("target", "reason"), WRONG_TARGETS.values(), ids=WRONG_TARGETS)
+@for_each_row(WRONG_TARGETS.values(), ids=WRONG_TARGETS)
 def test_the_state_of_another_device_is_refused(target: Adder, reason: str) -> None:
     assert_refused(save(device()), target, match=reason)
 
@@ -180,7 +180,7 @@ MALFORMED = {
 }
 
 
-@pytest.mark.parametrize("data", MALFORMED.values(), ids=MALFORMED)
+@for_each(MALFORMED.values(), ids=MALFORMED)
 def test_malformed_streams_with_good_checksums_are_refused(data: bytes) -> None:
     assert_refused(data)
 

@@ -12,6 +12,7 @@ from types import ModuleType
 
 import pytest
 
+from tests.cases import for_each, for_each_row
 from tests.mutants import judging
 from tests.mutants.equivalent import equivalents
 from tests.mutants.judging import Fate, Journal, Judge, in_order
@@ -140,12 +141,11 @@ def test_what_is_imported_cannot_tell_of_some_mutants_and_a_python_of_their_own_
     assert [line for line, _ in cold.asked] == [6, 7]
 
 
-@pytest.mark.parametrize(
-    "output",
+@for_each(
     [
         "noticed by tests/test_x.py::test_y[a - b]\nmore",
         "1 failed\nFAILED tests/test_x.py::test_y[a - b] - ValueError: no - at all\n",
-    ],
+    ]
 )
 def test_the_test_that_noticed_is_named_by_either_kind_of_run(output: str) -> None:
     named = noticed_by(output)
@@ -225,8 +225,7 @@ def test_what_has_been_imported_gets_the_code_of_a_mutant(
     assert (thing.size(), thing.name, two_more(1), module.adder(2)(2)) == seen
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "is_so"),
+@for_each_row(
     [
         ("number + other", "number - other", True),
         ("lambda: 2", "lambda: 7", True),
@@ -235,10 +234,10 @@ def test_what_has_been_imported_gets_the_code_of_a_mutant(
         ("def size(self)", "def size(self, unit=1)", False),
         ("    @property\n", "", False),
         ("adder(2)", "adder(3)", False),
-    ],
+    ]
 )
 def test_what_a_module_computes_when_it_is_imported_is_no_body_of_a_function(
-    tmp_path: Path, old: str, new: str, is_so: bool
+    old: str, new: str, is_so: bool, tmp_path: Path
 ) -> None:
     (tmp_path / "module.py").write_text(MODULE)
     assert in_functions(Changed(tmp_path / "module.py", old, new)) is is_so

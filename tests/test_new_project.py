@@ -42,9 +42,8 @@ def test_its_tests_pass(tmp_path: Path, protocol: str) -> None:
     run(new(tmp_path, "my-device2", "--protocol", protocol), "pytest", "-p", "no:cacheprovider", "-W", "error")
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
-@pytest.mark.parametrize("name", ["x", "a-device-with-the-longest-name"])
-def test_it_is_formatted_and_has_no_lint(tmp_path: Path, protocol: str, name: str) -> None:
+@for_each(PROTOCOLS, ["x", "a-device-with-the-longest-name"])
+def test_it_is_formatted_and_has_no_lint(protocol: str, name: str, tmp_path: Path) -> None:
     project = new(tmp_path, name, "--protocol", protocol)
     run(project, "ruff", "check", "--no-cache", ".")
     run(project, "ruff", "format", "--no-cache", "--check", ".")
@@ -56,8 +55,8 @@ def test_its_types_are_right(tmp_path: Path, protocol: str) -> None:
     run(new(tmp_path, "mydevice", "--protocol", protocol), "mypy", "--follow-imports", "silent")
 
 
-@pytest.mark.parametrize("service", CHECKS)
-def test_its_ci_is_what_the_service_reads(tmp_path: Path, service: str) -> None:
+@for_each(CHECKS)
+def test_its_ci_is_what_the_service_reads(service: str, tmp_path: Path) -> None:
     project = new(tmp_path, "mydevice", "--ci", service)
     schema = ["--builtin-schema", CHECKS[service]]
     if service == "gitlab":
@@ -66,8 +65,8 @@ def test_its_ci_is_what_the_service_reads(tmp_path: Path, service: str) -> None:
         run(project, "check_jsonschema", *schema, ".github/workflows/test.yml")
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_the_device_is_found_by_its_name_once_it_is_installed(tmp_path: Path, protocol: str) -> None:
+@for_each(PROTOCOLS)
+def test_the_device_is_found_by_its_name_once_it_is_installed(protocol: str, tmp_path: Path) -> None:
     project = tomllib.loads((new(tmp_path, "my_nic", "--protocol", protocol) / "pyproject.toml").read_text())["project"]
     assert project["name"] == "my-nic"
     assert not project["dependencies"], "vfio-user is on no index: what is called so there is somebody else's"
@@ -89,8 +88,8 @@ def test_nothing_that_is_there_is_written_over(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "project").iterdir()] == ["mine.txt"]
 
 
-@pytest.mark.parametrize("built", [True, False])
-def test_it_says_whether_pages_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, built: bool) -> None:
+@for_each([True, False])
+def test_it_says_whether_pages_are_there(built: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(docs, "there", lambda: built)
     said = CliRunner().invoke(command, ["mydevice", "--folder", str(tmp_path / "project")]).output
     assert "vfio-user docs" in said

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cases import for_each
 from userdev.conformance import targets
 from userdev.errors import UserError
 from userdev.transport import Listener, Stream, connect
@@ -44,8 +45,8 @@ def test_who_never_listens_is_told_of(tmp_path: Path) -> None:
         targets.connect_to_new(str(tmp_path / "none.sock"), timeout=5, seconds=0.01)
 
 
-@pytest.mark.parametrize("address", ["nowhere/server.sock", "a file", "tcp:127.0.0.1:1"])
-def test_where_no_socket_can_come_nobody_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+@for_each(["nowhere/server.sock", "a file", "tcp:127.0.0.1:1"])
+def test_where_no_socket_can_come_nobody_waits(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a file").touch()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="cannot connect"):

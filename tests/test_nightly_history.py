@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from jsonschema import Draft202012Validator
 from junitparser import JUnitXml
 
-from tests.cases import for_each_row
+from tests.cases import for_each, for_each_row
 from tests.test_nightly_plan import written
 from tests.test_nightly_summary import night, result
 from userdev.errors import VerdictError
@@ -85,7 +85,7 @@ def test_nights_whose_folders_are_gone_are_remembered(tmp_path: Path) -> None:
     assert [name for name, _ in History(tmp_path).latest("ours", 9)] == ["n-1"]
 
 
-@pytest.mark.parametrize("content", [None, b"no database" * 100])
+@for_each([None, b"no database" * 100])
 def test_history_is_made_again_of_the_nights_that_are_there(content: bytes | None, tmp_path: Path) -> None:
     for number in (1, 2):
         (tmp_path / f"n-{number}").mkdir()
@@ -172,7 +172,7 @@ def test_wrong_is_new_where_it_was_right_or_otherwise_before() -> None:
     assert found.against == "n-1"
 
 
-@pytest.mark.parametrize("verdict", [XFAIL, SKIP])
+@for_each([XFAIL, SKIP])
 def test_what_has_become_known_or_was_left_out_is_not_mended(verdict: Verdict) -> None:
     before = nth(1, case("a", FAIL))
     assert compare(nth(2, case("a", verdict)), (before.night, results_of(before))).mended == ()
@@ -202,7 +202,7 @@ def test_a_duration_has_moved_by_much_of_itself_and_by_seconds(before: float, af
     assert found.moved == ((Moved(id="edu/t.py:A.a", before=before, after=after),) if moved else ())
 
 
-@pytest.mark.parametrize(("was", "now"), [(PASS, FAIL), (FAIL, PASS), (SKIP, PASS)])
+@for_each_row([(PASS, FAIL), (FAIL, PASS), (SKIP, PASS)])
 def test_what_did_not_pass_has_no_duration(was: Verdict, now: Verdict) -> None:
     old = nth(1, case("a", was, seconds=1.0))
     assert compare(nth(2, case("a", now, seconds=60.0)), (old.night, results_of(old))).moved == ()
@@ -215,8 +215,7 @@ def test_the_duration_that_has_moved_most_is_first_whichever_way() -> None:
     assert [moved.id[-1] for moved in found.moved] == ["b", "c", "a"]
 
 
-@pytest.mark.parametrize(
-    ("verdicts", "flakes"),
+@for_each_row(
     [
         ((PASS, FAIL, PASS), True),
         ((FAIL, PASS, FAIL), True),
@@ -224,7 +223,7 @@ def test_the_duration_that_has_moved_most_is_first_whichever_way() -> None:
         ((FAIL, PASS, PASS), False),
         ((PASS, SKIP, PASS), False),
         ((XFAIL, XPASS, XFAIL), True),
-    ],
+    ]
 )
 def test_a_flake_changes_back_and_forth(verdicts: tuple[Verdict, ...], flakes: bool) -> None:
     nights = [nth(number, case("a", verdict)) for number, verdict in enumerate(verdicts)]
@@ -329,7 +328,7 @@ def test_names_in_junit_are_those_of_case_and_cell_and_reasons_are_there(tmp_pat
     assert (suite.tests, suite.failures, suite.skipped) == (6, 3, 2)
 
 
-@pytest.mark.parametrize("verdict", list(Verdict))
+@for_each(list(Verdict))
 def test_every_verdict_is_told_everywhere(verdict: Verdict, tmp_path: Path) -> None:
     summary = nth(1, case("a", verdict))
     page = write_morning(summary, tmp_path)
@@ -337,14 +336,13 @@ def test_every_verdict_is_told_everywhere(verdict: Verdict, tmp_path: Path) -> N
     assert len(junit_of(summary)) == 1
 
 
-@pytest.mark.parametrize(
-    ("status", "results", "is_good"),
+@for_each_row(
     [
         (Status.FINISHED, [case("a")], True),
         (Status.FINISHED, [case("a", FAIL)], False),
         (Status.ENDED, [case("a")], False),
         (Status.UNDONE, [], False),
-    ],
+    ]
 )
 def test_a_night_is_good_when_it_is_finished_and_nothing_new_is_wrong(
     status: Status, results: list[CaseResult], is_good: bool, tmp_path: Path

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.cases import for_each
 from tests.test_nightly_plan import PLAN, written
 from userdev.errors import UserError
 from vfio_user.nightly.cells import cells_of
@@ -61,10 +62,8 @@ def test_nothing_is_drawn_again_where_all_is_there() -> None:
     assert draw(AXES, allowed(AXES), [*rows, *rows]) == rows, "one that is locked twice is one"
 
 
-@pytest.mark.parametrize(
-    "more",
-    [{"server": ("a", "b", "c", "d")}, {"cpus": (1, 2, 4)}, {"memory": (512, 1024)}],
-    ids=lambda more: next(iter(more)),
+@for_each(
+    [{"server": ("a", "b", "c", "d")}, {"cpus": (1, 2, 4)}, {"memory": (512, 1024)}], ids=lambda more: next(iter(more))
 )
 def test_something_new_adds_rows_and_changes_none(more: dict[str, tuple[Any, ...]]) -> None:
     rows = drawn_once()
@@ -84,7 +83,7 @@ def test_what_is_gone_from_the_plan_is_gone_and_the_rest_stays() -> None:
     assert pairs(drawn) == pairs(allowed(axes))
 
 
-@pytest.mark.parametrize("axes", [{"server": ("a", "b", "c")}, {"server": ("a",), "cpus": (1, 2)}, {"server": ("a",)}])
+@for_each([{"server": ("a", "b", "c")}, {"server": ("a",), "cpus": (1, 2)}, {"server": ("a",)}])
 def test_every_value_has_a_row_where_there_is_nothing_to_meet(axes: dict[str, tuple[Any, ...]]) -> None:
     axes = {"interpose": (False,), **axes}
     assert draw(axes, allowed(axes)) == allowed(axes)
@@ -108,9 +107,7 @@ def test_a_lock_file_has_a_line_for_each_combination(tmp_path: Path) -> None:
     assert sum('"server"' in line for line in lines) == sum(map(len, drawn.rows.values()))
 
 
-@pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"schema": 2, "groups": {}}', '{"schema": 1, "groups": {"first": [1]}}', "[" * 2000]
-)
+@for_each(["", "[]", "{}", '{"schema": 2, "groups": {}}', '{"schema": 1, "groups": {"first": [1]}}', "[" * 2000])
 def test_what_is_no_lock_file_is_refused(text: str, tmp_path: Path) -> None:
     plan = read_plan(written(tmp_path))
     plan.lock_path.write_text(text)

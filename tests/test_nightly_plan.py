@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cases import for_each, for_each_row
 from userdev.errors import UserError
 from vfio_user.nightly.abilities import declared
 from vfio_user.nightly.cells import cells_of
@@ -72,8 +73,7 @@ def test_a_plan_is_what_it_says(tmp_path: Path) -> None:
     assert plan.text.groups["second"].axes()["iommu"] == (False, True)
 
 
-@pytest.mark.parametrize(
-    ("right", "wrong", "allowed"),
+@for_each_row(
     [
         ("qemus:", "quemus:", "did you mean 'qemus'?"),
         ("    vary:\n", "    varry:\n", "did you mean 'vary'?"),
@@ -94,7 +94,7 @@ def test_a_plan_is_what_it_says(tmp_path: Path) -> None:
         ("name: ours", "name: Our Plan", "pattern"),
         ("servers: [edu]\n", "servers: [nvme, vhost-user-rng]\n", "a dialect is chosen for our vfio-user servers only"),
         ("  mine: /opt/qemu", "  sid: /opt/qemu", "there is already"),
-    ],
+    ]
 )
 def test_what_is_wrong_is_told_with_its_line_and_what_is_allowed(
     right: str, wrong: str, allowed: str, tmp_path: Path
@@ -111,8 +111,7 @@ def test_a_mistake_in_a_list_has_the_line_of_its_item(tmp_path: Path) -> None:
     assert f"plan.yaml:{line_of(plan, 'their')}:" in refusal(tmp_path, plan)
 
 
-@pytest.mark.parametrize(
-    ("right", "wrong", "said"),
+@for_each_row(
     [
         ("{socket}", "there", "{socket}"),
         ("protocol: vfio-user", "protocol: virtio", "'vhost-user'"),
@@ -130,7 +129,7 @@ def test_a_mistake_in_a_list_has_the_line_of_its_item(tmp_path: Path) -> None:
             "symptom: late}\n      - {id: slow, what: again, tests: [A.test_a], symptom: late}",
             "twice",
         ),
-    ],
+    ]
 )
 def test_what_is_wrong_with_a_server_is_told_with_its_line(right: str, wrong: str, said: str, tmp_path: Path) -> None:
     text = SERVERS.replace(right, wrong, 1)
@@ -149,12 +148,12 @@ def test_a_command_may_have_braces_that_are_no_placeholders(tmp_path: Path) -> N
         assert plan.servers["theirs"].command == command
 
 
-@pytest.mark.parametrize("text", ["", "- a\n- b\n", "name", "a: ["])
+@for_each(["", "- a\n- b\n", "name", "a: ["])
 def test_what_is_no_plan_at_all_is_refused_with_a_line(text: str, tmp_path: Path) -> None:
     assert "plan.yaml:" in refusal(tmp_path, text)
 
 
-@pytest.mark.parametrize("again", ["name: theirs", "groups: {third: {servers: [edu], tests: [dma]}}"])
+@for_each(["name: theirs", "groups: {third: {servers: [edu], tests: [dma]}}"])
 def test_a_key_that_is_there_twice_is_refused(again: str, tmp_path: Path) -> None:
     """YAML takes the last one, in silence."""
     said = refusal(tmp_path, f"{PLAN}{again}\n")

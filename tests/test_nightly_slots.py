@@ -19,6 +19,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
+from tests.cases import for_each, for_each_row
 from userdev.errors import UserError
 from userdev.process import Deadline
 from vfio_user.harness.hosts import SshHost
@@ -289,8 +290,7 @@ def refused(folder: Path, slots: str, servers: str = "[edu]") -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("slots", "line", "word"),
+@for_each_row(
     [
         ("slots:\n  a: {folder: /x}", 3, "host"),
         ("slots:\n  a: {host: one}", 3, "folder"),
@@ -301,7 +301,7 @@ def refused(folder: Path, slots: str, servers: str = "[edu]") -> str:
         ("slots:\n  a:\n    host: one\n    folder: /x\n    known_hosts: nowhere", 6, "nowhere"),
         (f"slots:\n  a: {SLOT}\n  b: {SLOT}", 4, "a"),
         (f"slots:\n  a: {SLOT}\nparallel: 2", 4, "slot"),
-    ],
+    ]
 )
 def test_a_slot_with_a_mistake_is_refused_with_its_line(slots: str, line: int, word: str, tmp_path: Path) -> None:
     said = refused(tmp_path, slots)
@@ -402,11 +402,9 @@ def test_a_slot_has_died_where_its_connection_ended_before_the_test_and_nobody_h
         assert found == (False, bool(says), died), (says, status, ended)
 
 
-@pytest.mark.parametrize(
-    "command", [["/none/there"], ["sh", "-c", "echo '{no message'; exec sleep 60"]], ids=["no program", "no message"]
-)
+@for_each([["/none/there"], ["sh", "-c", "echo '{no message'; exec sleep 60"]], ids=["no program", "no message"])
 def test_a_slot_whose_relay_goes_wrong_is_free_again_and_the_test_has_an_end(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: list[str]
+    command: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     told: list[Mapping[str, object]] = []
     service = SimpleNamespace(post=told.append, close=lambda: None)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from tests.cases import for_each
 from userdev.errors import UserError
 from vfio_user.nightly.summary import (
     CaseResult,
@@ -58,8 +59,7 @@ def test_a_field_of_a_later_version_is_passed_over(tmp_path: Path) -> None:
     assert read_summary(tmp_path) == night(result())
 
 
-@pytest.mark.parametrize(
-    "changed",
+@for_each(
     [{"schema_version": 2}, {"began": "2026-11-29T02:00:00"}, {"cells": []}, {"status": "good"}, {"results": [{}]}],
     ids=lambda changed: next(iter(changed)),
 )
@@ -70,7 +70,7 @@ def test_what_is_no_summary_is_refused_by_its_field(changed: dict[str, Any], tmp
         read_summary(tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[]"])
+@for_each([b"", b"{", b"\xff", b"[]"])
 def test_a_file_that_is_cut_off_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_bytes(content)
     with pytest.raises(UserError, match="is no summary of a night"):
@@ -93,13 +93,13 @@ def test_no_case_has_two_results() -> None:
         night(result(), result(), planned=2)
 
 
-@pytest.mark.parametrize("verdict", [Verdict.FAIL, Verdict.ERROR, Verdict.WEDGED, Verdict.SKIP, Verdict.XFAIL])
+@for_each([Verdict.FAIL, Verdict.ERROR, Verdict.WEDGED, Verdict.SKIP, Verdict.XFAIL])
 def test_what_did_not_pass_says_why(verdict: Verdict) -> None:
     with pytest.raises(ValidationError, match=f"{verdict} without its"):
         result(verdict)
 
 
-@pytest.mark.parametrize("path", ["/etc/passwd", "../other/page", "edu/../../page"])
+@for_each(["/etc/passwd", "../other/page", "edu/../../page"])
 def test_evidence_is_in_the_nights_folder(path: str) -> None:
     with pytest.raises(ValidationError, match="leads out of"):
         result(evidence=path)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.cases import for_each_row
 from userdev.errors import UserError
 from vfio_user.nightly.bundles import Bundles
 from vfio_user.nightly.cases import Case, cases_of
@@ -38,8 +39,7 @@ def said(folder: Path, status: str, reason: str = "", **more: Any) -> dict[str, 
     return {"name": name, "status": status, "fail_reason": reason, "logdir": str(logdir), "time_elapsed": 1.5, **more}
 
 
-@pytest.mark.parametrize(
-    ("status", "reason", "verdict", "why"),
+@for_each_row(
     [
         ("PASS", "", Verdict.PASS, ""),
         ("WARN", "", Verdict.PASS, ""),
@@ -54,7 +54,7 @@ def said(folder: Path, status: str, reason: str = "", **more: Any) -> dict[str, 
         ("INTERRUPTED", "Test interrupted: its runner has gone", Verdict.WEDGED, "its runner has gone"),
         ("INTERRUPTED", "Test interrupted: it has not reported in 60 s", Verdict.WEDGED, "not reported"),
         ("SOMETHING", "", Verdict.ERROR, "SOMETHING"),
-    ],
+    ]
 )
 def test_what_avocado_says_is_a_verdict(status: str, reason: str, verdict: Verdict, why: str, tmp_path: Path) -> None:
     found = result_of(case(), said(tmp_path, status, reason), ran=Ran("here", 1), folder=tmp_path)
@@ -73,15 +73,14 @@ def test_a_test_tells_on_its_whiteboard_what_was_seen(tmp_path: Path) -> None:
     assert named(test) == ("edu", TEST)
 
 
-@pytest.mark.parametrize(
-    ("status", "reason", "verdict"),
+@for_each_row(
     [
         ("FAIL", "it came too late", Verdict.XFAIL),
         ("ERROR", "too late to start", Verdict.XFAIL),
         ("FAIL", "it read 7", Verdict.FAIL),
         ("PASS", "", Verdict.XPASS),
         ("CANCEL", "no KVM here", Verdict.SKIP),
-    ],
+    ]
 )
 def test_a_server_has_known_issues_of_its_own(status: str, reason: str, verdict: Verdict, tmp_path: Path) -> None:
     issue = ServerIssue(id="slow", what="it is slow", tests=("A.test_a",), symptom="late")

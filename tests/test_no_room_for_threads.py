@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cases import for_each
 from tests.device_kit import open_fds
 from tests.session_kit import Prober
 from userdev.serving.background import Background
@@ -71,7 +72,7 @@ def test_a_worker_does_what_is_asked_of_it_later_with_what_it_could_not_do_befor
     assert done == ["first", "second"]
 
 
-@pytest.mark.parametrize("threads_before", [0, 1])
+@for_each([0, 1])
 def test_work_off_the_serving_thread_is_refused_whole_or_done_by_the_threads_there_are(
     threads_before: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

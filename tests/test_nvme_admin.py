@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.cases import for_each, for_each_row
 from tests.nvme_kit import PAGE, Host, controller
 from userdev.errors import UserError
 from userdev_servers.nvme import Nvme
@@ -273,8 +274,8 @@ def test_format_makes_zeros_of_blocks_of_the_size_asked_for(host: Host, tmp_path
     assert (tmp_path / "disk.img").read_bytes()[size : size + 4096] == b"\x11" * 4096
 
 
-@pytest.mark.parametrize("blocks", [9, 8, 7, 1])
-def test_a_format_of_larger_blocks_and_back_leaves_a_namespace_as_large_as_it_was(tmp_path: Path, blocks: int) -> None:
+@for_each([9, 8, 7, 1])
+def test_a_format_of_larger_blocks_and_back_leaves_a_namespace_as_large_as_it_was(blocks: int, tmp_path: Path) -> None:
     """What is no whole block at the end is not used meanwhile; where no block is left the format is refused."""
     with controller(tmp_path, f"{tmp_path / 'odd'}:{blocks * 512}") as (_, host):
         host.enable()
@@ -358,8 +359,8 @@ def test_a_namespace_grows_while_it_is_in_use_and_the_guest_is_told(tmp_path: Pa
     assert not (tmp_path / "control").exists()
 
 
-@pytest.mark.parametrize("block_size", [512, 4096])
-def test_a_namespace_that_shrinks_and_grows_is_as_large_as_it_was_made_last(tmp_path: Path, block_size: int) -> None:
+@for_each([512, 4096])
+def test_a_namespace_that_shrinks_and_grows_is_as_large_as_it_was_made_last(block_size: int, tmp_path: Path) -> None:
     shift = block_size.bit_length() - 1
     with controller(tmp_path, control=str(tmp_path / "control"), block_size=block_size) as (device, host):
         host.enable()
@@ -430,8 +431,7 @@ def test_a_namespace_stays_detached_over_resets_and_is_seen_so_by_the_next_drive
     assert unpack_from("<3I", three.identify(2)) == (1, 2, 0)
 
 
-@pytest.mark.parametrize(
-    ("options", "said"),
+@for_each_row(
     [
         ({}, "no image"),
         ({"image": "nowhere/disk.img"}, "nowhere"),
@@ -439,9 +439,9 @@ def test_a_namespace_stays_detached_over_resets_and_is_seen_so_by_the_next_drive
         ({"image": "{}/new.img:0M"}, "0M"),
         ({"image": "{}/new.img:1M", "queues": 65}, "65"),
         ({"image": "{}/new.img:1M", "block_size": 1024}, "1024"),
-    ],
+    ]
 )
-def test_options_that_cannot_be_are_refused_with_a_reason(tmp_path: Path, options: dict[str, Any], said: str) -> None:
+def test_options_that_cannot_be_are_refused_with_a_reason(options: dict[str, Any], said: str, tmp_path: Path) -> None:
     given: dict[str, Any] = {
         name: value.format(tmp_path) if isinstance(value, str) else value for name, value in options.items()
     }

@@ -7,9 +7,7 @@ from inspect import isfunction
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
-
-from tests.cases import for_each
+from tests.cases import for_each, for_each_row
 from userdev_servers.nvme import checks
 from userdev_servers.nvme.feature_table import UNDER_TEMPERATURE, vector_key
 from userdev_servers.nvme.model import (
@@ -124,7 +122,7 @@ EDGES: list[tuple[Callable[[Any, Any], bool], list[Any], list[Any]]] = [
 """Each check of a saved value, what is just as far as it may be, and what is just too far."""
 
 
-@pytest.mark.parametrize(("check", "right", "wrong"), EDGES, ids=[check.__name__ for check, _, _ in EDGES])
+@for_each_row(EDGES, ids=[check.__name__ for check, _, _ in EDGES])
 def test_what_a_saved_state_can_say_ends_where_a_controller_does(
     check: Callable[[Any, Any], bool], right: list[Any], wrong: list[Any]
 ) -> None:

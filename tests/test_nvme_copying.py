@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cases import for_each
 from tests.nvme_kit import Host, controller, loop_device
 from userdev.control import ControlClient
 from userdev.errors import ProtocolError, UserError
@@ -136,9 +137,9 @@ CHANGES: dict[str, Callable[[Host], None]] = {
 }
 
 
-@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
+@for_each(CHANGES.values(), ids=CHANGES.keys())
 def test_blocks_that_are_cleared_during_the_copy_are_cleared_there(
-    tmp_path: Path, change: Callable[[Host], None]
+    change: Callable[[Host], None], tmp_path: Path
 ) -> None:
     with pair(tmp_path) as (source, target):
         write(source, 0, b"x" * 16384)

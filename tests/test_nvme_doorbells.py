@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cases import for_each
 from tests.nvme_kit import ACQ, AQA, ASQ, CC, CSTS, ENABLE, PAGE, READY, Host, controller
 from userdev.errors import UserError
 from userdev_servers.nvme import Nvme
@@ -263,8 +264,8 @@ def test_a_reset_forgets_what_was_rung(mapped: Host) -> None:
 # With other ways to ring, and to be told
 
 
-@pytest.mark.parametrize("rings", [True, False])
-def test_shadow_doorbells_beside_a_mapped_page(tmp_path: Path, rings: bool) -> None:
+@for_each([True, False])
+def test_shadow_doorbells_beside_a_mapped_page(rings: bool, tmp_path: Path) -> None:
     """Also where the register would have what it had already, after a turn of the queue, so that nothing changes."""
     with controller(tmp_path, map_doorbells="memfd", shadow_doorbells=True) as (_, host):
         host.enable()
@@ -419,8 +420,8 @@ def test_a_file_has_the_doorbells_of_one_controller(tmp_path: Path) -> None:
     Nvme(image=f"{tmp_path / 'disk.img'}", map_doorbells=str(page)).close()
 
 
-@pytest.mark.parametrize("content", [b"x" * PAGE, None])
-def test_a_file_that_cannot_have_doorbells_is_refused(tmp_path: Path, content: bytes | None) -> None:
+@for_each([b"x" * PAGE, None])
+def test_a_file_that_cannot_have_doorbells_is_refused(content: bytes | None, tmp_path: Path) -> None:
     if content is None:
         (tmp_path / "page").mkdir()
     else:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.cases import for_each, for_each_row
 from tests.nvme_kit import BASE, PAGE, Host, controller, loop_device
 from userdev.control import ControlClient
 from userdev.errors import UserError
@@ -110,8 +111,8 @@ def test_segments_lead_to_segments_and_buckets_take_what_is_not_wanted(host: Hos
     assert host.read(b, 3000) == data[1096:]
 
 
-@pytest.mark.parametrize("shared", [True, False])
-def test_buckets_are_nothing_where_data_comes_from_the_guest(tmp_path: Path, shared: bool) -> None:
+@for_each([True, False])
+def test_buckets_are_nothing_where_data_comes_from_the_guest(shared: bool, tmp_path: Path) -> None:
     with controller(tmp_path, shared=shared) as (_, host):
         host.enable()
         host.create_queues()
@@ -243,15 +244,14 @@ class BadDisk:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
-@pytest.mark.parametrize(
-    ("call", "opcode", "status"),
+@for_each_row(
     [
         ("read", Io.READ, Status.UNRECOVERED_READ_ERROR),
         ("write", Io.WRITE, Status.WRITE_FAULT),
-    ],
+    ]
 )
 def test_a_disk_error_is_told_counted_and_may_be_tried_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, opcode: int, status: int
+    call: str, opcode: int, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with controller(tmp_path) as (device, host):
         host.enable()
@@ -327,8 +327,8 @@ def test_data_that_has_to_come_from_the_disk_comes(host: Host, disk: Path) -> No
     assert host.read_blocks(0, len(data)) == data
 
 
-@pytest.mark.parametrize("inside", [True, False])
-def test_memory_that_only_messages_reach_is_copied(tmp_path: Path, inside: bool) -> None:
+@for_each([True, False])
+def test_memory_that_only_messages_reach_is_copied(inside: bool, tmp_path: Path) -> None:
     with controller(tmp_path, shared=False) as (_, host):
         host.enable()
         queue = host.create_queues()

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.cases import for_each, for_each_row
 from tests.nvme_kit import CC, CSTS, ENABLE, Host, controller, loop_device
 from userdev.control import ControlClient
 from userdev.errors import UserError
@@ -54,11 +55,9 @@ def bench(path: Path, *images: str, **options: Any) -> Iterator[tuple[Nvme, Host
 # A disk that does not keep what it was given
 
 
-@pytest.mark.parametrize(
-    ("number", "status"), [(errno.EIO, Status.WRITE_FAULT), (errno.ENOSPC, Status.CAPACITY_EXCEEDED)]
-)
+@for_each_row([(errno.EIO, Status.WRITE_FAULT), (errno.ENOSPC, Status.CAPACITY_EXCEEDED)])
 def test_a_flush_that_failed_is_not_forgotten(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, status: int
+    number: int, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with bench(tmp_path) as (device, host):
         assert host.write_blocks(0, b"acknowledged" * 128).status == 0
@@ -295,10 +294,9 @@ def test_a_source_has_nothing_left_in_its_page_cache_when_it_stands_still(
         assert flush.files == [(tmp_path / "disk.img").stat().st_ino]
 
 
-@pytest.mark.parametrize("way", [[MigrationState.STOP], [MigrationState.STOP_COPY], [2, MigrationState.STOP_COPY]])
-@pytest.mark.parametrize("copied", [False, True])
+@for_each([[MigrationState.STOP], [MigrationState.STOP_COPY], [2, MigrationState.STOP_COPY]], [False, True])
 def test_a_controller_whose_disk_has_lost_something_does_not_move(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: list[int], copied: bool
+    way: list[int], copied: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It goes on here, where the guest is told. A copy of the image would be of what nobody knows."""
     way = [MigrationState.PRE_COPY if state == 2 else state for state in way]

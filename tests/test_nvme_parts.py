@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cases import for_each
 from userdev.declare.declared import declarations
 from userdev.declare.state import State
 from userdev_servers.block.backing import Backing
@@ -357,7 +358,7 @@ class Hurried:
 VALUE, EVENT = 0x100, 0x200
 
 
-@pytest.mark.parametrize("times", [0, 1, 2, 7])
+@for_each([0, 1, 2, 7])
 def test_a_guest_that_rings_while_it_is_asked_to_tell_is_heard(times: int) -> None:
     guest = Hurried(times)
     assert Shadow(VALUE, EVENT).settle(guest, 16, 0) == times  # type: ignore[arg-type]

@@ -7,8 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from struct import pack, unpack
 
-import pytest
-
+from tests.cases import for_each
 from tests.nvme_kit import CSTS, PAGE, Host, QueuePair, controller
 from userdev_servers.nvme.spec import Admin, Io
 
@@ -56,16 +55,16 @@ def identify(host: Host, page: int) -> dict[str, int]:
     return {"opcode": Admin.IDENTIFY, "prp1": page, "cdw10": 1}
 
 
-@pytest.mark.parametrize("entries", [4, 32])
-def test_a_driver_may_keep_the_admin_queues_doorbells_in_the_buffers_too(tmp_path: Path, entries: int) -> None:
+@for_each([4, 32])
+def test_a_driver_may_keep_the_admin_queues_doorbells_in_the_buffers_too(entries: int, tmp_path: Path) -> None:
     with enabled(tmp_path, entries) as host:
         buffers, page = Buffers(host), host.allocate(PAGE)
         assert [buffers.do(host.admin, **identify(host, page)) for _ in range(50)] == [0] * 50
         assert buffers.rung < 2 * 50, "the buffers take the place of registers"
 
 
-@pytest.mark.parametrize("entries", [4, 32])
-def test_a_driver_may_ring_for_the_admin_queue_in_registers_all_the_same(tmp_path: Path, entries: int) -> None:
+@for_each([4, 32])
+def test_a_driver_may_ring_for_the_admin_queue_in_registers_all_the_same(entries: int, tmp_path: Path) -> None:
     """As those of Linux and of SPDK do."""
     with enabled(tmp_path, entries) as host:
         buffers, page = Buffers(host), host.allocate(PAGE)
@@ -104,8 +103,8 @@ def test_a_driver_may_begin_with_the_admin_queues_buffer_late(tmp_path: Path) ->
         assert [buffers.do(host.admin, **identify(host, page)) for _ in range(20)] == [0] * 20
 
 
-@pytest.mark.parametrize("used", [0, 1, 5, 7, 8])
-def test_a_driver_may_begin_with_the_buffers_while_a_queue_is_in_use(tmp_path: Path, used: int) -> None:
+@for_each([0, 1, 5, 7, 8])
+def test_a_driver_may_begin_with_the_buffers_while_a_queue_is_in_use(used: int, tmp_path: Path) -> None:
     with enabled(tmp_path) as host:
         queue = host.create_queues(entries=8)
         assert [queue.do(Io.FLUSH, nsid=1).status for _ in range(used)] == [0] * used
@@ -130,8 +129,8 @@ def test_a_register_that_comes_late_does_not_take_the_admin_queue_back(tmp_path:
         assert buffers.do(host.admin, **identify(host, page)) == 0
 
 
-@pytest.mark.parametrize("by", ["buffers", "registers"])
-def test_the_way_that_a_driver_rings_for_the_admin_queue_moves_along(tmp_path: Path, by: str) -> None:
+@for_each(["buffers", "registers"])
+def test_the_way_that_a_driver_rings_for_the_admin_queue_moves_along(by: str, tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     image = f"{tmp_path / 'disk.img'}:4M"
     with enabled(tmp_path, image=image) as source, controller(tmp_path / "b", image) as (_, target):
@@ -152,8 +151,8 @@ def test_the_way_that_a_driver_rings_for_the_admin_queue_moves_along(tmp_path: P
         assert [ask() for _ in range(20)] == [0] * 20
 
 
-@pytest.mark.parametrize("by", ["buffers", "registers"])
-def test_the_admin_queue_beside_a_mapped_page_of_doorbells(tmp_path: Path, by: str) -> None:
+@for_each(["buffers", "registers"])
+def test_the_admin_queue_beside_a_mapped_page_of_doorbells(by: str, tmp_path: Path) -> None:
     with enabled(tmp_path, map_doorbells="memfd") as host:
         host.map_doorbells()
         buffers, page = Buffers(host), host.allocate(PAGE)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.cases import for_each
 from tests.nvme_kit import BASE, CC, CSTS, ENABLE, NSSR, READY, Host, controller
 from userdev.errors import UserError
 from userdev_servers.nvme import Nvme
@@ -141,8 +142,8 @@ def test_statistics_and_errors_move_to_another_host(busy: Host, tmp_path: Path) 
         assert target.log_page(LogPage.ERRORS, 64) == errors
 
 
-@pytest.mark.parametrize("option", ["control", "map_doorbells"])
-def test_a_controller_that_cannot_be_made_keeps_nothing_open(tmp_path: Path, option: str) -> None:
+@for_each(["control", "map_doorbells"])
+def test_a_controller_that_cannot_be_made_keeps_nothing_open(option: str, tmp_path: Path) -> None:
     """Also while somebody looks at what was raised, which knows the frame that had it open."""
     options: dict[str, Any] = {option: str(tmp_path / "nowhere" / "at all")}
     with pytest.raises(UserError) as refused:

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.cases import for_each, for_each_row
 from tests.nvme_kit import ACQ, AQA, ASQ, BASE, CC, CSTS, ENABLE, PAGE, READY, Host, controller
 from userdev.errors import ProtocolError
 from userdev_servers.block.backing import WouldBlock
@@ -48,9 +49,8 @@ def server_process(path: Path) -> Iterator[tuple[subprocess.Popen[bytes], Host]]
         process.communicate()
 
 
-@pytest.mark.parametrize("acknowledged_by", ["fua", "flush"])
-@pytest.mark.parametrize("after", [20, 57, 130])
-def test_after_a_kill_every_acknowledged_write_is_there(tmp_path: Path, acknowledged_by: str, after: int) -> None:
+@for_each(["fua", "flush"], [20, 57, 130])
+def test_after_a_kill_every_acknowledged_write_is_there(acknowledged_by: str, after: int, tmp_path: Path) -> None:
     """The server is killed while commands are under way; what it had acknowledged is in the image all the same."""
     acknowledged = 0
     with server_process(tmp_path) as (process, host):
@@ -270,8 +270,8 @@ def test_saved_state_that_cannot_be_is_refused_and_changes_nothing(tmp_path: Pat
     device.close()
 
 
-@pytest.mark.parametrize(("shift", "blocks"), [(9, 3), (12, 2)])
-def test_a_saved_namespace_is_as_large_as_its_image_at_most(tmp_path: Path, shift: int, blocks: int) -> None:
+@for_each_row([(9, 3), (12, 2)])
+def test_a_saved_namespace_is_as_large_as_its_image_at_most(shift: int, blocks: int, tmp_path: Path) -> None:
     (tmp_path / "disk.img").write_bytes(bytes(blocks << shift))
     device = Nvme(image=str(tmp_path / "disk.img"), block_size=1 << shift)
     good = function_of(device).save_state()
@@ -282,8 +282,8 @@ def test_a_saved_namespace_is_as_large_as_its_image_at_most(tmp_path: Path, shif
     device.close()
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_no_command_of_random_bytes_harms_the_server(tmp_path: Path, seed: int) -> None:
+@for_each(range(6))
+def test_no_command_of_random_bytes_harms_the_server(seed: int, tmp_path: Path) -> None:
     """Whatever stands in the queues, each command is answered, and memory that was not given stays as it was."""
     chance = random.Random(seed)
     with controller(tmp_path) as (device, host):
@@ -339,8 +339,8 @@ def test_a_server_ends_cleanly_with_commands_under_way(tmp_path: Path) -> None:
     device.close()
 
 
-@pytest.mark.parametrize("options", [{}, {"map_doorbells": "memfd", "shadow_doorbells": True}], ids=["shadow", "both"])
-def test_an_end_of_the_client_leaves_shadow_doorbells_to_the_next(tmp_path: Path, options: dict[str, Any]) -> None:
+@for_each([{}, {"map_doorbells": "memfd", "shadow_doorbells": True}], ids=["shadow", "both"])
+def test_an_end_of_the_client_leaves_shadow_doorbells_to_the_next(options: dict[str, Any], tmp_path: Path) -> None:
     """It maps its memory piece by piece: until the buffers come there is nothing to look at, and nothing is fatal."""
     with controller(tmp_path, **options) as (_, host), GuestMemory(1 << 20) as elsewhere:
         host.enable()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cases import for_each
 from tests.interposed import Interposed
 from userdev.conformance import targets
 from userdev.conformance.targets import CommandServer
@@ -75,7 +76,7 @@ def test_one_that_never_listens_is_waited_for_once(tmp_path: Path, monkeypatch: 
         assert len(list(tmp_path.glob("server*.log"))) == 1
 
 
-@pytest.mark.parametrize("habit", ["deaf", "mute"])
+@for_each(["deaf", "mute"])
 def test_one_that_lives_on_without_serving_is_replaced_and_that_is_said_once(habit: str, tmp_path: Path) -> None:
     """It was waited for, 20 s for each check."""
     with CommandServer(f"{COMMAND} {habit}", tmp_path, GREET, timeout=20, say=pytest.fail) as target:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.cases import for_each
+from tests.cases import for_each, for_each_row
 from tests.nvme_kit import CC, CSTS, Host, controller
 from tests.vhost_frontend import FEATURES, PROTOCOL, FrontEnd, P, Queue, R, V, split
 from userdev.interposer.holding import Holding
@@ -252,7 +252,7 @@ def test_what_a_controller_promises_is_on_the_disk_before_it_says_so(image: Path
 WAYS = [(mode, how) for mode in ("mapped", "file", "message") for how in ("write", "write again", "over a border")]
 
 
-@pytest.mark.parametrize(("mode", "how"), [*WAYS, ("mapped", "views"), ("mapped", "gather")])
+@for_each_row([*WAYS, ("mapped", "views"), ("mapped", "gather")])
 def test_a_page_is_marked_when_what_is_written_can_be_seen(
     mode: str, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from tests.cases import for_each, for_each_row
 from tests.interposer_bench import Bench, answer, dma_map, read, request, write
 from tests.pages import Happened, happened
 from tests.traced import Written, flag_at_work
@@ -172,8 +173,7 @@ def test_what_is_wrong_with_files_of_a_run_keeps_no_page_from_being_written(tmp_
     assert "cut.trace" in page.truncated[0]
 
 
-@pytest.mark.parametrize(
-    ("name", "said"),
+@for_each_row(
     [
         ("guest.console.timed.log", f"{'9' * 30}.0 in no year\n{'9' * 400}.0 in none at all\n1795932999.5 seen"),
         ("guest.dmesg.log", f"[{'9' * 30}.0] never\n[    1.0] seen\n[    2.0] {COLLECTED} 1795932999.5"),
@@ -247,7 +247,7 @@ def test_a_cut_trace_is_shown_up_to_there_and_the_page_says_so(trace: Path, tmp_
     assert page.truncated[0] in (tmp_path / "page.html").read_text()
 
 
-@pytest.mark.parametrize("what", ["nothing", "empty folder", "no trace"])
+@for_each(["nothing", "empty folder", "no trace"])
 def test_what_is_no_run_and_no_trace_is_a_sentence(what: str, tmp_path: Path) -> None:
     path = tmp_path / what
     if what == "empty folder":

@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from tests.cases import for_each
+from tests.cases import for_each, for_each_row
 from vfio_user.pci import (
     Bar,
     Capability,
@@ -71,8 +71,7 @@ def test_the_ids_cannot_be_written() -> None:
     assert config.read(0, 4) + config.read(8, 4) == before[:4] + before[8:]
 
 
-@pytest.mark.parametrize(
-    ("bar", "read_back"),
+@for_each_row(
     [
         (Bar(0, 0x1000), 0xFFFF_F000),
         (Bar(5, 16), 0xFFFF_FFF0),
@@ -81,7 +80,7 @@ def test_the_ids_cannot_be_written() -> None:
         (Bar(4, 8 << 30, bits=64, prefetchable=True), 0xFFFF_FFFE_0000_000C),
         (Bar(3, 64, io=True), 0xFFFF_FFC1),
         (Bar(3, 4, io=True), 0xFFFF_FFFD),
-    ],
+    ]
 )
 def test_sizing_a_bar_by_all_ones_tells_its_kind_and_size(bar: Bar, read_back: int) -> None:
     assert sized(bar) == read_back
@@ -108,10 +107,7 @@ def test_a_rom_has_a_size_and_an_enable_bit() -> None:
     assert config.get(0x30, 4) == 0xFEA0_0001
 
 
-@pytest.mark.parametrize(
-    ("bars", "writable"),
-    [([], 0x0144), ([Bar(0, 0x1000)], 0x0146), ([Bar(0, 16, io=True)], 0x0145)],
-)
+@for_each_row([([], 0x0144), ([Bar(0, 0x1000)], 0x0146), ([Bar(0, 16, io=True)], 0x0145)])
 def test_the_command_register_has_the_bits_that_the_function_can_use(bars: list[Bar], writable: int) -> None:
     config, _ = build_config_space(IDS, bars=bars)
     config.write(0x04, b"\xff\xff")
@@ -168,10 +164,7 @@ def test_vendor_bytes_are_writable_where_the_mask_says() -> None:
     assert config.read(offsets[0x09] + 3, 2) == b"\x11\xf2"
 
 
-@pytest.mark.parametrize(
-    ("vectors", "address64", "maskable", "size"),
-    [(1, False, False, 10), (1, True, False, 14), (32, False, True, 20), (32, True, True, 24)],
-)
+@for_each_row([(1, False, False, 10), (1, True, False, 14), (32, False, True, 20), (32, True, True, 24)])
 def test_msi_has_one_of_four_sizes(vectors: int, address64: bool, maskable: bool, size: int) -> None:
     assert MsiCapability(vectors, address64, maskable).size == size
 

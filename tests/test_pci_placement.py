@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.cases import for_each, for_each_row
 from tests.device_kit import CONFIG
 from vfio_user import (
     Capability,
@@ -48,8 +49,7 @@ def test_the_chain_is_in_the_order_of_writing_wherever_each_is() -> None:
     assert (config.get(0x34, 1), config.get(0xF1, 1), config.get(0x41, 1), config.get(0x61, 1)) == (0xF0, 0x40, 0x60, 0)
 
 
-@pytest.mark.parametrize(
-    "capabilities",
+@for_each(
     [
         [Placed(PowerManagement(), offset=0x3C)],
         [Placed(PowerManagement(), offset=0x42)],
@@ -75,7 +75,7 @@ def test_extended_capabilities_begin_where_software_does() -> None:
     assert config.get(0x200, 4) >> 20 == 0
 
 
-@pytest.mark.parametrize("id", [0x01, 0x03, 0x10])
+@for_each([0x01, 0x03, 0x10])
 def test_the_two_chains_have_numbers_of_their_own(id: int) -> None:
     """Number 1 is power management in the one, and advanced error reporting in the other."""
 
@@ -202,7 +202,7 @@ def test_interrupts_have_their_capabilities_at_chosen_places_too() -> None:
     card.close()
 
 
-@pytest.mark.parametrize(("extended", "first", "end"), [(False, 0x40, 0x100), (True, 0x100, 0x1000)])
+@for_each_row([(False, 0x40, 0x100), (True, 0x100, 0x1000)])
 def test_a_capability_may_take_all_the_room_there_is_and_end_with_it(extended: bool, first: int, end: int) -> None:
     def capability(size: int) -> Capability:
         return ExtendedVendor(1, bytes(size - 8)) if extended else VendorSpecific(bytes(size - 3))
@@ -227,7 +227,7 @@ def test_of_a_capability_that_is_read_only_no_bit_can_be_cleared_either() -> Non
     assert config.get(status, 2) == 0x000F
 
 
-@pytest.mark.parametrize(("given", "read"), [(b"", b"\0\0\0\0"), (b"ab", b"ab\0\0"), (b"abcdef", b"abcd")])
+@for_each_row([(b"", b"\0\0\0\0"), (b"ab", b"ab\0\0"), (b"abcdef", b"abcd")])
 def test_what_a_device_answers_for_a_capability_is_as_long_as_what_was_asked_for(given: bytes, read: bytes) -> None:
     class Terse(PciDevice):
         ids = IDS

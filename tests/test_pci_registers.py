@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from tests.cases import for_each
+from tests.cases import for_each, for_each_row
 from vfio_user.pci import (
     Bar,
     Capability,
@@ -191,7 +191,7 @@ def laid_out(case: Case) -> tuple[bytes, bytes, bytes]:
     return value, writable, cleared
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@for_each(CASES.values(), ids=CASES)
 def test_every_byte_has_its_value_and_takes_what_it_may(case: Case) -> None:
     value, writable, cleared = laid_out(case)
     config = case.build()
@@ -206,7 +206,7 @@ def test_every_byte_has_its_value_and_takes_what_it_may(case: Case) -> None:
     assert config.read(0, len(config)) == value == config.after_reset(0, case.size)
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@for_each(CASES.values(), ids=CASES)
 def test_a_byte_takes_what_it_may_when_it_is_written_alone(case: Case) -> None:
     """And leaves its neighbours; an error bit that the device has set stays until a 1 is written to it."""
     value, writable, cleared = laid_out(case)
@@ -246,7 +246,7 @@ def test_an_extended_capability_is_told_from_another_by_all_of_its_id() -> None:
     assert config.find_capability(0x1203, extended=True) == 0x100
 
 
-@pytest.mark.parametrize(("name", "bits"), [("vendor", 16), ("device", 16), ("class_code", 24), ("revision", 8)])
+@for_each_row([("vendor", 16), ("device", 16), ("class_code", 24), ("revision", 8)])
 def test_an_id_that_has_too_many_bits_is_refused(name: str, bits: int) -> None:
     ids = {"vendor": 1, "device": 2}
     PciIds(**{**ids, name: (1 << bits) - 1})
@@ -260,9 +260,8 @@ def test_sizes_are_rounded_up_to_what_a_bar_can_say() -> None:
     assert [round_up_power_of_two(size) for size in sizes] == [1, 1, 2, 4, 4, 8, 0x1000, 0x2000, 1 << 41]
 
 
-@pytest.mark.parametrize(
-    "bar",
-    [Bar(0, size=1 << 31), Bar(0, size=1 << 63, bits=64), Bar(4, size=16, bits=64), Bar(5, size=256, io=True), Bar(3)],
+@for_each(
+    [Bar(0, size=1 << 31), Bar(0, size=1 << 63, bits=64), Bar(4, size=16, bits=64), Bar(5, size=256, io=True), Bar(3)]
 )
 def test_a_bar_may_be_as_large_and_as_small_as_pci_has_it(bar: Bar) -> None:
     bar.check()

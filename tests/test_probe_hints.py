@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from tests.cases import for_each, for_each_row
 from userdev.errors import ProtocolError, UserError
 from userdev_servers.edu import Edu
 from vfio_user.cli._probed_registers import probed_registers
@@ -38,8 +39,7 @@ def test_a_server_that_has_a_client_is_not_asked_in_every_dialect(
     assert "another client" in error.hint
 
 
-@pytest.mark.parametrize(
-    ("error", "word"),
+@for_each_row(
     [
         (RemoteError(errno.EBUSY, "VERSION"), "another client"),
         (RemoteError(errno.EINVAL, "VERSION"), "--dialect"),
@@ -53,8 +53,7 @@ def test_where_no_version_is_agreed_on(error: Exception, word: str) -> None:
     assert word in hint_at_version(error)
 
 
-@pytest.mark.parametrize(
-    ("error", "word"),
+@for_each_row(
     [
         (RemoteError(errno.EINVAL, "REGION_READ"), "stopped for migration"),
         (RemoteError(errno.ENOTSUP, "DEVICE_GET_INFO"), "conformance"),
@@ -70,8 +69,8 @@ def test_where_a_question_is_not_answered(error: Exception, word: str) -> None:
     assert ("migration" in hint) == (word == "stopped for migration"), "only what is refused can be for that"
 
 
-@pytest.mark.parametrize("options", [[], ["--json"]], ids=["yaml", "json"])
-def test_it_names_the_registers_that_every_pci_device_has(tmp_path: Path, options: list[str]) -> None:
+@for_each([[], ["--json"]], ids=["yaml", "json"])
+def test_it_names_the_registers_that_every_pci_device_has(options: list[str], tmp_path: Path) -> None:
     with Server(Edu(), f"unix:{tmp_path / 's'}"):
         found = CliRunner().invoke(command, [str(tmp_path / "s"), "--register-map", *options])
         with Client.connect(f"unix:{tmp_path / 's'}") as client:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cases import for_each, for_each_row
 from userdev.errors import UserError
 from userdev.process import (
     Child,
@@ -61,12 +62,12 @@ def test_a_command_is_filled_in_word_by_word() -> None:
     assert command.program == "serve"
 
 
-@pytest.mark.parametrize(("text", "inherits"), [("s {socket}", False), ("s --fd {fd}", True)])
+@for_each_row([("s {socket}", False), ("s --fd {fd}", True)])
 def test_a_command_says_whether_its_server_can_be_connected_to_before_it_runs(text: str, inherits: bool) -> None:
     assert ServerCommand.parse(text).inherits is inherits
 
 
-@pytest.mark.parametrize("text", ["", "serve", "serve '{socket}", "serve {sockets}"])
+@for_each(["", "serve", "serve '{socket}", "serve {sockets}"])
 def test_a_command_that_cannot_be_started_is_refused_before_it_is(text: str) -> None:
     with pytest.raises(UserError):
         ServerCommand.parse(text)
@@ -115,8 +116,8 @@ def test_a_socket_that_is_bound_and_does_not_listen_is_not_taken_for_one_that_do
             assert await_listening(tmp_path / "socket", end, 30)
 
 
-@pytest.mark.parametrize(("prints", "found"), [("print('ready now')", True), ("print('no')", False)])
-def test_what_a_child_prints_is_waited_for_until_its_end(tmp_path: Path, prints: str, found: bool) -> None:
+@for_each_row([("print('ready now')", True), ("print('no')", False)])
+def test_what_a_child_prints_is_waited_for_until_its_end(prints: str, found: bool, tmp_path: Path) -> None:
     child = Child("printer", [sys.executable, "-c", prints], log=tmp_path / "log")
     try:
         assert await_text(child, b"ready", 60) is found
@@ -163,9 +164,9 @@ def test_a_folder_that_is_not_there_cannot_be_watched(tmp_path: Path) -> None:
         Watch(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("folder", [None, "there"])
+@for_each([None, "there"])
 def test_a_program_that_is_not_there_is_told_with_the_folder_that_it_was_looked_for_in(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str | None
+    folder: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "there").mkdir()

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.cases import for_each_row
 from tests.traced import Written
 from vfio_user.cli import run
 from vfio_user.cli._progress import Waiting
@@ -84,9 +85,9 @@ def test_a_quiet_one_shows_nothing_on_a_terminal() -> None:
     assert on_a_terminal(TOLD % True) == "done\r\n"
 
 
-@pytest.mark.parametrize(("quiet", "told"), [(False, "fetching\n"), (True, "")])
+@for_each_row([(False, "fetching\n"), (True, "")])
 def test_elsewhere_preparations_are_lines_and_steps_are_none(
-    capsys: pytest.CaptureFixture[str], quiet: bool, told: str
+    quiet: bool, told: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with Waiting(quiet=quiet) as waiting:
         waiting.tell("fetching")
@@ -112,9 +113,9 @@ def test_the_time_for_which_a_guest_is_kept_for_a_person_is_known_and_none_of_th
     assert report["seconds"] < 10
 
 
-@pytest.mark.parametrize(("variable", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False), ({"NO_COLOR": ""}, True)])
+@for_each_row([({}, True), ({"NO_COLOR": "1"}, False), ({"NO_COLOR": ""}, True)])
 def test_commands_have_colours_on_a_terminal_unless_they_are_not_wanted(
-    tmp_path: Path, variable: dict[str, str], coloured: bool
+    variable: dict[str, str], coloured: bool, tmp_path: Path
 ) -> None:
     qemu = tmp_path / "qemu"  # what happens is told of a QEMU alone, and a new machine has none
     qemu.write_text("#!/bin/sh\necho QEMU emulator version 11.1.3\necho 'name \"vfio-user-pci\", bus PCI'\n")

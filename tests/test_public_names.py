@@ -14,7 +14,7 @@ import pytest
 
 import vfio_user
 import vfio_user.harness
-from tests.cases import for_each_row
+from tests.cases import for_each, for_each_row
 
 FACES = [vfio_user, vfio_user.harness]
 
@@ -30,7 +30,7 @@ def told_to_type_checkers(face: ModuleType) -> Iterator[tuple[str, str]]:
         yield from ((node.module, alias.name) for alias in node.names)
 
 
-@pytest.mark.parametrize("face", FACES)
+@for_each(FACES)
 def test_a_type_checker_is_told_the_public_names_and_no_other(face: ModuleType) -> None:
     assert sorted(name for _, name in told_to_type_checkers(face)) == sorted(face.__all__)
 
@@ -41,19 +41,18 @@ def test_a_name_is_what_a_type_checker_takes_it_for(face: ModuleType, module: st
     assert getattr(face, name) is getattr(importlib.import_module(module), name)
 
 
-@pytest.mark.parametrize("face", FACES)
-@pytest.mark.parametrize("name", ["Typo", "layout", "declared", "TYPE", "_private"])
+@for_each(FACES, ["Typo", "layout", "declared", "TYPE", "_private"])
 def test_what_is_not_public_is_not_there(face: ModuleType, name: str) -> None:
     with pytest.raises(AttributeError, match=name):
         getattr(face, name)
 
 
-@pytest.mark.parametrize("face", FACES)
+@for_each(FACES)
 def test_completion_shows_the_public_names(face: ModuleType) -> None:
     assert dir(face) == sorted(face.__all__)
 
 
-@pytest.mark.parametrize("face", FACES)
+@for_each(FACES)
 def test_the_package_alone_imports_nothing(face: ModuleType) -> None:
     """So that `vfio-user --help` waits for no device, and who needs one part of the harness for no other."""
     name = face.__name__
@@ -61,9 +60,7 @@ def test_the_package_alone_imports_nothing(face: ModuleType) -> None:
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "[]\n"
 
 
-@pytest.mark.parametrize(
-    "command", [["interpose", "--help"], ["serve", "userdev_servers.edu:Edu", "--print-capabilities"]]
-)
+@for_each([["interpose", "--help"], ["serve", "userdev_servers.edu:Edu", "--print-capabilities"]])
 def test_a_program_starts_without_what_takes_long_to_import(command: list[str]) -> None:
     """importlib.metadata brings e-mail and archives along; only names of installed devices are looked for there."""
     program = (
@@ -84,7 +81,7 @@ def test_a_lab_does_not_wait_for_what_only_failures_and_first_runs_need() -> Non
     assert done.stdout == "[]\n"
 
 
-@pytest.mark.parametrize("package", ["vhost_user", "userdev"])
+@for_each(["vhost_user", "userdev"])
 def test_a_class_has_its_name_alone(package: str) -> None:
     """Two classes of one name in one package are one too many for whoever reads it."""
     where: dict[str, list[str]] = {}

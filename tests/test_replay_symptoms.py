@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import pytest
 
+from tests.cases import for_each
 from tests.interposer_bench import write
 from tests.traced import UP, Written
 from vfio_user.interposer.replay import Ignored, What, load_script
@@ -47,7 +48,7 @@ def test_a_reference_did_right_where_nothing_of_it_is_alike(
     assert Symptom(wanted).spares(outcome) is spared
 
 
-@pytest.mark.parametrize("waits", [True, False])
+@for_each([True, False])
 def test_a_server_that_hangs_up_is_said_to_with_what_it_did_not_answer(waits: bool, tmp_path: Path) -> None:
     with Written(tmp_path / "trace") as trace:
         trace.ask(write(0, UP, b"\x5a\0\0\0"))

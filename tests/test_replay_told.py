@@ -9,6 +9,7 @@ from typing import Any, cast
 import pytest
 from click.testing import CliRunner, Result
 
+from tests.cases import for_each, for_each_row
 from userdev.errors import VerdictError
 from vfio_user.cli import minimize as minimizing
 from vfio_user.cli import replay as replaying
@@ -40,15 +41,14 @@ def test_a_replay_that_differs_is_a_bad_verdict_however_it_is_told(
         assert bool(result.stdout) is (not differences and not how)
 
 
-@pytest.mark.parametrize(
-    ("facts", "said", "name"),
+@for_each_row(
     [
         ({"ignored": 3}, "3 ignored", "ignored"),
         ({"unplayed": 2}, "not played: 2 messages", "unplayed"),
         ({"fate": "was killed by SIGSEGV"}, "the server was killed by SIGSEGV", "fate"),
         ({"memory_was_mapped": True}, "--capture-dma", "memory_was_mapped"),
         ({"differences": [WRONG]}, "expected: 0x1", "differences"),
-    ],
+    ]
 )
 def test_whatever_there_is_to_say_of_a_replay_is_said_to_people_and_programs(
     facts: dict[str, Any], said: str, name: str
@@ -58,7 +58,7 @@ def test_whatever_there_is_to_say_of_a_replay_is_said_to_people_and_programs(
     assert outcome(**facts).json()[name] != outcome().json()[name]
 
 
-@pytest.mark.parametrize("more", [0, 1, RECORDS_SHOWN, RECORDS_SHOWN + 1])
+@for_each([0, 1, RECORDS_SHOWN, RECORDS_SHOWN + 1])
 def test_the_same_that_differs_again_is_told_once_with_its_records(more: int) -> None:
     """To people; programs are told each by itself. What differs elsewhere, or otherwise, is another."""
     alike = [Difference(What.REPLY, 5 + number, "0x1", "0x2", place=WRONG.place) for number in range(1 + more)]
@@ -84,11 +84,9 @@ def minimized(folder: Path, monkeypatch: pytest.MonkeyPatch, *words: str, **fact
     return CliRunner().invoke(minimizing.command, [str(folder / "t"), "--server-command", "x", *words])
 
 
-@pytest.mark.parametrize("as_json", [False, True])
-@pytest.mark.parametrize("ended", ["minimal", "time is up", "interrupted"])
-@pytest.mark.parametrize("confirmed", [False, True])
+@for_each([False, True], ["minimal", "time is up", "interrupted"], [False, True])
 def test_why_a_search_ended_is_said_and_an_interruption_is_its_status(
-    ended: str, confirmed: bool, as_json: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    as_json: bool, ended: str, confirmed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     result = minimized(tmp_path, monkeypatch, *(["--json"] if as_json else []), ended=ended, confirmed=confirmed)
     assert result.exit_code == (130 if ended == "interrupted" else 0)
@@ -102,7 +100,7 @@ def test_why_a_search_ended_is_said_and_an_interruption_is_its_status(
         assert "2 of 9 messages" in result.stdout
 
 
-@pytest.mark.parametrize("beside", [["--against", "y"], ["--record", "5"]], ids=" ".join)
+@for_each([["--against", "y"], ["--record", "5"]], ids=" ".join)
 def test_a_check_of_ones_own_decides_alone(beside: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert minimized(tmp_path, monkeypatch, "--check", "c", *beside).exit_code == 2
     assert not (tmp_path / "t.min").exists()

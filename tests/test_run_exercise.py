@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
+from tests.cases import for_each_row
 from vfio_user.cli import run
 from vfio_user.harness.artifacts import Timeline
 from vfio_user.harness.exercises import EXERCISES, Exercise
 
 
-@pytest.mark.parametrize(
-    ("device", "ids", "tried"),
+@for_each_row(
     [
         ("edu", (0x1AF4, 0x10F0), 1),
         ("edu", (0x1234, 0x11E8), len(EXERCISES["edu"].parts)),
@@ -23,7 +23,7 @@ from vfio_user.harness.exercises import EXERCISES, Exercise
     ids=["another device", "a wrong device", "a device of a class"],
 )
 def test_no_other_part_is_tried_of_a_device_with_the_ids_of_another(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, device: str, ids: tuple[int, int], tried: int
+    device: str, ids: tuple[int, int], tried: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     wrong = Exercise("it", ok=False, seen={}, wrong=("all",), device={}, seconds=0.0)
     monkeypatch.setattr(run, "exercise", lambda *_: wrong)
@@ -33,6 +33,6 @@ def test_no_other_part_is_tried_of_a_device_with_the_ids_of_another(
     assert len(list(run._exercised(lab, guest, EXERCISES[device]))) == tried
 
 
-@pytest.mark.parametrize(("device", "said"), [("edu", "edu (the default)"), ("nvme", "as nvme;")])
+@for_each_row([("edu", "edu (the default)"), ("nvme", "as nvme;")])
 def test_who_forgot_to_say_what_it_is_is_told_so(device: str, said: str) -> None:
     assert said in run._of_another_kind(device, 5)

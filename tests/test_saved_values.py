@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from tests.cases import for_each_row
 from tests.device_kit import CONFIG
 from userdev.declare.declared import declarations
 from userdev.declare.state import State
@@ -301,7 +302,7 @@ class Dial(PciDevice):
         self.asked += 1
 
 
-@pytest.mark.parametrize(("name", "value"), [("at", 4), ("way", [1, 256])])
+@for_each_row([("at", 4), ("way", [1, 256])])
 def test_who_has_come_to_a_value_that_it_cannot_have_says_so_before_it_is_stopped(
     name: str, value: object, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.cases import for_each
+
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = ["lint", "types", "unit", "docs", "detect", "fuzz", "provisioning", "e2e"]
 TOOLS = ("python", "ruff", "mypy", "check-jsonschema", "vfio-user")
@@ -96,6 +98,6 @@ def test_a_command_beside_busy_loops_has_its_status_and_leaves_none() -> None:
     assert (done.returncode, done.stdout) == (7, "3\n")
 
 
-@pytest.mark.parametrize("arguments", [[], ["4"], ["many", "true"]])
+@for_each([[], ["4"], ["many", "true"]])
 def test_how_many_loops_beside_what_has_to_be_said(arguments: list[str]) -> None:
     assert subprocess.run([ROOT / "scripts/beside", *arguments], capture_output=True).returncode == 2

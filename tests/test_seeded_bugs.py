@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from tests.cases import for_each
 from tests.seeded_bugs.__main__ import main
 from tests.seeded_bugs.catalogue import Bug, CatalogueError, load
 from tests.seeded_bugs.detection import Verdict
@@ -52,7 +53,7 @@ def test_each_bug_is_in_one_of_the_parts() -> None:
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
-@pytest.mark.parametrize("part", ["0/3", "4/3", "1", "1/0", "1/3/5"])
+@for_each(["0/3", "4/3", "1", "1/0", "1/3/5"])
 def test_what_is_no_part_is_refused(part: str) -> None:
     assert CliRunner().invoke(main, ["--list", "--part", part]).exit_code == 2
 

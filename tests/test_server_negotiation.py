@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.cases import for_each, for_each_row
 from userdev.errors import ProtocolError
 from userdev.transport import Stream
 from vfio_user.server.negotiation import Agreement, Offer, Twin, VersionAnswer, negotiate
@@ -35,8 +36,7 @@ def propose(
     return negotiate(message, dialect, Offer(), migration_pgsize=4096)
 
 
-@pytest.mark.parametrize("dialect", [CURRENT, DRAFT_V6], ids=lambda dialect: dialect.name)
-@pytest.mark.parametrize("above", [-1, 0, 1])
+@for_each([CURRENT, DRAFT_V6], [-1, 0, 1])
 def test_the_smaller_minor_is_agreed_on(dialect: Dialect, above: int) -> None:
     smaller = dialect.minor + min(above, 0)
     agreement, answer = propose(dialect.minor + above, dialect=dialect)
@@ -80,7 +80,7 @@ def test_what_a_server_offers_is_what_the_specification_has() -> None:
     }
 
 
-@pytest.mark.parametrize("size", [64, 80, 100, 150, 200, 300])
+@for_each([64, 80, 100, 150, 200, 300])
 def test_a_reply_is_no_longer_than_the_proposal_which_is_the_clients_room(size: int) -> None:
     """QEMU's buffer is as large as what it has proposed."""
     head, end = VERSION.pack(0, 1, tail=b'{"capabilities":{"max_msg_fds":8},"x":"'), b'"}\0'
@@ -131,8 +131,6 @@ def test_a_reply_to_something_else_on_the_twin_socket_is_dropped_and_said_once(
     assert len(caplog.records) == 1
 
 
-@pytest.mark.parametrize(
-    ("said", "used"), [(None, 1 << 20), (0, 1 << 20), (1, 1), (1 << 20, 1 << 20), (1 << 21, 1 << 20)]
-)
+@for_each_row([(None, 1 << 20), (0, 1 << 20), (1, 1), (1 << 20, 1 << 20), (1 << 21, 1 << 20)])
 def test_a_message_has_no_more_data_than_either_side_takes(said: int | None, used: int) -> None:
     assert Agreement(client=Capabilities(max_data_xfer_size=said)).data_per_message == used

@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from tests.cases import for_each, for_each_row
 from tests.device_kit import open_fds
 from tests.interposer_bench import Bench, dma_map
 from tests.piecemeal import Piecemeal, piecemeal
@@ -289,15 +290,14 @@ WRITING: Mapping[str, Place] = {
 }
 
 
-@pytest.mark.parametrize("most", [1, 7, 300])
-@pytest.mark.parametrize("place", [*WRITING, *READING])
-def test_a_call_that_does_a_part_is_followed_by_others(place: str, most: int, tmp_path: Path) -> None:
+@for_each([1, 7, 300], [*WRITING, *READING])
+def test_a_call_that_does_a_part_is_followed_by_others(most: int, place: str, tmp_path: Path) -> None:
     with piecemeal(most) as cut:
         assert {**WRITING, **READING}[place](tmp_path) == DATA
     assert cut.calls
 
 
-@pytest.mark.parametrize("place", WRITING)
+@for_each(WRITING)
 def test_a_write_that_does_nothing_is_an_error_and_not_tried_for_ever(place: str, tmp_path: Path) -> None:
     with piecemeal(SIZE, stops=700), pytest.raises((OSError, ProtocolError)):
         WRITING[place](tmp_path)
@@ -314,15 +314,14 @@ def test_a_read_that_brings_nothing_is_the_end(tmp_path: Path) -> None:
         os.close(fd)
 
 
-@pytest.mark.parametrize(
-    ("number", "is_written"),
+@for_each_row(
     [
         *((each, True) for each in (errno.EOPNOTSUPP, errno.ENOSYS, errno.ENODEV, errno.EINVAL)),
         *((each, False) for each in (errno.ENOSPC, errno.EIO, errno.EPERM)),
-    ],
+    ]
 )
 def test_zeros_are_written_where_the_file_system_cannot_make_them_and_nowhere_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, is_written: bool
+    number: int, is_written: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fallocate(*_: int) -> int:
         ctypes.set_errno(number)

@@ -20,6 +20,7 @@ import click
 import pygal
 import pytest
 
+from tests.cases import for_each, for_each_row
 from tests.soak_kit import Loses, Pretended
 from userdev.errors import UserError, VerdictError
 from vfio_user.cli import soak as soak_command
@@ -291,7 +292,7 @@ def test_events_that_are_all_alike_have_no_trend() -> None:
     assert trends(soaked(1000)) == []
 
 
-@pytest.mark.parametrize(("name", "each"), [("harness_fds", 1), ("harness_rss", 2000), ("downtime", 0.01)])
+@for_each_row([("harness_fds", 1), ("harness_rss", 2000), ("downtime", 0.01)])
 def test_what_grows_with_every_event_is_named(name: str, each: float) -> None:
     [found] = trends(soaked(100, **{name: each}))
     assert found.startswith(name)
@@ -325,7 +326,7 @@ def test_a_few_events_tell_no_trend() -> None:
 # -- plots ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("count", [0, 1, 1000])
+@for_each([0, 1, 1000])
 def test_plots_are_pictures_with_a_point_for_each_event(count: int) -> None:
     events = [
         {

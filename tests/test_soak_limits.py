@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.cases import for_each_row
+from tests.cases import for_each, for_each_row
 from tests.soak_kit import Pretended, soak
 from vfio_user.soak import Done, Failed, Happening, Journal, Until
 from vfio_user.soak.loop import LAST
@@ -62,7 +62,7 @@ def values(name: str, first: float, last: float, count: int = 20) -> list[dict[s
     return [{name: first if number < count // 2 else last} for number in range(count)]
 
 
-@pytest.mark.parametrize("name", WATCHED)
+@for_each(WATCHED)
 def test_a_figure_has_grown_beyond_its_factor_and_what_it_may_have_beside(name: str) -> None:
     """Also from nothing: that is a figure too."""
     factor, more = WATCHED[name]
@@ -74,7 +74,7 @@ def test_a_figure_has_grown_beyond_its_factor_and_what_it_may_have_beside(name: 
         assert told.startswith(f"{name} grew from {first:g} ")
 
 
-@pytest.mark.parametrize(("count", "told"), [(19, False), (20, True)])
+@for_each_row([(19, False), (20, True)])
 def test_a_trend_needs_enough_values_and_those_that_are_none_do_not_count(count: int, told: bool) -> None:
     some = values("harness_fds", 10, 100, count)
     some[1:1] = [{"harness_fds": None}, {}] * 30

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests import soak_kit
+from tests.cases import for_each
 from tests.soak_kit import Loses, Pretended, PretendedGuest, order_of, soak
 from userdev.errors import UserError, VerdictError
 from vfio_user.soak import Failed, Happening, Journal, Until
@@ -290,9 +291,8 @@ def test_a_clock_that_is_only_set_right_is_not_told(monkeypatch: pytest.MonkeyPa
     assert clock.jump() == ""
 
 
-@pytest.mark.parametrize("lost", [False, True])
-@pytest.mark.parametrize("grows", [False, True])
-def test_a_soak_is_all_right_where_nothing_was_lost_and_nothing_grew(tmp_path: Path, lost: bool, grows: bool) -> None:
+@for_each([False, True], [False, True])
+def test_a_soak_is_all_right_where_nothing_was_lost_and_nothing_grew(lost: bool, grows: bool, tmp_path: Path) -> None:
     journal = Journal(tmp_path / "soak.jsonl", {"devices": ["edu"]}, 7)
     for number in range(1, 41):
         facts = {"number": number, "event": "hop", "target": "", "whole": 1.0}

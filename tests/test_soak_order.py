@@ -53,8 +53,7 @@ def test_weights_of_a_command_line_come_after_those_of_a_file(tmp_path: Path) ->
     assert weights_of(WEIGHTS, file, ["kill=0.5"]) == {"hop": 5, "kill": 0.5, "pause-qemu": 1, "reboot": 1}
 
 
-@pytest.mark.parametrize(
-    ("options", "told"),
+@for_each_row(
     [
         (["hopp=1"], "hopp"),
         (["hop"], "hop"),
@@ -63,7 +62,7 @@ def test_weights_of_a_command_line_come_after_those_of_a_file(tmp_path: Path) ->
         (["hop=inf"], "inf"),
         (["hop=often"], "often"),
         ([f"{name}=0" for name in WEIGHTS], "nothing would ever happen"),
-    ],
+    ]
 )
 def test_what_is_no_weight_is_refused(options: list[str], told: str) -> None:
     with pytest.raises(UserError, match=told):
@@ -76,8 +75,8 @@ def test_an_event_that_there_is_not_is_told_with_the_one_that_was_meant() -> Non
     assert "'reboot'" in refused.value.hint
 
 
-@pytest.mark.parametrize("text", ["[hop]", "hop: [1]", "hop: true", "hop: yes please", "hoop: 1", "hop: {", "\0"])
-def test_a_file_that_has_no_weights_is_refused_by_its_name(tmp_path: Path, text: str) -> None:
+@for_each(["[hop]", "hop: [1]", "hop: true", "hop: yes please", "hoop: 1", "hop: {", "\0"])
+def test_a_file_that_has_no_weights_is_refused_by_its_name(text: str, tmp_path: Path) -> None:
     file = tmp_path / "weights.yaml"
     file.write_text(text)
     with pytest.raises(UserError, match=r"weights\.yaml"):
@@ -110,8 +109,7 @@ def test_what_nothing_can_go_on_until_is_refused(word: str) -> None:
         Until.parse([word], NOON)
 
 
-@pytest.mark.parametrize(
-    ("done", "run_seconds", "enough"),
+@for_each_row(
     [
         (Done(), 0, False),
         (Done(99, 9, 0), 0, False),
@@ -119,7 +117,7 @@ def test_what_nothing_can_go_on_until_is_refused(word: str) -> None:
         (Done(0, 10, 0), 0, True),
         (Done(0, 0, 1), 0, True),
         (Done(), 50, True),
-    ],
+    ]
 )
 def test_whatever_comes_first_is_enough(done: Done, run_seconds: float, enough: bool) -> None:
     until = Until(seconds=100, run_seconds=50, events=10, first_failure=True)
@@ -132,7 +130,7 @@ def test_what_is_left_is_told_by_the_bound_that_comes_first() -> None:
     assert Until(first_failure=True).left(Done(40, 8), 40) is None
 
 
-@pytest.mark.parametrize("text", ["", "0", "1,,2", "-3", "a"])
+@for_each(["", "0", "1,,2", "-3", "a"])
 def test_what_are_no_numbers_of_events_is_refused(text: str) -> None:
     with pytest.raises(UserError):
         parse_numbers(text)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import pytest
-
 from tests.cases import for_each
 from vfio_user.soak.reduction import reduce
 
@@ -24,7 +22,7 @@ def in_this_order(*wanted: str) -> Fails:
     return fails
 
 
-@pytest.mark.parametrize("cause", ["p", "op", "bp", "bhp", "ap", "abcdp", SIXTEEN])
+@for_each(["p", "op", "bp", "bhp", "ap", "abcdp", SIXTEEN])
 def test_the_shortest_sequence_is_found(cause: str) -> None:
     found = reduce(SIXTEEN, in_this_order(*cause), 500)
     assert "".join(found.events) == cause

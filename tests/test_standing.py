@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from tests.bundle_kit import make_bundle
+from tests.cases import for_each, for_each_row
 from tests.interposer_bench import read, write
 from tests.traced import Written
 from userdev.errors import UserError
@@ -153,8 +154,8 @@ def test_of_several_traces_one_has_to_be_named(tmp_path: Path) -> None:
     assert place_of(recorded.bundle, f"guest-dev1-nvme:{recorded.first}").server == "guest-dev1-nvme"
 
 
-@pytest.mark.parametrize("text", ["3", "guest:3", ""])
-def test_a_bundle_without_a_trace_has_no_record(tmp_path: Path, text: str) -> None:
+@for_each(["3", "guest:3", ""])
+def test_a_bundle_without_a_trace_has_no_record(text: str, tmp_path: Path) -> None:
     recorded = Recorded(tmp_path)
     with pytest.raises(UserError, match="no trace"):
         place_of(recorded.bundle, text)
@@ -162,9 +163,8 @@ def test_a_bundle_without_a_trace_has_no_record(tmp_path: Path, text: str) -> No
         first_place(recorded.bundle)
 
 
-@pytest.mark.parametrize(
-    ("server", "meant"),
-    [("guest-dev0-edu", True), ("guest-dev0-mended", True), ("guest-dev1-edu", False), ("guest2-dev0-edu", False)],
+@for_each_row(
+    [("guest-dev0-edu", True), ("guest-dev0-mended", True), ("guest-dev1-edu", False), ("guest2-dev0-edu", False)]
 )
 def test_the_same_device_is_meant_whatever_serves_it(server: str, meant: bool) -> None:
     assert HERE.is_at(server) is meant
@@ -180,8 +180,8 @@ def test_a_breakpoint_is_in_the_environment_of_what_is_run(monkeypatch: pytest.M
 RULES: list[dict[str, Any]] = [{"name": "mine", "match": {"command": "DMA_WRITE"}, "act": "drop"}]
 
 
-@pytest.mark.parametrize("as_file", [True, False])
-def test_what_else_an_interposer_does_it_does_with_a_hold_too(tmp_path: Path, as_file: bool) -> None:
+@for_each([True, False])
+def test_what_else_an_interposer_does_it_does_with_a_hold_too(as_file: bool, tmp_path: Path) -> None:
     scenario: Any = {"seed": 7, "rules": RULES}
     if as_file:
         (tmp_path / "faults.yaml").write_text(yaml.safe_dump(scenario))

@@ -12,6 +12,7 @@ from typing import Any, TypeVar, cast
 
 import pytest
 
+from tests.cases import for_each, for_each_row
 from tests.interposer_bench import Bench
 from tests.scripted_server import ScriptedServer
 from userdev.errors import UserError
@@ -50,14 +51,14 @@ def test_a_device_without_a_migration_region_is_told_to_have_none() -> None:
         MigrationRegisters(cast(RegionCalls, Window(index=0)))
 
 
-@pytest.mark.parametrize(("state", "sizes"), [(SOMEBODYS, SMALL), (OURS, LARGE)], ids=["somebody's", "ours"])
+@for_each_row([(SOMEBODYS, SMALL), (OURS, LARGE)], ids=["somebody's", "ours"])
 def test_our_client_writes_state_in_pieces(state: bytes, sizes: list[int]) -> None:
     with scripted() as (client, server):
         client.load_state(state)
         assert written(server.received) == (sizes, state)
 
 
-@pytest.mark.parametrize(("state", "sizes"), [(SOMEBODYS, SMALL), (OURS, LARGE)], ids=["somebody's", "ours"])
+@for_each_row([(SOMEBODYS, SMALL), (OURS, LARGE)], ids=["somebody's", "ours"])
 def test_the_interposer_writes_state_in_pieces(state: bytes, sizes: list[int]) -> None:
     with Bench() as bench:
         bench.negotiate()
@@ -120,7 +121,7 @@ class Window:
         self.content[offset : offset + len(data)] = data
 
 
-@pytest.mark.parametrize(("state", "sizes"), [(SOMEBODYS, SMALL), (OURS, LARGE)], ids=["somebody's", "ours"])
+@for_each_row([(SOMEBODYS, SMALL), (OURS, LARGE)], ids=["somebody's", "ours"])
 def test_our_client_writes_a_piece_of_the_migration_region_in_pieces(state: bytes, sizes: list[int]) -> None:
     window = Window()
     pieces = [state] if state is SOMEBODYS else [state[:PIECE], state[PIECE:]]
@@ -144,7 +145,7 @@ def test_what_a_server_takes_is_found_out_again_with_each_state() -> None:
             assert written(server.received) == (sizes, whole)
 
 
-@pytest.mark.parametrize(("state", "sizes"), [(SOMEBODYS, SMALL), (OURS, LARGE)], ids=["somebody's", "ours"])
+@for_each_row([(SOMEBODYS, SMALL), (OURS, LARGE)], ids=["somebody's", "ours"])
 def test_the_interposer_writes_a_piece_of_the_migration_region_in_pieces(state: bytes, sizes: list[int]) -> None:
     window = Window()
     pieces = [state] if state is SOMEBODYS else [state[:PIECE], state[PIECE:]]
@@ -168,9 +169,7 @@ def test_the_interposer_writes_a_piece_of_the_migration_region_in_pieces(state: 
     assert window.content[4096:].startswith(pieces[-1])
 
 
-@pytest.mark.parametrize(
-    "says", [65, 1 << 20, 1 << 63], ids=["a byte more than there is", "more than is kept", "anything"]
-)
+@for_each([65, 1 << 20, 1 << 63], ids=["a byte more than there is", "more than is kept", "anything"])
 def test_the_interposer_keeps_no_piece_that_the_migration_region_has_no_room_for(
     says: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,7 +198,7 @@ def test_the_interposer_keeps_no_piece_that_the_migration_region_has_no_room_for
         assert asked[-1] == 24
 
 
-@pytest.mark.parametrize("more", [1, -32], ids=["more", "nothing"])
+@for_each([1, -32], ids=["more", "nothing"])
 def test_state_that_is_answered_with_more_or_less_than_was_asked_for_is_refused(more: int) -> None:
     def answer(message: Message) -> Message:
         offset, _, count = REGION_ACCESS.unpack(message.payload)

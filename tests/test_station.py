@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.cases import for_each
+from tests.cases import for_each, for_each_row
 from userdev_servers.station import Malformed, Station, checksum, link_local, parse_mac
 
 OURS, THEIRS = parse_mac("52:55:c0:00:02:01"), parse_mac("52:54:00:12:34:56")
@@ -73,9 +73,8 @@ def test_it_says_which_mac_has_its_address() -> None:
     assert said[8:] == OURS + IP.packed + THEIRS + OTHER.packed
 
 
-@pytest.mark.parametrize("options", [0, 4, 40])
-@pytest.mark.parametrize("data", [b"", b"x", bytes(1472)])
-def test_it_answers_a_ping_with_what_was_sent(data: bytes, options: int) -> None:
+@for_each([0, 4, 40], [b"", b"x", bytes(1472)])
+def test_it_answers_a_ping_with_what_was_sent(options: int, data: bytes) -> None:
     padding = bytes(8)  # Ethernet's shortest frame has some
     said = answer(ipv4(icmp(data=data), options=options) + padding)
     assert said[0] == 0x45
@@ -154,8 +153,7 @@ def test_what_cannot_be_right_is_one_error(frame: bytes) -> None:
         STATION.answer(frame)
 
 
-@pytest.mark.parametrize(
-    ("data", "expected"),
+@for_each_row(
     [
         ("", 0xFFFF),
         ("0001f203f4f5f6f7", 0x220D),  # RFC 1071, section 3
@@ -164,7 +162,7 @@ def test_what_cannot_be_right_is_one_error(frame: bytes) -> None:
         ("ffff0001", 0xFFFE),
         ("ffffffff", 0),
         ("4500003044224000800600008c7c19acae241e2b", 0x442E),
-    ],
+    ]
 )
 def test_the_checksum_is_the_internets(data: str, expected: int) -> None:
     assert checksum(bytes.fromhex(data)) == expected
@@ -185,9 +183,7 @@ def test_nothing_else_comes_of_any_bytes(frame: bytes, size: int, changes: list[
         return
 
 
-@pytest.mark.parametrize(
-    "text", ["", "52:54:00:12:34", "52:54:00:12:34:5", "01:00:5e:00:00:01", "00:00:00:00:00:00", "x"]
-)
+@for_each(["", "52:54:00:12:34", "52:54:00:12:34:5", "01:00:5e:00:00:01", "00:00:00:00:00:00", "x"])
 def test_a_mac_address_is_that_of_one_station(text: str) -> None:
     with pytest.raises(ValueError, match="MAC"):
         parse_mac(text)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cases import for_each_row
 from tests.interposer_bench import dma_map, read, request, write
 from tests.traced import CAUSES, DOWN, UP, Written
 from userdev.descriptors import FdInfo, FdKind
@@ -65,8 +66,7 @@ LOG = feature(Feature.DMA_LOGGING_START, FeatureFlags.SET, at.LOGGING_CONTROL.pa
 REPORT = feature(Feature.DMA_LOGGING_REPORT, FeatureFlags.GET, at.LOGGING_REPORT.pack(0, PAGE, PAGE))
 
 
-@pytest.mark.parametrize(
-    ("what", "stays"),
+@for_each_row(
     [
         ([dma_map(0, PAGE), dma_map(PAGE, PAGE), unmap(PAGE)], [3, 4]),
         ([dma_map(0, PAGE), unmap(0), dma_map(0, PAGE), unmap(0)], [4, 5]),
@@ -213,9 +213,7 @@ def test_pieces_are_taken_of_one_kind_too() -> None:
 START, STOP, GET_BITMAP = DirtyPagesFlags.START, DirtyPagesFlags.STOP, DirtyPagesFlags.GET_BITMAP
 
 
-@pytest.mark.parametrize(
-    ("flags", "stays"), [([START, GET_BITMAP], [2, 3]), ([START, STOP], [2, 3]), ([START, STOP, START, STOP], [4, 5])]
-)
+@for_each_row([([START, GET_BITMAP], [2, 3]), ([START, STOP], [2, 3]), ([START, STOP, START, STOP], [4, 5])])
 def test_a_question_for_dirty_pages_is_left_with_what_has_begun_to_note_them(
     flags: list[DirtyPagesFlags], stays: list[int]
 ) -> None:

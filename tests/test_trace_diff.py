@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.cases import for_each_row
 from tests.interposer_bench import request
 from tests.traced import CAUSES, DOWN, REGISTERS, UP, Written, flag_at_work
 from tests.vhost.between import Between, R, V
@@ -136,9 +137,7 @@ def test_a_lost_interrupt_is_told_with_the_write_that_it_did_not_come_behind(goo
     assert lost[3] == records["lost"]
 
 
-@pytest.mark.parametrize(
-    ("in_a", "in_b", "often"), [(2, 1, ("2", "one")), (0, 1, ("none", "one")), (1, 3, ("one", "3"))]
-)
+@for_each_row([(2, 1, ("2", "one")), (0, 1, ("none", "one")), (1, 3, ("one", "3"))])
 def test_interrupts_behind_a_write_are_counted(in_a: int, in_b: int, often: tuple[str, str], tmp_path: Path) -> None:
     for name, count in (("a", in_a), ("b", in_b)):
         with Written(tmp_path / name, REGISTERS) as trace:

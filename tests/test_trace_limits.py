@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.cases import for_each, for_each_row
 from tests.interposer_bench import answer, read, request, write
 from tests.test_trace_diff import diff
 from tests.test_trace_stats import found, stats
@@ -35,7 +36,7 @@ def test_so_many_reads_are_a_loop(reads: int, spins: bool, value: int, tmp_path:
     assert bool(found(tmp_path / "t", "spinning")) is spins
 
 
-@pytest.mark.parametrize(("interval", "spins"), [(SPIN_INTERVAL, True), (SPIN_INTERVAL * 6 // 5, False)])
+@for_each_row([(SPIN_INTERVAL, True), (SPIN_INTERVAL * 6 // 5, False)])
 def test_what_a_timer_reads_is_no_loop(
     interval: int, spins: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -93,8 +94,7 @@ def test_what_is_usual_has_happened_often_enough_and_nearly_each_time(
     assert bool(found(tmp_path / "t", kind)) is told
 
 
-@pytest.mark.parametrize("width", [1, 2, 4])
-@pytest.mark.parametrize("narrower", [False, True])
+@for_each([1, 2, 4], [False, True])
 def test_a_register_is_read_back_at_the_width_that_was_written(width: int, narrower: bool, tmp_path: Path) -> None:
     """What was written in pieces of another size says nothing of it."""
     with Written(tmp_path / "t", REGISTERS) as trace:
@@ -104,7 +104,7 @@ def test_a_register_is_read_back_at_the_width_that_was_written(width: int, narro
     assert bool(found(tmp_path / "t", "not read back")) is not narrower
 
 
-@pytest.mark.parametrize("last", ["note", "raw"])
+@for_each(["note", "raw"])
 def test_a_trace_lasts_to_whatever_is_its_last(last: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steady(monkeypatch, 1_000_000_000)
     with Written(tmp_path / "t") as trace:
@@ -115,7 +115,7 @@ def test_a_trace_lasts_to_whatever_is_its_last(last: str, tmp_path: Path, monkey
     assert stats(tmp_path / "t")["seconds"] == 1
 
 
-@pytest.mark.parametrize("kind", ["error", "unanswered", "not passed on"])
+@for_each(["error", "unanswered", "not passed on"])
 def test_of_what_happened_often_a_few_records_are_named_and_all_are_counted(kind: str, tmp_path: Path) -> None:
     with Written(tmp_path / "t", REGISTERS) as trace:
         numbers = [
@@ -156,7 +156,7 @@ INFO = request(Command.GET_INFO, at.DEVICE_INFO.pack(16, 0, 0, 0))
 INFO_SAID = at.DEVICE_INFO.pack(16, 2, 9, 1)
 
 
-@pytest.mark.parametrize("refused_in", ["a", "b"])
+@for_each(["a", "b"])
 def test_that_another_message_was_refused_is_told_beside_what_it_said(refused_in: str, tmp_path: Path) -> None:
     for name in ("a", "b"):
         with Written(tmp_path / name, REGISTERS) as trace:
@@ -198,8 +198,7 @@ def written_twice(trace: Written, one: bool) -> None:
         trace.write(UP, 1)
 
 
-@pytest.mark.parametrize(
-    ("happens", "told"),
+@for_each_row(
     [
         (errors_apart, "REGION_READ causes: EINVAL in A, EIO in B"),
         (asked_by_the_server, "DMA_READ"),
@@ -207,7 +206,7 @@ def written_twice(trace: Written, one: bool) -> None:
         (written_and_refused, "REGION_WRITE up = 0x0 -> EINVAL"),
         (asked_twice, "DEVICE_GET_INFO"),
         (written_twice, "REGION_WRITE up = 0x1"),
-    ],
+    ]
 )
 def test_what_only_one_of_two_traces_has_is_told_whichever_that_is(happens: Any, told: str, tmp_path: Path) -> None:
     for name, one in (("a", True), ("b", False)):
@@ -219,7 +218,7 @@ def test_what_only_one_of_two_traces_has_is_told_whichever_that_is(happens: Any,
         assert odd["text"].startswith(in_words)
 
 
-@pytest.mark.parametrize("side", ["a", "b"])
+@for_each(["a", "b"])
 def test_what_only_one_has_is_told_with_its_request_and_its_reply(side: str, tmp_path: Path) -> None:
     for name in ("a", "b"):
         with Written(tmp_path / name, REGISTERS) as trace:

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from tests.cases import for_each
 from tests.conftest import PATIENCE
 from tests.faulty_edu import MAGIC
 from tests.flagged import CAUSES as FLAGS
@@ -222,7 +223,7 @@ def test_an_interrupt_that_does_not_say_which_is_none(tmp_path: Path) -> None:
     assert not any(map(is_interrupt, load_script(tmp_path / "edited.trace").steps))
 
 
-@pytest.mark.parametrize("compared", [5, [[1]], "3", {"3": 4}])
+@for_each([5, [[1]], "3", {"3": 4}])
 def test_an_extract_that_says_of_no_records_that_they_count_is_refused(compared: object, tmp_path: Path) -> None:
     with Written(tmp_path / "edited.trace") as written:
         written.writer.note("extract", compared=compared)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from tests.cases import for_each, for_each_row
 from tests.interposer_bench import Bench, answer, dma_map, read, request, write
 from tests.traced import Written, flag_at_work
 from tests.wireshark import Wireshark
@@ -88,8 +89,7 @@ def test_bytes_that_are_no_message_are_told_with_their_direction(trace: Path) ->
     assert (raw["direction"], raw["bytes"]) == ("to-server", "ff" * 30)
 
 
-@pytest.mark.parametrize(
-    ("flags", "operation"),
+@for_each_row(
     [
         (0x20002, "SET"),
         (0x10002, "GET"),
@@ -97,7 +97,7 @@ def test_bytes_that_are_no_message_are_told_with_their_direction(trace: Path) ->
         (0x50002, "GET|PROBE"),
         (0x2, "none"),
         (0xFFF80002, "none"),
-    ],
+    ]
 )
 def test_a_feature_is_told_with_what_is_done_to_it(flags: int, operation: str) -> None:
     message = request(Command.DEVICE_FEATURE, at.FEATURE.pack(16, flags) + at.DEVICE_STATE.pack(3, 0))
@@ -188,10 +188,8 @@ def test_registers_are_shown_by_the_names_that_the_trace_brings_along(tmp_path: 
         run("show", tmp_path / "t", "--register", "cause")
 
 
-@pytest.mark.parametrize(
-    "wrong", [7, [3], [{"region": 0}], {"a": 1}, [{"region": 0, "offset": 0, "name": "a", "width": -1}]]
-)
-def test_names_in_a_trace_that_are_none_are_refused(tmp_path: Path, wrong: object) -> None:
+@for_each([7, [3], [{"region": 0}], {"a": 1}, [{"region": 0, "offset": 0, "name": "a", "width": -1}]])
+def test_names_in_a_trace_that_are_none_are_refused(wrong: object, tmp_path: Path) -> None:
     with Written(tmp_path / "t", wrong):  # type: ignore[arg-type]
         pass
     with pytest.raises(UserError):

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.cases import for_each
 from tests.interposer_bench import answer, read, request
 from tests.pages import happened
 from tests.traced import CAUSES, DOWN, REGISTERS, UP, Written, flag_at_work
@@ -194,8 +195,8 @@ def test_writes_that_come_in_one_message_are_their_registers(tmp_path: Path) -> 
     assert {row["message"]: row["count"] for row in counted["messages"]} == {"REGION_WRITE_MULTI": 30}
 
 
-@pytest.mark.parametrize("tail", [b"", b"\1", bytes(23), bytes(25)])
-def test_several_writes_that_are_cut_are_one_message(tmp_path: Path, tail: bytes) -> None:
+@for_each([b"", b"\1", bytes(23), bytes(25)])
+def test_several_writes_that_are_cut_are_one_message(tail: bytes, tmp_path: Path) -> None:
     with Written(tmp_path / "t") as trace:
         trace.ask(request(Command.REGION_WRITE_MULTI, at.WRITE_MULTI.pack(1, tail=tail)), 22)
         trace.read(CAUSES, 1)
@@ -359,8 +360,8 @@ def test_a_growing_file_is_read_on_from_where_it_ended(tmp_path: Path) -> None:
     assert {**told, "file": str(tmp_path / "t")} == stats(tmp_path / "t")
 
 
-@pytest.mark.parametrize("cut", [1, 30, 200])
-def test_a_trace_that_was_cut_off_is_counted_up_to_there(tmp_path: Path, cut: int) -> None:
+@for_each([1, 30, 200])
+def test_a_trace_that_was_cut_off_is_counted_up_to_there(cut: int, tmp_path: Path) -> None:
     flag_at_work(tmp_path / "t", 10)
     data = (tmp_path / "t").read_bytes()
     (tmp_path / "t").write_bytes(data[:-cut])

@@ -75,7 +75,7 @@ def test_the_longest_message_fits_and_gives_its_memory_back() -> None:
     assert len(framer.buffer) == RECEIVE
 
 
-@pytest.mark.parametrize("size", [MAX_MESSAGE + 1, 0x7FFFFFFF, 0xFFFFFFFF])
+@for_each([MAX_MESSAGE + 1, 0x7FFFFFFF, 0xFFFFFFFF])
 def test_a_size_that_no_message_has_ends_the_stream_and_costs_no_memory(size: int) -> None:
     framer = Framer(Message)
     framer.feed(HEADER.pack(7, 8, size, 0, 0))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cases import for_each, for_each_row
 from tests.device_kit import descriptors_left, open_fds
 from userdev.errors import UserError
 from userdev.transport import (
@@ -90,8 +91,8 @@ def test_who_has_a_socket_already_is_said(tmp_path: Path) -> None:
         assert f"process {os.getpid()} " in hint_for(str(tmp_path / "s"))
 
 
-@pytest.mark.parametrize("name", ["file", "folder", "dangling link"])
-def test_what_is_in_the_way_of_a_socket_and_is_none_is_said(tmp_path: Path, name: str) -> None:
+@for_each(["file", "folder", "dangling link"])
+def test_what_is_in_the_way_of_a_socket_and_is_none_is_said(name: str, tmp_path: Path) -> None:
     there = tmp_path / name
     match name:
         case "file":
@@ -134,21 +135,20 @@ def test_a_path_has_at_most_107_bytes(tmp_path: Path) -> None:
     assert Address.parse("x" * MAX_PATH).family == socket.AF_UNIX
 
 
-@pytest.mark.parametrize("text", ["", "unix:", "tcp:host", "tcp:host:port", "vsock:1", "vsock:a:b", "fd:x"])
+@for_each(["", "unix:", "tcp:host", "tcp:host:port", "vsock:1", "vsock:a:b", "fd:x"])
 def test_what_is_no_address_is_refused(text: str) -> None:
     with pytest.raises(UserError):
         Address.parse(text)
 
 
-@pytest.mark.parametrize(
-    ("text", "family", "where"),
+@for_each_row(
     [
         ("/run/x.sock", socket.AF_UNIX, "/run/x.sock"),
         ("unix:tcp:1", socket.AF_UNIX, "tcp:1"),
         ("tcp:localhost:80", socket.AF_INET, ("localhost", 80)),
         ("tcp:[::1]:80", socket.AF_INET6, ("::1", 80)),
         ("vsock:-1:7", socket.AF_VSOCK, (0xFFFFFFFF, 7)),
-    ],
+    ]
 )
 def test_an_address_says_its_family(text: str, family: int, where: object) -> None:
     address = Address.parse(text)
@@ -288,7 +288,7 @@ def test_a_message_larger_than_the_sockets_room_is_sent_whole_with_its_descripto
     there.close()
 
 
-@pytest.mark.parametrize("count", [1, 30])
+@for_each([1, 30])
 def test_a_peer_whose_message_was_not_read_sees_an_end_and_no_reset(count: int) -> None:
     """The known issue connection-abort."""
     here, there = (Stream(sock) for sock in socket.socketpair())
@@ -336,7 +336,7 @@ def test_the_other_end_of_a_socket_is_told_from_all_others() -> None:
         assert not any(is_other_end(ours, fd.fileno()) for fd in (ours, *others))
 
 
-@pytest.mark.parametrize("unread", [b"", b"unread"])
+@for_each([b"", b"unread"])
 def test_a_stream_is_hung_up_once_either_end_is_closed(unread: bytes) -> None:
     here, there = map(Stream, socket.socketpair())
     there.send(unread)

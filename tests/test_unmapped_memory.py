@@ -10,7 +10,7 @@ import random
 
 import pytest
 
-from tests.cases import for_each
+from tests.cases import for_each, for_each_row
 from tests.interposer_bench import Bench, dma_map, request
 from userdev.errors import UserError
 from userdev.relay.loop import Task, TaskCancelled
@@ -28,7 +28,7 @@ def bytes_of(memory: UnmappedMemory) -> set[tuple[int, int]]:
     return {(gone.inode, place) for gone in memory for place in range(gone.offset, gone.end)}
 
 
-@pytest.mark.parametrize("seed", range(5))
+@for_each(range(5))
 def test_joined_or_not_they_are_the_same_bytes(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unmapped, "MAX_RANGES", 40)
     choose, memory, expected = random.Random(seed), UnmappedMemory(), set[tuple[int, int]]()
@@ -50,9 +50,7 @@ def test_of_more_than_is_kept_it_is_known_that_it_is_not_all(monkeypatch: pytest
     assert not memory.is_whole
 
 
-@pytest.mark.parametrize(
-    ("pages", "kept"), [([1], True), ([1, 3], True), ([4], True), ([5], False), ([1, 4], False), ([1, 1, 1, 1], False)]
-)
+@for_each_row([([1], True), ([1, 3], True), ([4], True), ([5], False), ([1, 4], False), ([1, 1, 1, 1], False)])
 def test_what_cannot_be_written_again_is_refused_and_not_left_out(
     pages: list[int], kept: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,7 @@ from threading import Event
 
 import pytest
 
+from tests.cases import for_each
 from tests.vhost_frontend import FEATURES, PROTOCOL, Buffer, FrontEnd, P, Queue, R, V
 from userdev.control import ControlClient, ControlError
 from userdev.errors import UserError
@@ -480,7 +481,7 @@ def test_a_read_only_image_is_offered_as_one_and_not_written(image: Path, tmp_pa
         assert request(ring, header(RequestType.IN), SECTOR, 1)[1] == Status.OK
 
 
-@pytest.mark.parametrize("image", ["", "memory:64K,memory:64K", "/nowhere/at/all", "memory:100"])
+@for_each(["", "memory:64K,memory:64K", "/nowhere/at/all", "memory:100"])
 def test_an_image_that_cannot_be_had_is_told_in_words(image: str) -> None:
     with pytest.raises(UserError):
         Blk(image=image)

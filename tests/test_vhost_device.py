@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import pytest
 
+from tests.cases import for_each, for_each_row
 from userdev.declare.options import device_options
 from userdev.errors import DeclarationError, ProtocolError
 from vhost_user.device import Chain, Queues, VhostDevice, config_field, model_of, queue, state
@@ -163,7 +164,7 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize("mistake", MISTAKES)
+@for_each(MISTAKES)
 def test_a_mistake_in_a_class_is_refused_with_what_and_where_it_is(mistake: str, tmp_path: Path) -> None:
     body, named = MISTAKES[mistake]
     with pytest.raises(DeclarationError) as refused:
@@ -178,9 +179,8 @@ def test_a_class_without_mistakes_is_made(tmp_path: Path) -> None:
     assert made(tmp_path, GOOD)().queues == Queues(1)
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [{"count": 0}, {"count": 257}, {"count": 1, "size": 3}, {"count": 1, "size": 65536}, {"count": 3, "paired": True}],
+@for_each(
+    [{"count": 0}, {"count": 257}, {"count": 1, "size": 3}, {"count": 1, "size": 65536}, {"count": 3, "paired": True}]
 )
 def test_queues_that_cannot_be_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="queue"):
@@ -192,7 +192,7 @@ def test_pairs_are_said_by_true_or_false() -> None:
         Queues(2, paired="no")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("count", "paired", "counted"), [(2, True, 1), (6, True, 3), (3, False, 3)])
+@for_each_row([(2, True, 1), (6, True, 3), (3, False, 3)])
 def test_paired_queues_are_counted_by_pairs(count: int, paired: bool, counted: int) -> None:
     assert Queues(count, paired=paired).counted == counted
 
@@ -264,7 +264,7 @@ def test_a_field_of_bytes_is_saved_and_loaded() -> None:
     assert target.tag == b"efgh"
 
 
-@pytest.mark.parametrize("tag", [b"efg", b"efghi", b""])
+@for_each([b"efg", b"efghi", b""])
 def test_a_field_of_bytes_that_are_too_few_or_too_many_is_not_saved(tag: bytes) -> None:
     device = Echo()
     device.tag = tag

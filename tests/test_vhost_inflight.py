@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.cases import for_each, for_each_row
 from tests.vhost_kit import (
     AnyDriver,
     Guest,
@@ -210,7 +211,7 @@ def test_requests_are_submitted_again_in_the_order_in_which_they_were_taken() ->
         assert [number_of(chain) for chain in again] == [1, 2, 3]
 
 
-@pytest.mark.parametrize("kind", [SplitDriver, PackedDriver])
+@for_each([SplitDriver, PackedDriver])
 def test_a_request_that_was_lost_has_its_buffers_again(kind: type[AnyDriver]) -> None:
     with Guest(SIZE) as guest:
         driver = kind(guest, 8, FEATURES)
@@ -229,7 +230,7 @@ def test_a_request_that_was_lost_has_its_buffers_again(kind: type[AnyDriver]) ->
         assert driver.data[number] == b"hello world"
 
 
-@pytest.mark.parametrize("kind", [SplitDriver, PackedDriver])
+@for_each([SplitDriver, PackedDriver])
 def test_a_request_that_was_lost_and_is_left_after_it_was_read_is_given_whole_again(kind: type[AnyDriver]) -> None:
     with Guest(SIZE) as guest:
         driver = kind(guest, 8, FEATURES)
@@ -262,10 +263,7 @@ def test_the_base_of_the_front_end_is_overruled_where_requests_were_in_flight() 
         assert driver.ring(base=3, inflight=inflight(memoryview(region), driver)).base == 5
 
 
-@pytest.mark.parametrize(
-    ("packed", "slots", "size"),
-    [(False, 128, 2112), (False, 1, 64), (False, 256, 4160), (True, 128, 4160), (True, 2, 128)],
-)
+@for_each_row([(False, 128, 2112), (False, 1, 64), (False, 256, 4160), (True, 128, 4160), (True, 2, 128)])
 def test_a_rings_part_of_the_region_is_a_multiple_of_64_bytes(packed: bool, slots: int, size: int) -> None:
     """2112 bytes is what libvhost-user makes for 128 descriptors."""
     assert region_size(slots, packed=packed) == size
@@ -337,7 +335,7 @@ def test_a_region_with_anything_in_it_breaks_the_ring_at_most(kind: type[AnyDriv
             return
 
 
-@pytest.mark.parametrize("kind", [SplitInflight, PackedInflight])
+@for_each([SplitInflight, PackedInflight])
 def test_a_region_that_is_too_small_is_refused(kind: type[SplitInflight] | type[PackedInflight]) -> None:
     with pytest.raises(ProtocolError):
         kind(memoryview(bytearray(64)), 8)

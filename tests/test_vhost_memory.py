@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cases import for_each_row
+from tests.cases import for_each, for_each_row
 from tests.descriptors import fd_count
 from userdev.errors import ProtocolError
 from vhost_user.memory import Iotlb, IotlbMiss, MemoryTable, Permission
@@ -64,7 +64,7 @@ def test_two_regions_of_one_file_have_one_mapping() -> None:
     assert maps_of("test") == 0
 
 
-@pytest.mark.parametrize(("size", "offset"), [(0x3B10, 0), (0x3B10, 0x200), (1, 0xFFF)])
+@for_each_row([(0x3B10, 0), (0x3B10, 0x200), (1, 0xFFF)])
 def test_neither_size_nor_offset_of_a_region_are_pages(size: int, offset: int) -> None:
     """Libblkio shares rings of 0x3b10 bytes."""
     table = MemoryTable()
@@ -145,7 +145,7 @@ def test_all_regions_may_have_the_same_address_in_the_front_end() -> None:
     table.clear()
 
 
-@pytest.mark.parametrize("path", ["/dev/null", "pipe", "socket"])
+@for_each(["/dev/null", "pipe", "socket"])
 def test_what_cannot_be_mapped_is_refused(path: str) -> None:
     table = MemoryTable()
     fds = [os.open(path, os.O_RDWR)] if path.startswith("/") else list(os.pipe()) if path == "pipe" else [os.eventfd(0)]
@@ -285,7 +285,7 @@ def test_memory_is_to_be_watched_as_long_as_some_of_it_can_shrink() -> None:
     table.clear()
 
 
-@pytest.mark.parametrize("looked", [(0, 1), (1, 0), (0, 0), (1, 1)], ids=str)
+@for_each([(0, 1), (1, 0), (0, 0), (1, 1)], ids=str)
 def test_memory_that_was_looked_at_and_has_gone_is_not_found_any_more(looked: tuple[int, int]) -> None:
     table = MemoryTable()
     with memfd(2 * MIB) as fd:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cases import for_each
 from tests.test_station import OTHER, OURS, answer, arp, icmp, ipv4
 from tests.vhost_frontend import FEATURES, PROTOCOL, FrontEnd, P, R, V
 from userdev.control import ControlClient
@@ -225,9 +226,7 @@ def test_its_configuration_is_that_of_the_specifications_structure(front_end: Fr
     assert config(front_end) == bytes.fromhex("525400112233") + struct.pack("<HHH", 1, 1, 1500)
 
 
-@pytest.mark.parametrize(
-    "options", [{"ip": "192.0.2"}, {"ip": "::1"}, {"mac": "1:2"}, {"station": "ff:ff:ff:ff:ff:ff"}, {"mtu": 67}]
-)
+@for_each([{"ip": "192.0.2"}, {"ip": "::1"}, {"mac": "1:2"}, {"station": "ff:ff:ff:ff:ff:ff"}, {"mtu": 67}])
 def test_an_option_that_is_none_is_told_in_words(options: dict[str, str]) -> None:
     with pytest.raises(UserError):
         Net(**options)  # type: ignore[arg-type]

@@ -139,7 +139,7 @@ def rows(table: str) -> Iterable[list[str]]:
     return (line.split() for line in table.strip().splitlines())
 
 
-@pytest.mark.parametrize(("kind", "table"), [(R, FRONT_END_TABLE), (B, BACK_END_TABLE)])
+@for_each_row([(R, FRONT_END_TABLE), (B, BACK_END_TABLE)])
 def test_every_message_is_as_the_specification_has_it(kind: type[Request], table: str) -> None:
     found = []
     for request in kind:
@@ -164,8 +164,7 @@ def test_the_tables_have_every_request() -> None:
     assert (set(FRONT_END), set(BACK_END)) == (set(R), set(B))
 
 
-@pytest.mark.parametrize(
-    ("payload", "fields", "expected"),
+@for_each_row(
     [
         (payloads.VRING_STATE, (1, 2), "i1 i2"),
         (payloads.VRING_ADDRESS, (1, 2, 3, 4, 5, 6), "i1 i2 q3 q4 q5 q6"),
@@ -174,7 +173,7 @@ def test_the_tables_have_every_request() -> None:
         (payloads.MMAP, (1, 2, 3, 4, 5), "b1 b0 b0 b0 i0 q2 q3 q4 q5"),
         (payloads.VRING_AREA, (1, 2, 3), "q1 q2 q3"),
         (payloads.LOG, (1, 2), "q1 q2"),
-    ],
+    ]
 )
 def test_fields_are_where_the_specification_has_them(
     payload: payloads.Fixed[Any], fields: tuple[int, ...], expected: str
@@ -199,7 +198,7 @@ def test_regions_of_xen_have_two_fields_more() -> None:
     assert payloads.REGION.decode(bytes(8) + data[8:]) == region
 
 
-@pytest.mark.parametrize("size", [20, 24])
+@for_each([20, 24])
 def test_an_inflight_description_comes_with_the_padding_of_c_or_without(size: int) -> None:
     data = struct.pack("<QQHH4x", 0, 64, 2, 128)[:size]
     assert payloads.INFLIGHT.decode(data) == payloads.Inflight(0, 64, 2, 128)
@@ -293,14 +292,14 @@ def test_an_unknown_request_is_enosys_and_the_connection_goes_on() -> None:
     assert (caught.value.errno, caught.value.fatal) == (errno.ENOSYS, False)
 
 
-@pytest.mark.parametrize("flags", [0, 2, 3, VERSION | REPLY])
+@for_each([0, 2, 3, VERSION | REPLY])
 def test_what_is_no_request_of_this_version_ends_the_connection(flags: int) -> None:
     with pytest.raises(ProtocolError) as caught:
         decode_request(R, Message(R.GET_FEATURES, flags))
     assert caught.value.fatal
 
 
-@pytest.mark.parametrize("flags", [VERSION | REPLY, VERSION | REPLY | NEED_REPLY])
+@for_each([VERSION | REPLY, VERSION | REPLY | NEED_REPLY])
 def test_a_reply_may_leave_need_reply_in_its_flags(flags: int) -> None:
     """The storage daemon of QEMU 10.0 and 11.1, and passt, do."""
     assert decode_reply(R.GET_FEATURES, Message(R.GET_FEATURES, flags, bytes(8)), Negotiated()) == 0
@@ -312,21 +311,21 @@ def test_a_reply_to_another_request_ends_the_connection() -> None:
     assert caught.value.fatal
 
 
-@pytest.mark.parametrize("payload", [bytes(8), bytes(16), b""])
+@for_each([bytes(8), bytes(16), b""])
 def test_any_reply_to_set_log_base_that_real_back_ends_give_is_taken(payload: bytes) -> None:
     """The storage daemon and passt: a number; virtiofsd: the request's payload; DPDK: none."""
     reply = Message(R.SET_LOG_BASE, VERSION | REPLY, payload)
     decode_reply(R.SET_LOG_BASE, reply, Negotiated(protocol_features=P.LOG_SHMFD))
 
 
-@pytest.mark.parametrize("payload", [b"", struct.pack("<III", 0, 0, 0)])
+@for_each([b"", struct.pack("<III", 0, 0, 0)])
 def test_a_reply_to_get_config_without_data_is_an_error_to_be_seen(payload: bytes) -> None:
     """The storage daemon sends no payload, vhost-device-vsock a header with size 0."""
     config = decode_reply(R.GET_CONFIG, Message(R.GET_CONFIG, VERSION | REPLY, payload), Negotiated())
     assert config is None or config.data == b""
 
 
-@pytest.mark.parametrize("size", [0, 1, 57, 256])
+@for_each([0, 1, 57, 256])
 def test_configuration_space_is_as_long_as_it_says(size: int) -> None:
     config = payloads.Config(0, size, 0, bytes(size))
     assert payloads.CONFIG.decode(payloads.CONFIG.encode(config)) == config
@@ -339,7 +338,7 @@ def test_more_than_256_bytes_of_configuration_space_are_refused() -> None:
         payloads.CONFIG.decode(struct.pack("<III", 0, 257, 0) + bytes(257))
 
 
-@pytest.mark.parametrize("count", [9, 2**32 - 1])
+@for_each([9, 2**32 - 1])
 def test_more_than_eight_regions_are_refused(count: int) -> None:
     with pytest.raises(ProtocolError):
         decode_request(R, Message(R.SET_MEM_TABLE, VERSION, struct.pack("<II", count, 0) + bytes(9 * 32), [-1] * 9))
@@ -364,7 +363,7 @@ def test_descriptors_that_do_not_belong_to_a_request_are_refused(
         decode_request(R, Message(request_, VERSION, payload, [-1] * fds))
 
 
-@pytest.mark.parametrize("fds", [0, 1])
+@for_each([0, 1])
 def test_a_region_is_removed_with_a_descriptor_or_without(fds: int) -> None:
     """A descriptor comes from libblkio 1.5; rust-vmm does not take one."""
     assert decode_request(R, Message(R.REM_MEM_REG, VERSION, payloads.REGION.encode(REGION), [-1] * fds))[1] == REGION
@@ -377,10 +376,7 @@ def test_our_own_message_with_wrong_descriptors_is_our_own_mistake() -> None:
         encode_reply(R.GET_FEATURES, 0, [1])
 
 
-@pytest.mark.parametrize(
-    ("features", "need_reply", "answered"),
-    [(P.REPLY_ACK, True, True), (P.REPLY_ACK, False, False), (P(0), True, False)],
-)
+@for_each_row([(P.REPLY_ACK, True, True), (P.REPLY_ACK, False, False), (P(0), True, False)])
 def test_an_acknowledgement_is_given_where_it_is_negotiated_and_asked_for(
     features: ProtocolFeature, need_reply: bool, answered: bool
 ) -> None:
@@ -388,7 +384,7 @@ def test_an_acknowledgement_is_given_where_it_is_negotiated_and_asked_for(
     assert Negotiated(protocol_features=features).is_answered(R.SET_FEATURES, message) is answered
 
 
-@pytest.mark.parametrize("need_reply", [False, True])
+@for_each([False, True])
 def test_a_request_with_a_reply_of_its_own_is_always_answered(need_reply: bool) -> None:
     assert Negotiated().is_answered(R.GET_QUEUE_NUM, encode_request(R.GET_QUEUE_NUM, need_reply=need_reply))
 
@@ -399,7 +395,7 @@ def test_a_memory_table_is_answered_with_addresses_after_postcopy_listen() -> No
     assert Negotiated(postcopy=True).is_answered(R.SET_MEM_TABLE, message)
 
 
-@pytest.mark.parametrize("request_", [R.SET_MEM_TABLE, R.ADD_MEM_REG])
+@for_each([R.SET_MEM_TABLE, R.ADD_MEM_REG])
 def test_the_front_end_acknowledges_those_addresses_with_a_number(request_: FrontEndRequest) -> None:
     """As QEMU 11.1 does; the same with a region is an ordinary request."""
     assert is_postcopy_acknowledgement(Message(request_, VERSION, bytes(8)))
@@ -421,20 +417,19 @@ def test_a_message_needs_its_feature() -> None:
     assert Negotiated(VirtioFeature.ACCESS_PLATFORM).allows(R.IOTLB_MSG)
 
 
-@pytest.mark.parametrize("request_", [R.GET_PROTOCOL_FEATURES, R.SET_VRING_ENABLE])
+@for_each([R.GET_PROTOCOL_FEATURES, R.SET_VRING_ENABLE])
 def test_protocol_features_are_asked_for_before_their_bit_is_acknowledged(request_: FrontEndRequest) -> None:
     """QEMU and libblkio begin with GET_PROTOCOL_FEATURES; virtio_user enables rings without the bit."""
     assert Negotiated().allows(request_)
 
 
-@pytest.mark.parametrize(
-    "features",
+@for_each(
     [
         P.INBAND_NOTIFICATIONS | P.REPLY_ACK,
         P.INBAND_NOTIFICATIONS | P.BACKEND_REQ,
         P.GET_VRING_BASE_INFLIGHT,
         P.GET_VRING_BASE_SKIP_DRAIN | P.INFLIGHT_SHMFD,
-    ],
+    ]
 )
 def test_a_feature_without_what_it_needs_ends_the_connection(features: ProtocolFeature) -> None:
     with pytest.raises(ProtocolError) as caught:

@@ -168,7 +168,7 @@ def test_no_command_is_missing_from_the_numbers() -> None:
     assert set(NUMBERS) == set(Command)
 
 
-@pytest.mark.parametrize("dialect", DIALECTS.values(), ids=DIALECTS)
+@for_each(DIALECTS.values(), ids=DIALECTS)
 def test_only_dma_and_vm_interrupt_are_the_servers_to_send(dialect: Any) -> None:
     sent = {command for command, shape in dialect.shapes.items() if shape.sender is Sender.SERVER}
     assert sent <= {Command.DMA_READ, Command.DMA_WRITE, Command.VM_INTERRUPT}

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.cases import for_each_row
+from tests.cases import for_each, for_each_row
 from userdev.errors import ProtocolError
 from vfio_user.wire.layouts import CAPABILITY_HEADER, REGION_INFO, SPARSE_MMAP
 from vfio_user.wire.region_info import RegionDescription, decode_region_info, encode_region_info, room_for_all
@@ -42,13 +42,13 @@ def test_a_complete_reply_says_everything(region: RegionDescription) -> None:
     assert bool(heard.flags & 8) == (region.sparse is not None or region.type is not None)
 
 
-@pytest.mark.parametrize(("areas", "needed"), [(1, 64), (2, 80), (0, 48)])
+@for_each_row([(1, 64), (2, 80), (0, 48)])
 def test_the_argsz_that_is_needed_is_what_libvfio_user_says(areas: int, needed: int) -> None:
     region = RegionDescription(2, 0x4000, 7, sparse=tuple((i * 0x1000, 0x1000) for i in range(areas)))
     assert decode_region_info(encode_region_info(region, 32)[0])[1] == needed
 
 
-@pytest.mark.parametrize("argsz", [0, 1, 31, 32, 33, 63])
+@for_each([0, 1, 31, 32, 33, 63])
 def test_with_too_little_room_the_reply_is_cut_and_has_no_capabilities(argsz: int) -> None:
     region = RegionDescription(2, 0x4000, 7, 0x10000, sparse=((0, 0x1000),))
     payload, complete = encode_region_info(region, argsz)
@@ -99,8 +99,7 @@ def test_the_type_comes_first_and_is_chained_to_the_areas() -> None:
     assert (info.cap_offset, first, second) == (32, (2, 1, 48), (1, 1, 0))
 
 
-@pytest.mark.parametrize(
-    "tail",
+@for_each(
     [
         CAPABILITY_HEADER.pack(9, 1, 32),
         CAPABILITY_HEADER.pack(9, 1, 4),
@@ -119,7 +118,7 @@ def test_a_chain_that_leads_nowhere_is_a_protocol_error(tail: bytes) -> None:
     assert caught.value.errno == errno.EINVAL
 
 
-@pytest.mark.parametrize("start", [0, 1, 31, 33, 4096])
+@for_each([0, 1, 31, 33, 4096])
 def test_capabilities_that_are_announced_and_not_there_are_a_protocol_error(start: int) -> None:
     with pytest.raises(ProtocolError) as caught:
         decode_region_info(REGION_INFO.pack(32, 8, 0, start, 0x1000, 0))

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.cases import for_each
 from userdev.errors import ProtocolError
 from vfio_user.wire.layouts import BITMAP_V6, DMA_ENTRY_V6, VfioBitmapV6
 from vfio_user.wire.unmap_table import UnmapEntry, unmap_table
@@ -32,8 +33,7 @@ def test_entries_as_in_dma_map_ask_for_nothing(mapped: list[tuple[int, int, int,
     assert unmap_table(table) == [UnmapEntry(address, size, None) for address, size, *_ in mapped]
 
 
-@pytest.mark.parametrize(
-    "payload",
+@for_each(
     [
         b"",
         bytes(31),

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.cases import for_each
+from tests.cases import for_each, for_each_row
 from userdev.errors import ProtocolError
 from vfio_user.wire import CURRENT, DRAFT_V6, REGION_MIGRATION, Capabilities, decode_version, encode_version
 from vfio_user.wire.capabilities import ALL
@@ -75,15 +75,14 @@ def test_libvfio_users_reply_is_understood() -> None:
     )
 
 
-@pytest.mark.parametrize("text", [b"", b"{}\0", b"[]\0", b'{"capabilities":{}}\0', b'{"new":1}\0'])
+@for_each([b"", b"{}\0", b"[]\0", b'{"capabilities":{}}\0', b'{"new":1}\0'])
 def test_what_is_not_said_has_its_default(text: bytes) -> None:
     heard = decode_version(CURRENT, payload(text)).capabilities
     assert heard == Capabilities()
     assert (heard.fds_per_message, heard.data_per_message) == (1, 1 << 20)
 
 
-@pytest.mark.parametrize(
-    ("said", "heard"),
+@for_each_row(
     [
         ({"twin_socket": {}}, Capabilities(twin_socket=False)),
         ({"twin_socket": {"fd_index": 3}}, Capabilities(twin_socket=False, twin_socket_fd_index=3)),
@@ -91,15 +90,14 @@ def test_what_is_not_said_has_its_default(text: bytes) -> None:
         ({"migration": {}}, Capabilities()),
         ({"migration": {"pgsize": 4096}}, Capabilities(migration_pgsize=4096)),
         ({"migration": {"max_bitmap_size": 256}}, Capabilities(migration_max_bitmap_size=256)),
-    ],
+    ]
 )
 def test_what_an_object_does_not_say_has_its_default(said: dict[str, object], heard: Capabilities) -> None:
     data = payload(json.dumps({"capabilities": said}).encode() + b"\0")
     assert decode_version(CURRENT, data).capabilities == heard
 
 
-@pytest.mark.parametrize(
-    ("path", "most"),
+@for_each_row(
     [
         ("max_msg_fds", 1024),
         ("max_data_xfer_size", (1 << 64) - 1),
@@ -108,7 +106,7 @@ def test_what_an_object_does_not_say_has_its_default(said: dict[str, object], he
         ("twin_socket.fd_index", 1023),
         ("migration.pgsize", (1 << 64) - 1),
         ("migration.max_bitmap_size", (1 << 64) - 1),
-    ],
+    ]
 )
 def test_a_number_has_its_bounds_and_what_is_outside_is_named(path: str, most: int) -> None:
     def said(number: int) -> bytes:
@@ -182,15 +180,14 @@ def test_noise_is_a_proposal_or_the_one_error(noise: bytes) -> None:
             assert decode_version(dialect, noise).major == 0
 
 
-@pytest.mark.parametrize(
-    ("dialect", "key", "taken"),
+@for_each_row(
     [
         (CURRENT, "max_msg_fds", True),
         (CURRENT, "max_fds", False),
         (DRAFT_V6, "max_fds", True),
         (DRAFT_V6, "max_msg_fds", False),
         (REGION_MIGRATION, "max_msg_fds", True),
-    ],
+    ]
 )
 def test_a_peer_of_another_dialect_is_told_apart_by_its_keys(dialect, key: str, taken: bool) -> None:  # type: ignore[no-untyped-def]
     data = payload(json.dumps({"capabilities": {key: 4}}).encode() + b"\0")
@@ -215,7 +212,7 @@ def test_a_reply_is_made_to_fit_the_room_that_the_client_has() -> None:
         encode_version(CURRENT, 0, everything, limit=20)
 
 
-@pytest.mark.parametrize("dialect", [CURRENT, REGION_MIGRATION, DRAFT_V6])
+@for_each([CURRENT, REGION_MIGRATION, DRAFT_V6])
 def test_no_more_is_left_out_than_there_is_no_room_for(dialect) -> None:  # type: ignore[no-untyped-def]
     """A payload that is just as long as the room is sent as it is."""
     everything = Capabilities(16, 1 << 20, 4096, 65535, True, migration_pgsize=4096, migration_max_bitmap_size=1 << 28)

@@ -8,13 +8,14 @@ from functools import partial
 
 import pytest
 
+from tests.cases import for_each
 from userdev.serving import worker
 from userdev.serving.worker import FORGOTTEN, Worker
 
 LONG = 10.0
 
 
-@pytest.mark.parametrize("seed", range(3))
+@for_each(range(3))
 def test_what_is_left_of_many_plans_is_done_by_its_time_and_nothing_else(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cases import for_each, for_each_row
 from userdev.errors import UserError
 from vfio_user.harness.device import Device, server_command
 from vfio_user.harness.family import VFIO_USER, VHOST_USER, devices
@@ -23,9 +24,7 @@ def test_without_a_word_a_device_does_the_first_of_its_own() -> None:
     }
 
 
-@pytest.mark.parametrize(
-    ("device", "kind"), [("nvme", "dma"), ("edu", "fio"), ("gpio", "registers"), ("vhost-user-blk", "dma")]
-)
+@for_each_row([("nvme", "dma"), ("edu", "fio"), ("gpio", "registers"), ("vhost-user-blk", "dma")])
 def test_work_of_another_device_is_refused_and_what_there_is_is_named(device: str, kind: str) -> None:
     with pytest.raises(UserError) as refused:
         Assignment.of(device, kind)
@@ -40,14 +39,14 @@ def test_interrupts_are_not_chosen_for_a_driver() -> None:
         Assignment.of("nvme", "blocks", "msi")
 
 
-@pytest.mark.parametrize("text", ["my.module:Class", "server {socket}", "server.py:Disk --image x"])
+@for_each(["my.module:Class", "server {socket}", "server.py:Disk --image x"])
 def test_a_server_of_somebodys_speaks_what_is_behind_the_qemu_device_that_is_named(text: str) -> None:
     assert Device.parse(text).family is VFIO_USER
     assert Device.parse(f"{text} [x-msg-timeout=500]").family is VFIO_USER
     assert Device.parse(f"{text} [driver=vhost-user-blk-pci]").family is VHOST_USER
 
 
-@pytest.mark.parametrize("device", ["my.module:Class", "server {socket}"])
+@for_each(["my.module:Class", "server {socket}"])
 def test_a_device_that_is_not_known_may_be_like_any(device: str) -> None:
     assert Assignment.of(device).kind == NONE
     for kind in KINDS:

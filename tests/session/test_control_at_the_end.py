@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.cases import for_each
 from tests.session_kit import Prober
 from tests.vhost.reverse import Reverse
 from tests.vhost_frontend import FrontEnd
@@ -74,7 +75,7 @@ def vhost(folder: Path) -> Iterator[tuple[Any, Callable[[], None]]]:
 SERVED: Mapping[str, Any] = {"vfio-user": vfio, "vhost-user": vhost}
 
 
-@pytest.mark.parametrize("protocol", SERVED)
+@for_each(SERVED)
 def test_what_was_asked_of_a_device_while_its_session_ends_is_done_and_answered(
     protocol: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

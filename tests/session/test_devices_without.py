@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cases import for_each
 from tests.conformance_target import InProcess
 from userdev.transport import Stream
 from vfio_user import Bar, PciDevice, PciIds
@@ -43,8 +44,8 @@ def server(tmp_path: Path) -> Iterator[str]:
     device.close()
 
 
-@pytest.mark.parametrize("dialect", DIALECTS.values(), ids=DIALECTS)
-def test_a_device_without_anything_keeps_every_rule_that_it_has(tmp_path: Path, dialect: Dialect) -> None:
+@for_each(DIALECTS.values(), ids=DIALECTS)
+def test_a_device_without_anything_keeps_every_rule_that_it_has(dialect: Dialect, tmp_path: Path) -> None:
     groups = ("info", "region_info", "irq_info", "set_irqs", "feature", "migration", "dirty_pages", "reset")
     checks = [check for check in CATALOGUE if check.group in groups]
     with InProcess(tmp_path, Bare, dialect) as target:

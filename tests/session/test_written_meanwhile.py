@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cases import for_each, for_each_row
 from tests.session_kit import GUEST, Prober
 from userdev.errors import ProtocolError
 from userdev.memory.bitmap import dirty_pages
@@ -134,7 +135,7 @@ class Farewell(Prober):
         self.dma.write(region.iova + PAGE, b"last words")
 
 
-@pytest.mark.parametrize("dialect", [CURRENT, REGION_MIGRATION, DRAFT_V6], ids=lambda dialect: dialect.name)
+@for_each([CURRENT, REGION_MIGRATION, DRAFT_V6], ids=lambda dialect: dialect.name)
 def test_what_is_written_as_memory_goes_is_in_its_bitmap(dialect: Dialect, tmp_path: Path) -> None:
     device = Farewell()
     with (
@@ -151,7 +152,7 @@ def test_what_is_written_as_memory_goes_is_in_its_bitmap(dialect: Dialect, tmp_p
         assert bytes(memory.view[PAGE : PAGE + 10]) == b"last words"
 
 
-@pytest.mark.parametrize(("first", "end"), [(0, 1), (2, 3), (3, 4)])
+@for_each_row([(0, 1), (2, 3), (3, 4)])
 def test_what_is_written_as_a_region_is_cut_is_dirty_in_what_is_left(first: int, end: int) -> None:
     dma = Dma(unmapped=lambda region: dma.write(GUEST + PAGE, b"last words"))
     dma.policy = DRAFT_V6_POLICY

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.cases import for_each
 from vfio_user import Client, PciDevice, PciIds, RemoteError, Server, register, stored_register
 
 
@@ -51,7 +52,7 @@ def test_what_is_no_number_is_refused_and_its_function_named(
     assert caplog.text.count("Traceback") == 1
 
 
-@pytest.mark.parametrize("value", [None, "1", b"12345"])
+@for_each([None, "1", b"12345"])
 def test_so_are_bytes_where_nothing_is_declared(
     value: object, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

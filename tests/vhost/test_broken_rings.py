@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.cases import for_each
 from tests.vhost.both import BOTH
 from tests.vhost_kit import (
     ALL,
@@ -341,9 +342,7 @@ def WORK(guest, driver):{REGION}
 """
 
 
-@pytest.mark.parametrize(
-    "work", [TAKEN, STARTED, SILENCED, RECOVERED, LEFT], ids=["taken", "started", "silenced", "recovered", "left"]
-)
+@for_each([TAKEN, STARTED, SILENCED, RECOVERED, LEFT], ids=["taken", "started", "silenced", "recovered", "left"])
 def test_a_ring_whose_file_shrinks_breaks_and_the_process_lives(work: str) -> None:
     program = SHRINKING.replace("\nfor kind", f"{work}\nfor kind")
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
@@ -396,8 +395,7 @@ with Server(Cuts(), f"unix:{sys.argv[3]}/s") as server:
 """
 
 
-@pytest.mark.parametrize("kind", ["split", "packed"])
-@pytest.mark.parametrize("then", ["stays so", "grows again"])
+@for_each(["split", "packed"], ["stays so", "grows again"])
 def test_a_file_that_shrinks_in_the_middle_of_a_request_breaks_its_ring(kind: str, then: str, tmp_path: Path) -> None:
     """No SIGBUS, and no answer either: the front-end is told, and the back-end serves the next."""
     command = [sys.executable, "-c", CUTS, kind, then, str(tmp_path)]

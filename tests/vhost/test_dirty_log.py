@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.cases import for_each_row
 from tests.test_vhost_memory import memfd
 from userdev.errors import ProtocolError
 from vhost_user.memory import DirtyLog
@@ -69,7 +70,7 @@ def test_a_log_begins_where_it_says_and_ends_there_too() -> None:
         log.close()
 
 
-@pytest.mark.parametrize(("size", "offset"), [(0, 0), (0x3001, 0), (0x1000, 0x2001), (1 << 63, 0), (1, (1 << 64) - 1)])
+@for_each_row([(0, 0), (0x3001, 0), (0x1000, 0x2001), (1 << 63, 0), (1, (1 << 64) - 1)])
 def test_a_log_beyond_its_file_is_refused(size: int, offset: int) -> None:
     with memfd(0x3000) as fd, pytest.raises(ProtocolError):
         log_of(fd, size, offset)

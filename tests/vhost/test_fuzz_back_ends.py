@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from tests.cases import for_each
 from tests.fuzz_kit import Quiet
 from tests.vhost.faults import FAULTS, Faulty
 from tests.vhost.reverse import Reverse
@@ -180,7 +181,7 @@ def test_a_reference_that_answers_otherwise_is_a_find(tmp_path: Path) -> None:
     assert found.oracle.id == "reference"
 
 
-@pytest.mark.parametrize("how", ["head", "next", "loop", "outside", "over the end", "order", "table", "far"])
+@for_each(["head", "next", "loop", "outside", "over the end", "order", "table", "far"])
 def test_what_no_driver_may_put_into_a_ring_costs_ours_that_ring_alone(how: str, tmp_path: Path) -> None:
     assert played(tmp_path, Reverse, REVERSE, [Step.of("break_ring", how=how, kind=0), SERVE]) is None
 

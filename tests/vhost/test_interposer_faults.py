@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from tests.cases import for_each, for_each_row
 from tests.vhost.between import B, Between, R, V, channel
 from userdev.errors import UserError
 from userdev.trace import Note, read_trace
@@ -54,14 +55,13 @@ class Faulty(Between):
 # -- the language
 
 
-@pytest.mark.parametrize("name", ["SET_VRING_NUM", "set_vring_num", "VHOST_USER_SET_VRING_NUM"])
+@for_each(["SET_VRING_NUM", "set_vring_num", "VHOST_USER_SET_VRING_NUM"])
 def test_messages_are_named_as_the_specification_does(name: str) -> None:
     scenario = parse_scenario(f"rules:\n- match: {{command: {name}}}\n  act: drop\n", "good.yaml")
     assert scenario.rules[0].match.command == ["SET_VRING_NUM"]
 
 
-@pytest.mark.parametrize(
-    ("text", "line", "about"),
+@for_each_row(
     [
         ("rules:\n- match:\n    command: REGION_READ\n  act: drop\n", 3, "REGION_READ"),
         ("rules:\n- match:\n    command: CONFIG_CHANGE_MSG\n  act: drop\n", 3, "BACKEND_CONFIG_CHANGE_MSG"),
@@ -70,7 +70,7 @@ def test_messages_are_named_as_the_specification_does(name: str) -> None:
         ("rules:\n- act: drop\n  match:\n    state: STOP_COPY\n", 4, "before-features"),
         ("rules:\n- act:\n    corrupt: {field: iovb, xor: 1}\n", 3, "iova"),
         ("rules:\n- act: wrong-id\n", 2, "wrong-id"),
-    ],
+    ]
 )
 def test_names_that_the_protocol_does_not_have_are_refused(text: str, line: int, about: str) -> None:
     with pytest.raises(UserError) as refused:
@@ -134,7 +134,7 @@ def test_a_message_stalls_behind_its_header() -> None:
         assert between.back_end.is_silent()
 
 
-@pytest.mark.parametrize("at", [1, HEADER_SIZE - 1])
+@for_each([1, HEADER_SIZE - 1])
 def test_a_request_that_goes_in_pieces_waits_for_its_reply_and_teaches_as_others_do(at: int) -> None:
     with Faulty({"split-header": {"at": at, "seconds": 0.001}}) as between:
         between.front_end.send(encode_request(R.GET_QUEUE_NUM))
@@ -160,7 +160,7 @@ def test_a_feature_is_taken_away() -> None:
         assert int.from_bytes(reply.payload, "little") == V.VERSION_1
 
 
-@pytest.mark.parametrize(("act", "told"), [({"wrong-size": 4000}, 4000), ({"wrong-size": {"by": -3}}, 5)])
+@for_each_row([({"wrong-size": 4000}, 4000), ({"wrong-size": {"by": -3}}, 5)])
 def test_a_header_tells_another_size(act: Any, told: int) -> None:
     with Faulty(act, ring=1) as between:
         between.front_end.send(encode_request(R.SET_VRING_NUM, NUM))
@@ -193,7 +193,7 @@ def test_a_request_is_refused_here_where_it_asks_for_an_acknowledgement() -> Non
         assert between.back_end.is_silent()
 
 
-@pytest.mark.parametrize(("side", "hears"), [("client", "back_end"), ("server", "front_end")])
+@for_each_row([("client", "back_end"), ("server", "front_end")])
 def test_either_side_is_cut_at_a_message(side: str, hears: str) -> None:
     with Faulty([{"close": side}, "drop"], command="SET_OWNER") as between:
         between.front_end.send(encode_request(R.SET_OWNER))

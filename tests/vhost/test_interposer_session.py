@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.cases import for_each_row
 from tests.descriptors import fd_count
 from tests.vhost.between import B, Between, P, R, V, channel
 from userdev.relay import Direction
@@ -288,8 +289,7 @@ KNOWN = SessionModel(
 RESET = {"rings": {1: RingShown(256, 7)}, "status": DeviceStatus(0)}
 
 
-@pytest.mark.parametrize(
-    ("said", "changes"),
+@for_each_row(
     [
         ([], {}),
         ([encode_request(R.SET_FEATURES, V.VERSION_1)], {"negotiated": Negotiated(V.VERSION_1, P.REPLY_ACK)}),

@@ -280,10 +280,7 @@ def test_a_number_and_bytes_are_shown_as_such(name: str) -> None:
             assert (found.data, found.fields) == (message.payload, {})
 
 
-@pytest.mark.parametrize(
-    ("data", "shown"),
-    [(b"\7", "= 0x7"), (b"\7\1\0\0", "= 0x107"), (bytes(8), "= 0x0"), (b"abc", "616263")],
-)
+@for_each_row([(b"\7", "= 0x7"), (b"\7\1\0\0", "= 0x107"), (bytes(8), "= 0x0"), (b"abc", "616263")])
 def test_configuration_is_shown_as_the_number_that_it_is(data: bytes, shown: str) -> None:
     found = describe(Asker.FRONT_END, encode_request(R.SET_CONFIG, Config(4, len(data), 0, data)))
     assert found.text().endswith(shown)
@@ -307,8 +304,7 @@ RING_1 = {"ring": 1, "detail": "ring 1"}
 CONFIG_4 = {"region": "config", "offset": 4, "size": 4}
 
 
-@pytest.mark.parametrize(
-    ("asker", "message", "place", "number"),
+@for_each_row(
     [
         (Asker.FRONT_END, encode_request(R.SET_VRING_NUM, VringState(1, 9)), {"kind": "posted", **RING_1}, None),
         (
@@ -332,7 +328,7 @@ CONFIG_4 = {"region": "config", "offset": 4, "size": 4}
         ),
         (Asker.BACK_END, encode_request(B.CONFIG_CHANGE_MSG), {"kind": "posted"}, None),
         (Asker.BACK_END, encode_request(B.VRING_CALL, VringState(1, 0)), {"kind": "posted", **RING_1}, None),
-    ],
+    ]
 )
 def test_what_a_request_is_about(asker: Asker, message: Message, place: dict[str, Any], number: int | None) -> None:
     """As what counts and compares traces has it: one object for all that are about the same."""
@@ -347,8 +343,7 @@ def test_what_a_request_is_about(asker: Asker, message: Message, place: dict[str
     assert again[0] is found[0]
 
 
-@pytest.mark.parametrize(
-    ("said", "reply", "value", "error"),
+@for_each_row(
     [
         (R.GET_FEATURES, encode_reply(R.GET_FEATURES, 5), 5, ""),
         (R.GET_CONFIG, encode_reply(R.GET_CONFIG, Config(4, 4, 0, b"\7\0\0\0")), 7, ""),
@@ -357,7 +352,7 @@ def test_what_a_request_is_about(asker: Asker, message: Message, place: dict[str
         (R.SET_OWNER, acknowledge(R.SET_OWNER, errno.EINVAL), None, "EINVAL"),
         (R.SET_OWNER, acknowledge(R.SET_OWNER, 1 << 20), None, str(1 << 20)),
         (R.GET_VRING_BASE, encode_reply(R.GET_VRING_BASE, VringState(1, 3)), None, ""),
-    ],
+    ]
 )
 def test_what_a_reply_says(said: FrontEndRequest, reply: Message, value: int | None, error: str) -> None:
     exchange = Exchange(Place(said.name, "request", Direction.TO_SERVER), 1, 0, 3)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.cases import for_each_row
 from tests.vhost.both import BOTH
 from tests.vhost.channel import PATIENCE, Channel
 from tests.vhost.reverse import Reverse
@@ -445,15 +446,14 @@ def test_a_log_that_begins_while_a_ring_runs_waits_for_no_translation(
     assert answer_until_done(behind, channel, ring) == pages(ring)
 
 
-@pytest.mark.parametrize(
-    ("iova", "size", "goes_on"),
+@for_each_row(
     [
         (0x5000, 0x1000, True),
         (0x4000, 0x4000, True),
         (0, 1 << 32, True),
         (0x4000, 0x1000, False),
         (0x6000, 0x1000, False),
-    ],
+    ]
 )
 def test_a_ring_that_waits_for_an_address_tries_again_when_a_translation_has_it(
     iova: int, size: int, goes_on: bool

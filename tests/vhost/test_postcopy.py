@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cases import for_each
 from tests.descriptors import fd_count
 from tests.test_vhost_program import serving
 from tests.vhost_frontend import PROTOCOL, Disconnected, FrontEnd, P, Queue, R
@@ -259,9 +260,9 @@ def has_it_for_anonymous_memory_alone(_fd: int, _request: int, api: bytearray) -
     return 0
 
 
-@pytest.mark.parametrize("kernel", [knows_no_such_request, has_it_for_anonymous_memory_alone])
+@for_each([knows_no_such_request, has_it_for_anonymous_memory_alone])
 def test_a_kernel_that_cannot_do_it_for_files_is_found_out_and_its_descriptor_closed(
-    monkeypatch: pytest.MonkeyPatch, kernel: Callable[[int, int, bytearray], int]
+    kernel: Callable[[int, int, bytearray], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened = os.memfd_create("userfaultfd")
     monkeypatch.setattr(userfault, "_open", lambda: opened)
@@ -289,9 +290,9 @@ class Kernel:
         return 0
 
 
-@pytest.mark.parametrize("refuses", [0, errno.ENOMEM, errno.EBUSY])
+@for_each([0, errno.ENOMEM, errno.EBUSY])
 def test_a_piece_of_memory_is_told_to_the_kernel_as_it_is_and_its_refusal_is_the_answer(
-    monkeypatch: pytest.MonkeyPatch, refuses: int
+    refuses: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kernel = Kernel(refuses)
     monkeypatch.setattr(userfault, "_open", lambda: os.memfd_create("userfaultfd"))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cases import for_each
 from tests.descriptors import fd_count
 from tests.vhost.reverse import Reverse
 from tests.vhost_frontend import FEATURES, MEMORY, PROTOCOL, USER, FrontEnd, P, Queue, R, V, no_fd, split
@@ -23,7 +24,7 @@ from vhost_user.wire.payloads import Region, VringState
 # -- the life of a ring
 
 
-@pytest.mark.parametrize("state", RingState)
+@for_each(RingState)
 def test_only_what_is_started_and_enabled_runs(state: RingState) -> None:
     assert (after(state, RingEvent.ENABLE) is RingState.RUNNING) == (state in (RingState.STARTED, RingState.RUNNING))
     assert (after(state, RingEvent.START) is RingState.RUNNING) == (state in (RingState.ENABLED, RingState.RUNNING))
@@ -43,9 +44,8 @@ SAID = {
 """Of states whether a ring was started, whether it was enabled, and whether it has broken since it was started."""
 
 
-@pytest.mark.parametrize("event", RingEvent)
-@pytest.mark.parametrize("state", RingState)
-def test_an_event_changes_what_it_says_of_a_ring_and_nothing_else(state: RingState, event: RingEvent) -> None:
+@for_each(RingEvent, RingState)
+def test_an_event_changes_what_it_says_of_a_ring_and_nothing_else(event: RingEvent, state: RingState) -> None:
     """One that is broken is so until it is stopped; only one that is started breaks."""
     started, enabled, broken = SAID[state]
     started = {RingEvent.START: True, RingEvent.STOP: False}.get(event, started)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cases import for_each_row
 from tests.vhost.both import BOTH
 from tests.vhost_frontend import FEATURES, FrontEnd, Queue, R, V, split
 from tests.vhost_kit import AnyDriver, Guest, finish, inflight, inflight_region, take
@@ -252,14 +253,13 @@ def test_buffers_are_given_back_in_the_order_in_which_they_were_taken(
     assert told.stop(drain=False) == 0
 
 
-@pytest.mark.parametrize(
-    ("body", "says"),
+@for_each_row(
     [
         ("told = supply(1)", "Bad: .* told takes queue 1, and there are 1"),
         ("told = supply(0)\n    other = supply(0)", "other takes queue 0, and told does so too"),
         ("told = supply(-1)", "told makes no sense: a queue has a number"),
         ("told = supply(0)\n    @queue(0)\n    def f(self, chain): return 0", "told takes queue 0, and f does so too"),
-    ],
+    ]
 )
 def test_a_queue_that_two_take_is_refused(body: str, says: str) -> None:
     source = f"class Bad(VhostDevice):\n    virtio_id = 4\n    queues = Queues(1)\n    {body}\n"
