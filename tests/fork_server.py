@@ -40,9 +40,20 @@ IMPORTED = (
 )
 """What the programs that tests start need."""
 
+PLUGINS = (
+    *("archive", "assets", "beaker_result", "bystatus", "dependency", "human", "jobscripts", "journal", "jsonresult"),
+    *("run", "runner_nrunner", "spawners.lxc", "spawners.podman", "sysinfo", "tap", "testlogs", "teststmpdir"),
+    *("tmtresult", "xunit"),
+)
+JOB = (
+    *("vfio_user.avocado_job.job", "vfio_user.avocado_job.forks", "avocado.core.suite", "avocado.core.sysinfo"),
+    *(f"avocado.plugins.{name}" for name in PLUGINS),
+    *("avocado_result_html", "avocado_varianter_cit.varianter_cit", "avocado_varianter_cit.Cit"),
+)
+"""Of avocado, which looks for its plugins when a job begins."""
 LATER = {
-    "tests.avocado_job": ("vfio_user.avocado_job.job", "avocado.core.suite", "avocado.plugins.jobscripts"),
-    "tests.night_of_plan": ("vfio_user.nightly.night", "vfio_user.nightly.place", "vfio_user.nightly.staging"),
+    "tests.avocado_job": JOB,
+    "tests.night_of_plan": (*JOB, *(f"vfio_user.nightly.{name}" for name in ("night", "place", "slots", "staging"))),
 }
 """What these need is imported when one is started first: a second for each, and few test files start them."""
 
