@@ -13,6 +13,7 @@ import pytest
 from tests.cases import for_each
 from tests.config_space_faults import BROKEN
 from tests.conformance_target import Fault, InProcess, Proceed, Reply, with_fault
+from tests.conftest import PATIENCE
 from tests.everything_device import Everything
 from userdev import conformance
 from userdev.errors import ProtocolError
@@ -281,7 +282,7 @@ def test_which_errno_a_refusal_has_is_no_must(tmp_path: Path) -> None:
     musts = [check for check in CATALOGUE if check.level is Level.MUST and check.group != "device_dma"]
     musts = [check for check in musts if check.id not in NEEDS_THE_PROCESS]
     with InProcess(tmp_path, _device, session=with_fault(WrongErrno())) as target:
-        found = [result for result in run(musts, target, CURRENT, timeout=0.25) if result.outcome is Outcome.FAIL]
+        found = [result for result in run(musts, target, CURRENT, timeout=PATIENCE) if result.outcome is Outcome.FAIL]
     assert found == []
 
 

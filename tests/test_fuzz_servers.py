@@ -15,6 +15,7 @@ from click.testing import CliRunner
 
 from tests.cases import for_each, for_each_row
 from tests.conformance_target import Fault, InProcess, Proceed, Reply, with_fault
+from tests.conftest import PATIENCE
 from tests.fuzz_kit import Quiet
 from userdev.errors import ProtocolError, UserError
 from userdev.fuzz import Bounds, Campaign, Find, Found, Step
@@ -169,14 +170,14 @@ def test_each_oracle_notices_what_it_is_for_and_only_then(oracle: str, tmp_path:
     device, fault, steps = NOTICED[oracle]
     pid = os.getpid() if oracle == "descriptors" else None
     with InProcess(tmp_path, device, session=with_fault(fault()), pid=pid) as target:
-        player = VfioUserSubject(target, CURRENT, timeout=0.5)
+        player = VfioUserSubject(target, CURRENT, timeout=0.5 if oracle == "alive" else PATIENCE)
         wrong = player.prepare()
         found = player.play(steps) if steps else wrong[0]
         player.close()
     assert found is not None
     assert found.oracle.id == oracle
     with InProcess(tmp_path, Edu, pid=pid) as target:
-        player = VfioUserSubject(target, CURRENT, timeout=5)
+        player = VfioUserSubject(target, CURRENT, timeout=PATIENCE)
         assert not player.prepare()
         assert player.play(steps) is None
         player.close()
