@@ -168,8 +168,7 @@ def get_info(session: ServedFunction, message: Message) -> Reply:
         if request.argsz < at.DEVICE_INFO.size:
             raise _refuse(f"GET_INFO: argsz {request.argsz} is below {at.DEVICE_INFO.size}")
     flags = DeviceFlags.RESET | DeviceFlags.PCI
-    regions = len(session.regions.all())
-    return at.DEVICE_INFO.pack(at.DEVICE_INFO.size, flags, regions, len(session.function.irqs)), []
+    return at.DEVICE_INFO.pack(at.DEVICE_INFO.size, flags, session.regions.count, len(session.function.irqs)), []
 
 
 def get_region_info(session: ServedFunction, message: Message) -> Reply:
@@ -182,20 +181,13 @@ def get_region_info(session: ServedFunction, message: Message) -> Reply:
     room = request.argsz if request.argsz >= at.REGION_INFO.size else None
     if room is None and session.dialect.region_info_needs_argsz:
         raise _refuse(f"GET_REGION_INFO: argsz {request.argsz} is below {at.REGION_INFO.size}")
-    region = _region(session, request.region)
+    region = session.regions.info(request.region)
     payload, complete = encode_region_info(_description(region), room)
     return payload, [region.fd] if complete and region.fd is not None and region.flags & RegionFlags.MMAP else []
 
 
 def _description(region: RegionInfo) -> RegionDescription:
     return RegionDescription(region.index, region.size, region.flags, region.offset, region.sparse or None, region.type)
-
-
-def _region(session: ServedFunction, index: int) -> RegionInfo:
-    regions = session.regions.all()
-    if index >= len(regions):
-        raise _refuse(f"region {index}: the device has {len(regions)}")
-    return regions[index]
 
 
 def get_region_io_fds(session: ServedFunction, message: Message) -> Reply:
@@ -207,7 +199,7 @@ def get_region_io_fds(session: ServedFunction, message: Message) -> Reply:
     request = at.REGION_IO_FDS.unpack(message.payload)
     if request.flags or request.nr_entries or not at.REGION_IO_FDS.size <= request.argsz <= _MAX_ARGSZ:
         raise _refuse("GET_REGION_IO_FDS: flags, count or argsz")
-    region = _region(session, request.region)
+    region = session.regions.info(request.region)
     if not region.flags:
         raise _refuse(f"GET_REGION_IO_FDS: region {request.region} does not exist")
     entries = region.io_fds[::-1]  # newest first, as libvfio-user lists them

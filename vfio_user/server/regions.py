@@ -30,14 +30,26 @@ class Regions:
         self._has_migration_region = dialect.migration_region and function.migration is not None
         self._migration_region: MigrationRegion | None = None
 
-    def all(self) -> list[RegionInfo]:
-        """All of them; without descriptors where the transport carries none."""
-        regions = list(self._function.regions)
-        if (v1 := self._at(len(regions))) is not None:
-            regions.append(RegionInfo(len(regions), v1.size, v1.flags, v1.fd, 0, v1.sparse, v1.type))
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return len(self._function.regions) + self._has_migration_region
+
+    def info(self, index: int) -> RegionInfo:
+        """One of them; without descriptors where the transport carries none.
+
+        Raises:
+            ProtocolError: (EINVAL) there is no such region.
+        """
+        if index >= self.count:
+            raise ProtocolError(f"region {index}: the device has {self.count}")
+        if (v1 := self._at(index)) is not None:
+            region = RegionInfo(index, v1.size, v1.flags, v1.fd, 0, v1.sparse, v1.type)
+        else:
+            region = self._function.regions[index]
         if self._carries_fds:
-            return regions
-        return [replace(r, flags=r.flags & ~_MMAP, fd=None, sparse=(), io_fds=[]) for r in regions]
+            return region
+        return replace(region, flags=region.flags & ~_MMAP, fd=None, sparse=(), io_fds=[])
 
     def read(self, index: int, offset: int, count: int) -> bytes:
         """Read a region.
