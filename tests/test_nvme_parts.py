@@ -430,3 +430,18 @@ def test_the_line_is_up_for_what_is_not_masked_whatever_else_is(tmp_path: Path) 
         queues.update_line()
         assert bench.port.line() is not bool(mask & 0b10), mask
     bench.close()
+
+
+def test_a_queue_is_mapped_where_all_is_that_belongs_to_it() -> None:
+    """Its entries, its completions, and the doorbells of both where the guest keeps them in memory."""
+    completions = CompletionQueue(1, 0x2000, 16)
+    queue = SubmissionQueue(1, 0x1000, 16, completions)
+    queue.shadow, completions.shadow = Shadow(0x3000, 0x4000), Shadow(0x5000, 0x6000)
+    places = range(0x1000, 0x7000, 0x1000)
+    for left_out in (None, *places):
+        dma = Dma()
+        dma.link = RecordingLink()
+        for place in places:
+            if place != left_out:
+                dma.map(place, 0x1000, 3, None, 0)
+        assert queue.is_mapped(dma) is (left_out is None), left_out
