@@ -50,11 +50,11 @@ class _WithCommand(click.Command):
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
         """The words behind the program's name in the line that says how it is used."""
-        return [*filter(None, super().collect_usage_pieces(ctx)), "-- COMMAND..."]
+        return [*super().collect_usage_pieces(ctx), "-- COMMAND..."]
 
 
 @click.command(cls=_WithCommand)
-@click.argument("image_word", required=False, metavar="", shell_complete=complete_images)
+@click.argument("image_word", required=False, metavar="[IMAGE]", shell_complete=complete_images)
 @devices_option()
 @image_option(help=f"The guest image.  [default: {MINIMAL}]")
 @guest_hardware()
