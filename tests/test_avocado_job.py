@@ -20,7 +20,7 @@ import psutil
 import pytest
 from junitparser import JUnitXml
 
-from tests.cases import for_each
+from tests.cases import for_each, for_each_row
 from userdev.errors import UserError, VerdictError
 from vfio_user.avocado_job import job as avocado_job
 from vfio_user.cli import test_e2e
@@ -339,6 +339,91 @@ def test_a_job_waits_as_long_as_the_longest_of_its_classes() -> None:
     assert avocado_job.longest_timeout([short]) == GuestTest.timeout
     assert avocado_job.longest_timeout([]) == GuestTest.timeout
     assert avocado_job.longest_timeout(["/nonexistent.py:A.test_a", short, long]) == 3 * GuestTest.timeout
+
+
+def test_a_class_that_says_no_time_has_the_usual_one(tmp_path: Path) -> None:
+    from vfio_user.avocado_test import GuestTest
+
+    file = tmp_path / "test_times.py"
+    file.write_text("class Says:\n    timeout = 1.5\n\nclass SaysNone:\n    pass\n")
+    for tests, longest in (
+        (["Says.test_a"], 1.5),
+        (["SaysNone.test_a"], GuestTest.timeout),
+        (["Says.test_a", "SaysNone.test_a"], GuestTest.timeout),
+    ):
+        assert avocado_job.longest_timeout([f"{file}:{test}" for test in tests]) == longest, tests
+
+
+SILENCE, GRACE, LOST = 100.0, 30.0, 10.0
+
+
+@for_each_row(
+    [
+        ([(0.0, True), (LOST, True)], ""),
+        ([(0.0, True), (LOST + 0.1, True)], avocado_job.RUNNER_GONE),
+        ([(0.0, False), (50.0, True), (50.0 + LOST, True)], ""),
+        ([(0.0, False), (SILENCE, False)], ""),
+        ([(0.0, False), (SILENCE + 0.1, False)], "it has not reported in 100 s"),
+        ([(SILENCE + 0.1, False), (SILENCE + 0.2, False)], "it has not reported in 100 s"),
+        ([(0.0, False), (SILENCE + GRACE + 0.1, False)], "hangs"),
+    ]
+)
+def test_a_test_is_gone_on_without_when_its_runner_or_its_report_is_late_and_not_before(
+    looks: list[tuple[float, bool]], why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is looked at: the seconds, and whether the test's runner has gone by then."""
+    clock = SimpleNamespace(now=0.0)
+    clock.monotonic = lambda: clock.now
+    reported: list[str] = []
+    test = SimpleNamespace(identity="1", name="a", has_gone=False, report=reported.append)
+    monkeypatch.setattr(avocado_job, "time", clock)
+    monkeypatch.setattr(avocado_job, "_unreported", lambda _: [test])
+    monkeypatch.setattr(avocado_job, "_end_children", lambda: reported.append("hangs"))
+    job = SimpleNamespace(result=SimpleNamespace(tests=[]), test_suites=[])
+    said: list[str] = []
+    hangs = pytest.raises(avocado_job.JobHangs) if why == "hangs" else contextlib.nullcontext()
+    with hangs, avocado_job.watched(job, SILENCE, said.append, grace=GRACE, lost=LOST):
+        for clock.now, test.has_gone in looks:
+            signal.raise_signal(signal.SIGALRM)
+    assert reported == ([why] if why else [])
+    assert said == ([f"a is gone on without: {why}"] if why and why != "hangs" else [])
+
+
+def test_a_timer_and_its_handler_are_as_they_were_when_a_job_has_been_watched() -> None:
+    handler = signal.getsignal(signal.SIGALRM)
+    before = signal.setitimer(signal.ITIMER_REAL, 300.0, 7.0)
+    try:
+        job = SimpleNamespace(result=SimpleNamespace(tests=[]), test_suites=[])
+        with avocado_job.watched(job, 60.0, print):
+            assert signal.getitimer(signal.ITIMER_REAL)[0] < 60
+        left, interval = signal.getitimer(signal.ITIMER_REAL)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, *before)
+    assert 200 < left <= 300.1
+    assert interval == pytest.approx(7.0)
+    assert signal.getsignal(signal.SIGALRM) is handler
+
+
+def test_labs_of_a_test_that_is_late_end_the_last_first_and_each_keeps_its_evidence() -> None:
+    from vfio_user.avocado_test import GuestTest
+
+    ended: list[str] = []
+
+    def lab(name: str) -> Any:
+        def end(_kind: object, error: BaseException, _traceback: object) -> None:
+            ended.append(f"{name}: {error}")
+            raise VerdictError("it has not ended well")
+
+        return type("Ends", (), {"__exit__": lambda _, *wrong: end(*wrong)})()
+
+    def kept(name: str) -> Any:
+        return type("Keeps", (), {"__exit__": lambda *_: ended.append(name)})()
+
+    late: Any = SimpleNamespace(timeout=4, log=SimpleNamespace(info=lambda *_: None))
+    late._open = {lab(name): (0, kept(f"{name} kept")) for name in ("outer", "inner")}
+    GuestTest._end_labs(late)
+    why = "the test took longer than its 4 s"
+    assert ended == [f"inner: {why}", "inner kept", f"outer: {why}", "outer kept"]
 
 
 def test_who_wants_it_quiet_hears_nothing_of_what_is_fetched(

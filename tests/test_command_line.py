@@ -20,6 +20,7 @@ import pytest
 from click.shell_completion import get_completion_class
 
 from tests.cases import for_each, for_each_row
+from userdev.errors import UserError, VerdictError
 from userdev.trace import TraceWriter
 from vfio_user.cli import COMMANDS, VHOST_USER_COMMANDS, cli, run_command, vhost_user_cli
 from vfio_user.cli._errors import explain
@@ -164,6 +165,14 @@ def test_a_word_that_is_nearly_right_is_told_what_was_meant(
     done = say(*words, program=program)
     assert done.status == 2, done.stderr
     assert hint in done.stderr
+
+
+def test_whatever_was_added_to_an_error_is_told_behind_it(capsys: pytest.CaptureFixture[str]) -> None:
+    for error, status in ((UserError("no"), 2), (VerdictError("no"), 1), (OSError(errno.ENOENT, "no", "x"), 2)):
+        error.add_note("logs: /a")
+        error.add_note("evidence: /b")
+        assert explain(error) == status
+        assert capsys.readouterr().err.splitlines()[-2:] == ["  logs: /a", "  evidence: /b"], error
 
 
 def test_a_disk_that_is_full_is_told_with_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,15 +2,20 @@
 
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
+from tests.cases import for_each, for_each_row
 from userdev.errors import UserError
+from vfio_user.avocado_job.naming import told_names
 from vfio_user.avocado_job.selection import filters, package_folders, reference, suite_folder
-from vfio_user.cli import cli
-from vfio_user.harness.cell import CELL_VARIABLE
+from vfio_user.cli import cli, test_e2e
+from vfio_user.harness.cell import CELL_VARIABLE, Cell
 
 
 @pytest.fixture(autouse=True)
@@ -29,6 +34,7 @@ def _surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
         (("irq", "dma,msix"), ["irq,-nightly", "dma,msix,-nightly"]),
         (("nightly",), ["nightly"]),
         (("nvme,nightly",), ["nvme,nightly"]),
+        (("nightly-build",), ["nightly-build,-nightly"]),
     ],
 )
 def test_nightly_tests_are_left_out_unless_they_are_asked_for(tags: tuple[str, ...], chosen: list[str]) -> None:
@@ -38,6 +44,62 @@ def test_nightly_tests_are_left_out_unless_they_are_asked_for(tags: tuple[str, .
 def test_a_night_leaves_nothing_out() -> None:
     assert filters((), everything=True) == []
     assert filters(("irq",), everything=True) == ["irq"]
+
+
+@for_each([0, 1, 12, 13, 20])
+def test_a_dozen_names_are_told_and_how_many_more_there_are(count: int) -> None:
+    names = [f"name{number}" for number in range(count)]
+    told = told_names("it", names).partition("there are: ")[2]
+    shown, _, more = told.partition(" and ")
+    assert shown == ", ".join(names[:12])
+    assert more == (f"{count - 12} more" if count > 12 else "")
+
+
+def cell_of(monkeypatch: pytest.MonkeyPatch, before: Mapping[str, Any], words: Sequence[str]) -> Cell:
+    """The cell of a run with these words, of a bundle whose cell is that."""
+    cells: list[Cell] = []
+    monkeypatch.setattr(test_e2e, "prepare_environment", lambda _root, _factor, cell, _folders: cells.append(cell))
+    monkeypatch.setattr(test_e2e, "make_job", lambda _: SimpleNamespace(test_suites=()))
+    monkeypatch.setattr(test_e2e, "provision", lambda *_: None)
+    monkeypatch.setattr(test_e2e, "_run", lambda *_, **__: None)
+    test_e2e.command.main(["registers", *words, "--cell", Cell(**before).text], standalone_mode=False)
+    (cell,) = cells
+    return cell
+
+
+OURS, THEIRS = "./ours {socket}", "./theirs {socket}"
+
+
+@for_each_row(
+    [
+        ({}, [], {}),
+        ({"qemu": "/a"}, [], {"qemu": "/a"}),
+        ({"qemu": "/a"}, ["--qemu", "/b"], {"qemu": "/b"}),
+        ({"interpose": True}, [], {"interpose": True}),
+        ({}, ["--interpose"], {"interpose": True}),
+        ({"trace": True}, [], {"trace": True}),
+        ({}, ["--trace"], {"trace": True}),
+        ({"capture_dma": True}, [], {"capture_dma": True}),
+        ({}, ["--capture-dma"], {"capture_dma": True, "trace": True}),
+        ({"hardware": {"cpus": 2, "memory": 512}}, ["--cpus", "4"], {"hardware": {"cpus": 4, "memory": 512}}),
+        ({"servers": {"edu": OURS, "gpio": OURS}}, [], {"servers": {"edu": OURS, "gpio": OURS}}),
+        (
+            {"servers": {"edu": OURS, "gpio": OURS}},
+            ["--server", f"edu={THEIRS}"],
+            {"servers": {"edu": THEIRS, "gpio": OURS}},
+        ),
+        ({"device": "gpio", "dialect": "old"}, ["--trace"], {"device": "gpio", "dialect": "old", "trace": True}),
+    ]
+)
+def test_what_a_run_says_goes_over_what_its_bundle_says_and_the_rest_stays(
+    before: Mapping[str, Any],
+    words: list[str],
+    after: Mapping[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setenv("VFIO_USER_RESULTS", str(tmp_path))
+    assert cell_of(monkeypatch, before, words) == Cell(**after)
 
 
 def listed(*arguments: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import subprocess
@@ -45,6 +46,16 @@ def test_a_read_only_cache_is_the_users_error(own_cache: Path) -> None:
     own_cache.mkdir(mode=0o500)
     with pytest.raises(UserError):
         cache.cache_dir()
+
+
+def test_who_holds_a_lock_is_told_while_it_is_held_and_no_longer(own_cache: Path) -> None:
+    holder = own_cache / "locks" / "it.holder"
+    for fails in (False, True):
+        with contextlib.suppress(LookupError), cache.locked("it"):
+            assert f"process {os.getpid()} " in holder.read_text()
+            if fails:
+                raise LookupError
+        assert not holder.exists(), fails
 
 
 def test_published_work_appears_whole(own_cache: Path) -> None:

@@ -10,6 +10,8 @@ from unittest.mock import Mock
 
 import pytest
 
+from vfio_user.pytest_plugin import folder_name
+
 pytest_plugins = ["pytester"]
 
 HERE = ("-p", "no:cacheprovider", "--disable-plugin-autoload", "-p", "vfio_user.pytest_plugin")
@@ -190,6 +192,70 @@ def test_what_an_earlier_run_left_is_gone_when_a_test_begins_anew(project: pytes
         page.touch()
     assert results(project, "--vfio-results", str(tmp_path)) == {"passed": 1}
     assert [(folder / "index.html").exists(), beside.exists()] == [False, True]
+
+
+FAILS_TWICE = """
+from userdev.errors import VerdictError
+
+def test_it(lab):
+    {first}
+    raise VerdictError("the second failure")
+"""
+
+
+@pytest.mark.parametrize("first", ["", "lab.failure = VerdictError('the first failure')"])
+def test_the_first_failure_of_a_test_is_the_one_that_is_kept(
+    project: pytest.Pytester, tmp_path: Path, first: str
+) -> None:
+    project.makepyfile(test_it=FAILS_TWICE.format(first=first))
+    assert results(project, "--vfio-results", str(tmp_path)) == {"failed": 1}
+    (folder,) = tmp_path.iterdir()
+    kept = (folder / "error.txt").read_text()
+    assert ("the first failure" in kept) is bool(first)
+    assert ("the second failure" in kept) is (not first)
+
+
+def test_a_folder_is_named_after_its_test_and_is_one_folder() -> None:
+    for test, folder in (
+        ("tests/test_x.py::test_y[a/b]", "tests-test_x.py-test_y-a-b"),
+        ("test_x.py::TestIt::test_y", "test_x.py-TestIt-test_y"),
+        ("test_x.py::test_y[0.5-ü]", "test_x.py-test_y-0.5-ü"),
+    ):
+        assert folder_name(test) == folder
+
+
+BOOTS = """
+import pytest
+from types import SimpleNamespace
+
+def boot(device="", *, fresh=None):
+    return device, fresh
+
+@pytest.fixture
+def lab():
+    return SimpleNamespace(boot=boot)
+
+def test_that_says_nothing(request, guest):
+    assert guest == ("", request.config.getoption("--fresh"))
+
+@pytest.mark.guest("edu")
+def test_that_names_a_device(request, guest):
+    assert guest == ("edu", request.config.getoption("--fresh"))
+
+@pytest.mark.guest(fresh=True)
+def test_that_is_always_fresh(guest):
+    assert guest == ("", True)
+
+@pytest.mark.guest(device="edu", fresh=False)
+def test_that_is_never(guest):
+    assert guest == ("edu", False)
+"""
+
+
+@pytest.mark.parametrize("options", [[], ["--fresh"]])
+def test_what_a_marker_says_goes_before_what_the_run_says(project: pytest.Pytester, options: list[str]) -> None:
+    project.makepyfile(BOOTS)
+    assert results(project, *options) == {"passed": 4}
 
 
 @pytest.mark.network

@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from tests.bundle_kit import FAILED, RECIPE, make_bundle
+from tests.cases import for_each_row
 from tests.test_harness_qemu import answers_like_qemu
 from userdev.errors import UserError
 from vfio_user.bundle import Outcome, Recipe, open_bundle
@@ -21,6 +22,7 @@ from vfio_user.bundle.difference import About, Difference, differences
 from vfio_user.bundle.model import QemuFacts
 from vfio_user.cli import repro
 from vfio_user.harness import qemu
+from vfio_user.harness.cell import Cell
 
 PASSED = Outcome(verdict="PASS")
 
@@ -195,6 +197,47 @@ def test_a_secret_that_was_left_out_has_to_be_said_again(tmp_path: Path, monkeyp
     assert "secret" in str(refused.exception)
     words = ("--server-command", "./server --token again {socket}")
     assert repeated(monkeypatch, tmp_path / "kept", *words, guests=Guests(FAILED)).exit_code == 0
+
+
+@for_each_row(
+    [
+        ("test-e2e", (), "/cell", "/cell"),
+        ("test-e2e", (), "", ""),
+        ("run", ("--cpus", "2"), "", ""),
+        ("run", ("--qemu", "/word", "--cpus", "2"), "", "/word"),
+        ("pytest", ("tests", "--qemu", "/word"), "", "/word"),
+        ("run", ("--cpus", "2", "--qemu"), "", ""),
+    ]
+)
+def test_the_qemu_of_a_command_is_where_the_command_says_it_and_another_goes_in_its_place(
+    name: str, words: tuple[str, ...], of_cell: str, qemu: str
+) -> None:
+    command = Command(name, words, Cell(qemu=of_cell))
+    assert command.qemu == qemu
+    if words[-1:] != ("--qemu",):
+        assert command.with_qemu("/other").qemu == "/other"
+        assert command.with_qemu("").qemu == ""
+        assert command.with_qemu("/other").arguments[: len(words)].count("--qemu") == words.count("--qemu")
+
+
+@for_each_row(
+    [
+        ({}, []),
+        ({"accelerator": "kvm"}, []),
+        ({"accelerator": "tcg"}, ["accelerator"]),
+        ({"qemu": QemuFacts(version="10.1.0")}, []),
+        ({"qemu": QemuFacts(version="9.9.0")}, ["QEMU"]),
+    ]
+)
+def test_what_a_bundle_does_not_say_it_was_made_with_is_not_otherwise_here(
+    known: dict[str, Any], told: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(doing, "probe_accelerator", lambda _: "kvm")
+    monkeypatch.setattr(doing, "qemu_facts", lambda _: QemuFacts(version="10.1.0"))
+    monkeypatch.setattr(doing, "own_versions", dict)
+    make_bundle(tmp_path / "kept", recipe=Recipe(command="run", **known))
+    here = doing.prepare(open_bundle(tmp_path / "kept"), say=lambda _: None).here
+    assert [difference.what for difference in here] == told
 
 
 @pytest.mark.parametrize("words", [["--times", "0"], ["--until", "MAYBE"], []])
