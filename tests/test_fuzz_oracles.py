@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, cast
@@ -10,21 +13,24 @@ from typing import Any, cast
 import pytest
 
 from userdev.errors import ProtocolError
+from userdev.eventfd import drain
 from userdev.fuzz import Found
 from userdev.fuzz.process import Holdings, Watched
+from userdev.transport import close_all
 from vfio_user.client.errors import Disconnected, NoAnswer, RemoteError
 from vfio_user.fuzz import dma, messages
 from vfio_user.fuzz.encounter import Encounter, MappedRange
 from vfio_user.fuzz.memory import GuardedMemory, offset_of
 from vfio_user.fuzz.observation import Observation
 from vfio_user.wire.constants import MigrationState
-from vhost_user.frontend.memory import PAGE
+from vhost_user.frontend.memory import PAGE, GuestMemory
+from vhost_user.frontend.queue import Completion, Request
 from vhost_user.fuzz import encounter as vhost
 
 PID, OTHER = 7, 8
 
 
-def found_by(check: Callable[[], None]) -> Found | None:
+def found_by(check: Callable[[], object]) -> Found | None:
     """What a check finds."""
     try:
         check()
@@ -227,3 +233,30 @@ def test_every_page_that_was_written_has_to_be_marked() -> None:
                     made._look_at_log([(at, length)])
         made.log = None
         made._look_at_log([(at, length)])
+
+
+def test_a_call_from_before_a_request_does_not_tell_of_it() -> None:
+    done = Completion(0, 0, b"")
+    for told in (False, True):
+        with ExitStack() as until:
+            front_end, back_end = socket.socketpair()
+            call, err = (os.eventfd(value, os.EFD_NONBLOCK) for value in (1, 0))
+            until.callback(close_all, [call, err])
+            memory = GuestMemory(PAGE)
+            for each in (front_end, back_end, memory):
+                until.callback(each.close)
+            made = vhost.Encounter.__new__(vhost.Encounter)
+            made.front_end = cast(Any, SimpleNamespace(memory=memory, stream=front_end, queues=()))
+            made.timeout, made.device, made.log, made.journal = 0.0, None, None, []
+            queue: Any = SimpleNamespace(
+                call_fd=call,
+                err_fd=err,
+                driver=SimpleNamespace(ask_for_call=lambda: None),
+                wait_call=lambda seconds, call=call: drain(call),
+                put=lambda *_, **__: Request(0, ()),
+                kick=lambda call=call, told=told: os.eventfd_write(call, told),
+                take_used=lambda: [done],
+            )
+            found = found_by(partial(made.served, queue, 1))
+            assert (found is None) is told, found
+            assert told or "the driver is not called" in str(found)

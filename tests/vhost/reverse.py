@@ -5,6 +5,10 @@ from __future__ import annotations
 import threading
 
 from vhost_user.device import Chain, Queues, Taken, VhostDevice, config_field, queue, state
+from vhost_user.frontend.conformance import DeviceKind
+
+REVERSE = DeviceKind("reverse", 42, 0, (b"abc", 8), lambda done: done.data == b"cba", 9)
+"""What the device below is to checks: its id, a request of its, and what is right."""
 
 
 class Reverse(VhostDevice):

@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from tests.in_process_target import InProcessTarget
-from tests.vhost.reverse import Reverse
+from tests.vhost.reverse import REVERSE, Reverse
 from userdev.conformance import Check, CheckResult, Level, Outcome
 from userdev.errors import UserError
 from userdev_servers.blk import Blk
@@ -27,7 +27,6 @@ from vhost_user.device import VhostDevice
 from vhost_user.frontend import Completion, Queue
 from vhost_user.frontend.conformance import CATALOGUE, DEVICES, Bench, DeviceKind, run
 
-REVERSE = DeviceKind("reverse", 42, 0, (b"abc", 8), lambda done: done.data == b"cba", 9)
 KINDS = {**DEVICES, "reverse": REVERSE}
 
 

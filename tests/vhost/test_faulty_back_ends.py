@@ -12,8 +12,8 @@ from tests.requirements_of_checks import Requirements
 from tests.vhost.faults import FAULTS, Faulty
 from tests.vhost.faults.clauses import CLAUSES, NOT_SERVED
 from tests.vhost.faults.faulty import Usual, nothing
-from tests.vhost.reverse import Reverse
-from tests.vhost.test_conformance_suite import REVERSE, results
+from tests.vhost.reverse import REVERSE, Reverse
+from tests.vhost.test_conformance_suite import results
 from userdev.conformance import Level, Outcome
 from userdev.process import Deadline
 from vhost_user.frontend import Queue, conformance

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from userdev.conformance import Level
-from userdev.counted import counted
 from userdev.fuzz import Found, Journal
 from userdev.fuzz.levels import DEFAULT, LEVELS, Tolerated
 from vhost_user.frontend import FrontEnd
@@ -84,7 +83,6 @@ class Encounter:
         """End the connection, with all that was of it."""
         self.front_end.close()
         self.queue, self.log, self.running = None, None, False
-        self.beside.clear()
 
     def rejoin(self, kind: int = 0, regions: int = 1, as_table: bool = False) -> None:
         """Leave, and be the next front-end; raises as `join`."""
@@ -151,8 +149,8 @@ class Encounter:
         """Have so many requests of these buffers served, and see that nothing but what they give was written.
 
         Raises:
-            Found: something else was; or they come back and nobody is told, or others come back.
-            BackEndError: they do not come back right.
+            Found: something else was; or they come back and nobody is told.
+            BackEndError: they do not come back, or others do.
         """
         queue.wait_call(0)
         queue.driver.ask_for_call()
@@ -162,8 +160,6 @@ class Encounter:
         given = [(at, end - at) for at, end in memory.pieces - known]
         done = self._come_back(queue, count)
         self._check_memory(before, given, [(request, buffers) for request in made])
-        if {each.head for each in done} != {each.head for each in made}:
-            raise Found(RINGS, "heads", "other requests come back than were made available")
         if self.device is not None and self.device.name != "rng":  # whose answers are to be others each time
             self.journal += [(f"{len(buffers)} buffers", each.data.hex()) for each in done]
         self._look_at_log([(at, done[0].written) for at, _ in _writable(made[0], buffers)[:1] if count == 1])
@@ -185,8 +181,6 @@ class Encounter:
         done = queue.take_used()
         if len(done) < count:
             done += queue.wait_used(count - len(done))
-        if len(done) != count:
-            raise Found(RINGS, "count", f"what comes back is {len(done)} of {counted(count, 'request')}")
         return done
 
     def _check_memory(
