@@ -209,6 +209,20 @@ def test_a_second_client_is_closed_whatever_became_of_it_and_the_first_is_asked(
             assert done == ["close", "ask"], error
 
 
+def test_the_next_client_looks_at_the_state_that_the_device_is_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    for migrates in (True, False):
+        found = SimpleNamespace(negotiate=lambda minor: None, migration_state=lambda: MigrationState.STOP)
+        monkeypatch.setattr("vfio_user.fuzz.encounter.Client", lambda *_, found=found, **__: found)
+        made: Any = with_maps()
+        made.client = SimpleNamespace(close=lambda: None, dialect=None)
+        made.ground = SimpleNamespace(migrates=migrates)
+        made.bench = SimpleNamespace(target=SimpleNamespace(connect=lambda: None), timeout=1.0)
+        made.rejoin()
+        assert made.client is made.bench.client is found
+        assert made.state is (MigrationState.STOP if migrates else MigrationState.RUNNING)
+        made.memory.close()
+
+
 # -- vhost-user's -----------------------------------------------------------------------------------------------------
 
 

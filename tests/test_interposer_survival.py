@@ -9,19 +9,22 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from tests.cases import for_each
-from tests.interposed import EDU, EDU_BY_PATH, Interposed
+from tests.interposed import EDU, EDU_BY_PATH, Interposed, interposed_edu
+from tests.interposer_bench import Bench
 from userdev.control import ControlError
 from userdev.errors import UserError
 from vfio_user.client import Client, Disconnected, EventFd, RemoteError
 from vfio_user.interposer import own_calls
 from vfio_user.interposer.interposer import Interposer, Setup
-from vfio_user.interposer.survival import Policy
-from vfio_user.wire.constants import IrqIndex
+from vfio_user.interposer.migration import migration_of
+from vfio_user.interposer.session import ForwardedSession
+from vfio_user.interposer.survival import Policy, Survival
+from vfio_user.wire.constants import IrqIndex, MigrationState
 
 LIVENESS, COMPUTE, RAISE = 0x04, 0x08, 0x60
 PATIENCE = 50.0
@@ -375,3 +378,31 @@ def test_a_device_that_is_only_posted_to_is_asked_now_and_then(tmp_path: Path) -
         while control.survival()["unanswered"] > 600:
             assert time.monotonic() < deadline
         assert control.session_status()["counters"]["own_requests"] >= 1
+
+
+def test_a_device_runs_on_where_its_state_cannot_be_handed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fails(session: ForwardedSession) -> int:
+        await (await migration_of(session)).set_state(MigrationState.STOP_COPY)
+        raise TimeoutError("it says no more")
+
+    monkeypatch.setattr("vfio_user.interposer.survival.save_state", fails)
+    with interposed_edu(tmp_path, survive=Policy(msg_timeout=60.0)) as edu:
+        client = edu.client()
+        with pytest.raises(ControlError, match="it says no more"):
+            edu.control().call("restart")
+        assert client.migration_state() is MigrationState.RUNNING
+        assert client.load(0, LIVENESS, 4) == 0
+
+
+def test_nobody_looks_for_a_hang_behind_the_end_of_a_session() -> None:
+    for ended in (False, True):
+        with Bench() as bench:
+            survival: Any = Survival(bench.session, cast(Any, None), Policy(hang_timeout=0.0), lambda _: None)
+            looked: list[float] = []
+            survival._watch_for_hangs = looked.append
+            if ended:
+                bench.session.close()
+            bench.settle()
+            assert looked == [0.0] * (not ended)

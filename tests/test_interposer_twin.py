@@ -13,7 +13,7 @@ import pytest
 
 from tests.cases import for_each
 from tests.conftest import PATIENCE
-from tests.interposer_bench import Bench, request
+from tests.interposer_bench import Bench, dma_map, request
 from tests.scripted_server import ScriptedServer
 from tests.test_harness_interposed import interposed
 from userdev.relay.direction import Direction
@@ -211,3 +211,29 @@ def test_garbage_on_the_second_socket_costs_no_session(said: bytes, tmp_path: Pa
         ours.shutdown(socket.SHUT_WR)
         bench.settle()
         bench.exchange(request(Command.DEVICE_RESET))
+
+
+def test_only_what_asks_for_an_answer_has_one_on_the_second_socket(tmp_path: Path) -> None:
+    """Whether it is answered out of memory or the client is asked."""
+    text = b'{"capabilities":{"twin_socket":{"supported":true,"fd_index":0}}}\0'
+    size = 4096
+    with Bench(trace=tmp_path / "t") as bench, GuestMemory(size) as memory:
+        twin, theirs = bench.pair()
+        CaptureDma(bench.session)
+        bench.client.send(request(Command.VERSION, at.VERSION.pack(0, 0, tail=b"{}\0"), id=1))
+        asked = bench.server.receive()
+        bench.server.send(replace(asked.reply(at.VERSION.pack(0, 0, tail=text)), fds=[theirs.fileno()]))
+        theirs.close()
+        assert not bench.client.receive().fds
+        bench.exchange(dma_map(0, size, memory.fd))
+        for address, by_client in ((0, False), (size, True)):
+            for posted in (True, False):
+                said = at.DMA_ACCESS.pack(address, 4, tail=b"data")
+                twin.send(request(Command.DMA_WRITE, said, id=posted, posted=posted))
+                if by_client:
+                    bench.client.send(bench.client.receive().reply(at.DMA_ACCESS.pack(address, 4)))
+                if posted:
+                    assert twin.is_silent(), by_client
+                else:
+                    assert twin.receive().id == posted
+        twin.close()

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
+from errno import EINVAL, EPERM
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
-from tests.cases import for_each
-from tests.interposer_bench import write
+from tests.cases import for_each, for_each_row
+from tests.interposer_bench import request, write
 from tests.traced import UP, Written
 from vfio_user.interposer.replay import Ignored, What, load_script
 from vfio_user.interposer.replay.comparing import Comparison
+from vfio_user.interposer.replay.memory import PAGE, SparseMemory
 from vfio_user.interposer.replay.outcome import Difference, ReplayOutcome
 from vfio_user.interposer.replay.symptom import Symptom
 from vfio_user.interposer.trace import MessageRecord
+from vfio_user.wire import Command
 
 WRONG_REPLY = Difference(What.REPLY, 5, evidence=b"wrong")
 STRAY = Difference(What.INTERRUPT_UNEXPECTED, 0, evidence=(2, 0), after=5)
@@ -60,3 +64,32 @@ def test_a_server_that_hangs_up_is_said_to_with_what_it_did_not_answer(waits: bo
     assert (told.what, told.found, told.record) == (What.CLOSED, "it ended", request.number if waits else 0)
     assert told.expected == ("an answer to REGION_WRITE offset=0x60 region=BAR0 length=4 = 0x5a" if waits else "")
     assert ("REGION_WRITE" in told.place) is waits
+
+
+@for_each_row([(b"one", b"another", True), (b"one", EINVAL, False), (EINVAL, b"another", False), (EINVAL, EPERM, True)])
+def test_a_server_that_agrees_where_another_did_not_differs_whatever_either_offers(
+    was: bytes | int, now: bytes | int, same: bool, tmp_path: Path
+) -> None:
+    with Written(tmp_path / "trace") as trace:
+        trace.ask(asked := request(Command.VERSION), was)
+    script = load_script(trace.path)
+    recorded = next(step for step in script.steps if isinstance(step, MessageRecord))
+    outcome = ReplayOutcome(script)
+    found = asked.error(now) if isinstance(now, int) else asked.reply(now)
+    Comparison(script, Ignored(), None, outcome).reply(recorded, found)
+    assert [each.what for each in outcome.differences] == [What.REPLY] * (not same)
+    assert outcome.compared == same
+
+
+def test_memory_of_a_replay_is_what_was_written_wherever_its_pages_end() -> None:
+    memory, known = SparseMemory(), bytearray(4 * PAGE)
+    borders = [border + beside for border in range(0, 4 * PAGE, PAGE) for beside in (-3, -1, 0, 1)]
+    for number, (start, size) in enumerate(itertools.product(borders[1:], (1, 2, 4, PAGE, PAGE + 2)), 1):
+        start, data = max(0, start), bytes([number % 256]) * size
+        if start + size > len(known):
+            continue
+        memory.write(start, data)
+        known[start : start + size] = data
+        for at in (0, start, max(0, start - 2)):
+            room = len(known) - at
+            assert memory.read(at, room) == known[at:], (start, size, at)

@@ -8,14 +8,18 @@ import socket
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from tests.vhost_frontend import FrontEnd
-from userdev.transport import Stream
+from userdev.errors import UserError
+from userdev.serving import program
+from userdev.transport import Stream, dialing
 from vhost_user.frontend import Disconnected
 
 SERVE = {
@@ -166,6 +170,41 @@ def test_a_front_end_that_hangs_up_at_once_keeps_no_processor_busy(tmp_path: Pat
             ends.append(os.times().elapsed)
             connection.close()
         assert ends[-1] - ends[0] >= 0.15
+
+
+def test_there_is_a_pause_between_two_tries_however_they_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, waited, ends = [0.0], list[float](), [UserError("nobody listens"), UserError("nobody listens"), None, None]
+
+    def wait(seconds: float) -> bool:
+        waited.append(round(seconds, 6))
+        clock[0] += seconds
+        return False
+
+    def connect(*_: object, **__: object) -> str:
+        if (error := ends.pop(0)) is not None:
+            raise error
+        return "a connection"
+
+    monkeypatch.setattr(dialing, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(dialing, "connect", connect)
+    dialer: Any = dialing.Dialer("unix:/nowhere", 1000)
+    dialer._ended = SimpleNamespace(wait=wait)
+    assert [dialer.dial(), dialer.dial()] == ["a connection"] * 2
+    assert waited == [0, *[dialing.RETRY_SECONDS] * 3]
+
+
+def test_a_program_whose_server_has_served_nobody_fails_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(program.faulthandler, "dump_traceback_later", lambda *_, **__: None)  # type: ignore[attr-defined]
+
+    def make(ended: Callable[[], None]) -> Any:
+        ended()
+        return nullcontext(SimpleNamespace(failure=failure))
+
+    failure: UserError | None = None
+    program.run(make)
+    failure = UserError("nobody has listened")
+    with pytest.raises(UserError, match="nobody has listened"):
+        program.run(make)
 
 
 def test_only_a_path_can_be_connected_to(tmp_path: Path) -> None:

@@ -63,6 +63,7 @@ def state(to: MigrationState) -> Message:
 
 MIG_DATA = request(Command.MIG_DATA_READ, at.MIGRATION_DATA.pack(at.MIGRATION_DATA.size, 16))
 LOG = feature(Feature.DMA_LOGGING_START, FeatureFlags.SET, at.LOGGING_CONTROL.pack(PAGE, 0, 0))
+END_OF_LOG = feature(Feature.DMA_LOGGING_STOP, FeatureFlags.SET)
 REPORT = feature(Feature.DMA_LOGGING_REPORT, FeatureFlags.GET, at.LOGGING_REPORT.pack(0, PAGE, PAGE))
 
 
@@ -75,9 +76,22 @@ REPORT = feature(Feature.DMA_LOGGING_REPORT, FeatureFlags.GET, at.LOGGING_REPORT
         ([irqs(IrqSetFlags.DATA_EVENTFD | IrqSetFlags.TRIGGER, 1), MASK], [3]),
         ([state(MigrationState.STOP), state(MigrationState.STOP_COPY), MIG_DATA], [2, 3, 4]),
         ([LOG, write(0, NOISE, b"1234"), REPORT], [2, 4]),
+        ([LOG, write(0, NOISE, b"1234"), END_OF_LOG], [2, 4]),
+        ([LOG, END_OF_LOG, LOG, END_OF_LOG], [4, 5]),
         ([write(0, NOISE, b"1234"), read(0, NOISE)], [3]),
     ],
-    ids=["unmap", "second unmap", "unmap all", "mask", "mask of another", "migration data", "dirty log", "registers"],
+    ids=[
+        "unmap",
+        "second unmap",
+        "unmap all",
+        "mask",
+        "mask of another",
+        "migration data",
+        "dirty log",
+        "log's end",
+        "second end",
+        "registers",
+    ],
 )
 def test_the_last_request_is_left_with_what_it_needs(what: list[Asked], stays: list[int]) -> None:
     script = Script.of([version(), *what])
