@@ -152,13 +152,21 @@ def test_a_rule_of_another_dialect_is_not_asked_for() -> None:
         assert result.outcome is found
 
 
-def test_the_group_after_a_failure_has_a_fresh_server_and_one_that_dies_at_its_end_died_of_what_it_served() -> None:
+DIED = {1: ("two/last", "one/first"), 2: ("four/last", "three/first")}
+"""By the number of the renewal: the check whose failure it is then that the server dies, and the first it served."""
+
+
+@for_each([(1, 2), (2,), (1,), ()])
+def test_the_group_after_a_failure_has_a_fresh_server_and_one_that_dies_at_its_end_died_of_what_it_served(
+    dies: tuple[int, ...],
+) -> None:
     class Dying(Server):
         renewed = 0
 
         def renew(self) -> None:
             self.renewed += 1
-            self.crash = Crash(f"it died at its end, {self.renewed}")
+            if self.renewed in dies:
+                self.crash = Crash(f"it died at its end, {self.renewed}")
 
     checks = []
     for name, function in {"one": right, "two": wrong, "three": right, "four": right}.items():
@@ -168,10 +176,11 @@ def test_the_group_after_a_failure_has_a_fresh_server_and_one_that_dies_at_its_e
         checks += list(group)
     told = {each.check.id: each for each in run(checks, Dying(), Bench, dialect="any", settle=lambda: None)}
     assert {id: each.outcome for id, each in told.items() if each.outcome is not Outcome.PASS} == {
-        **dict.fromkeys(("two/first", "two/last", "four/last"), Outcome.FAIL)
+        **dict.fromkeys(("two/first", *(DIED[number][0] for number in dies)), Outcome.FAIL)
     }
-    for id, end, first in (("two/last", "it died at its end, 1", "one/first"), ("four/last", "end, 2", "three/first")):
-        assert end in told[id].detail
+    for number in dies:
+        id, first = DIED[number]
+        assert f"it died at its end, {number}" in told[id].detail
         assert f"every check from {first} on" in told[id].detail
 
 

@@ -247,3 +247,14 @@ def test_what_was_begun_ends_before_the_host_has_taken_its_namespace(
         assert control.call("attach", nsid=1) == {"attached": True}
     assert queue.do(Io.WRITE, nsid=1, prp1=host.allocate(PAGE)).status == 0
     assert host.load(CSTS) & (READY | FATAL) == READY
+
+
+def test_what_was_begun_ends_before_the_host_has_resized_its_namespace(slow: Slow, tmp_path: Path) -> None:
+    begun = UNDER_WAY["a deallocation"](slow.host)
+    assert slow.begun.acquire(timeout=10)
+    with ControlClient(tmp_path / "control") as control, ThreadPoolExecutor(1) as pool:
+        resized = pool.submit(control.call, "resize", nsid=1, size="2M")
+        assert not wait([resized], MOMENT).done, "it is not another size under what was begun"
+        slow.go_on.set()
+        assert resized.result(10) == {"size": 2 << 20}
+    assert begun.queue.wait(begun.cid).status == 0

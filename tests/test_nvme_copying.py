@@ -45,6 +45,19 @@ def test_what_comes_is_brought_to_the_disk_piece_by_piece(tmp_path: Path, monkey
     backing.close()
 
 
+def test_nothing_is_taken_that_comes_behind_the_end_of_a_copy(tmp_path: Path) -> None:
+    (backing,) = open_images(f"{tmp_path / 'disk.img'}:1M", BLOCK)
+    copy = ImageCopy("an image", backing)
+    copy.begin_loading(MIB)
+    copy.write(0, b"first")
+    copy.end()
+    copy.write(0, b"other")
+    copy.clear(0, MIB)
+    assert backing.read_bytes(5, 0) == b"first"
+    assert copy.take_written() == []
+    backing.close()
+
+
 @contextmanager
 def pair(path: Path, *, size: str = "4M", there: str = "") -> Iterator[tuple[Host, Host]]:
     """A controller in use and the one that it moves to, each with an image of its own unless `there` says which."""

@@ -4,28 +4,33 @@ from __future__ import annotations
 
 import errno
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
-from tests.cases import for_each
+from tests.cases import for_each, for_each_row
 from userdev.declare.declared import declarations
 from userdev.declare.state import State
-from userdev_servers.block.backing import Backing
+from userdev.errors import ProtocolError
+from userdev_servers.block.backing import Backing, WouldBlock
 from userdev_servers.block.images import open_images
-from userdev_servers.nvme import engine
+from userdev_servers.nvme import engine, io_commands
 from userdev_servers.nvme.controller import Controller
 from userdev_servers.nvme.engine import Engine
 from userdev_servers.nvme.model import REQUEST_LIMIT, Model
 from userdev_servers.nvme.namespace import Namespace
+from userdev_servers.nvme.pointers import Buffers, buffers_of
 from userdev_servers.nvme.queues import _COMMAND as COMMAND
 from userdev_servers.nvme.queues import _COMPLETION as COMPLETION
-from userdev_servers.nvme.queues import CompletionQueue, Shadow, SubmissionQueue
-from userdev_servers.nvme.spec import Admin, Csts, EventType, Feature, HealthEvent, Io, LogPage, Status
+from userdev_servers.nvme.queues import Command, CompletionQueue, Shadow, SubmissionQueue
+from userdev_servers.nvme.spec import Admin, Csts, EventType, Failure, Feature, HealthEvent, Io, LogPage, Status
 from userdev_servers.nvme.state import ControllerState
-from vfio_user.device import Dma
-from vfio_user.testing import RecordingLink
+from vfio_user.device import Dma, Quiesce
+from vfio_user.testing import RecordingLink, memory_file
 
 SQ, CQ, DATA, ENTRIES = 0x1000, 0x2000, 0x3000, 16
 VECTOR = 3
@@ -445,3 +450,86 @@ def test_a_queue_is_mapped_where_all_is_that_belongs_to_it() -> None:
             if place != left_out:
                 dma.map(place, 0x1000, 3, None, 0)
         assert queue.is_mapped(dma) is (left_out is None), left_out
+
+
+def test_who_has_waited_for_it_to_stand_still_is_not_kept(bench: Bench, flushed: threading.Event) -> None:
+    flushed.set()
+    gone: list[weakref.ref[Quiesce]] = []
+    for cid in range(3):
+        bench.do(1, Io.FLUSH, cid, nsid=1)
+        waiting = bench.engine.halt()
+        assert waiting is not None
+        gone.append(weakref.ref(waiting))
+        del waiting
+        bench.finish()
+        bench.engine.go_on()
+    assert [each() for each in gone] == [None] * 3
+
+
+def no_data() -> Exception | None:
+    raise ProtocolError("not in guest memory", errno=errno.EFAULT)
+
+
+@for_each_row(
+    [
+        (lambda: None, 0),
+        (lambda: Failure(Status.WRITE_FAULT), Status.WRITE_FAULT),
+        (lambda: OSError(errno.EIO, "the disk refuses"), Status.INTERNAL_ERROR),
+        (no_data, Status.DATA_TRANSFER_ERROR),
+    ],
+    ids=["good", "a failure", "an error", "its data cannot be brought"],
+)
+def test_a_command_that_waited_ends_whatever_becomes_of_it_then(
+    outcome: Callable[[], Exception | None], status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begin(controller: Controller, command: Command) -> None:
+        controller.later(command, lambda: None, lambda _: outcome())
+
+    monkeypatch.setitem(io_commands.HANDLERS, Io.FLUSH, begin)
+    bench = Bench(tmp_path)
+    bench.do(1, Io.FLUSH, nsid=1)
+    bench.finish()
+    assert [answer for _, answer, _ in bench.answers(1)] == [status]
+    assert bench.under_way() == 0
+    bench.close()
+
+
+@for_each_row(
+    [
+        (Io.READ, {}, 0),
+        (Io.READ, {"try_read": OSError(errno.EIO, "at once")}, Status.UNRECOVERED_READ_ERROR),
+        (Io.READ, {"try_read": WouldBlock()}, 0),
+        (Io.READ, {"try_read": WouldBlock(), "read": OSError(errno.EIO, "later")}, Status.UNRECOVERED_READ_ERROR),
+        (Io.COMPARE, {}, 0),
+        (Io.COMPARE, {"read_bytes": Failure(Status.COMPARE_FAILURE)}, Status.COMPARE_FAILURE),
+        (Io.COMPARE, {"read_bytes": OSError(errno.EIO, "later")}, Status.UNRECOVERED_READ_ERROR),
+        (Io.WRITE, {}, 0),
+        (Io.WRITE, {"write": OSError(errno.EIO, "at once")}, Status.WRITE_FAULT),
+    ]
+)
+def test_a_command_gives_guest_memory_up_however_it_ends(
+    opcode: Io, disk: dict[str, Exception], status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    views: list[memoryview] = []
+
+    def noted(*args: Any, **kwargs: Any) -> Buffers:
+        views.extend((made := buffers_of(*args, **kwargs)).pieces)
+        return made
+
+    monkeypatch.setattr(io_commands, "buffers_of", noted)
+    bench = Bench(tmp_path)
+    for does, error in disk.items():
+        monkeypatch.setattr(bench.controller.namespaces[0].backing, does, Mock(side_effect=error))
+    dma = bench.port.dma
+    dma.unmap_all()
+    dma.map(0, DATA, 3)
+    dma.map(DATA, 0x1000, 3, memory_file(0x1000))
+    bench.do(1, opcode, nsid=1)
+    bench.finish()
+    assert [answer for _, answer, _ in bench.answers(1)] == [status]
+    assert views
+    for view in views:
+        with pytest.raises(ValueError, match="released"):
+            bytes(view)
+    dma.unmap_all()
+    bench.close()
