@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from tests.cases import for_each_row
 from userdev.errors import UserError
 from vfio_user.harness import debian
 from vfio_user.harness.cache import ENVIRONMENT
-from vfio_user.harness.debian import DebianArchive, Mirror, _PrivateApt
+from vfio_user.harness.debian import AptError, DebianArchive, Mirror, _PrivateApt
 
 STANZAS = """\
 Types: deb
@@ -105,6 +106,104 @@ def test_a_disk_is_full_only_where_it_is(tmp_path: Path, monkeypatch: pytest.Mon
     (archive.root / "apt.conf").mkdir()
     with pytest.raises(OSError, match=r"apt\.conf"):
         _PrivateApt(Mirror("http://none.invalid"), ["bookworm"], ["main"], "deb")
+
+
+OLD, NEW = "E: Unable to locate package a\n", "E: it is locked\n"
+
+
+@for_each_row(
+    [
+        (False, [], [False], None),
+        (False, [OLD], [False, True], None),
+        (False, [OLD, OLD], [False, True], OLD),
+        (False, [NEW], [False], NEW),
+        (True, [OLD], [False], OLD),
+        (True, [], [False], None),
+    ]
+)
+def test_an_index_that_may_be_too_old_is_read_again_once_and_no_other(
+    read_just_now: bool,
+    fails: list[str],
+    refreshed: list[bool],
+    told: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """`refreshed` are the times that the index was looked at, and whether it had to be read then."""
+    asked: list[bool] = []
+    failures = iter(fails)
+
+    def refresh(apt: _PrivateApt, _: object, *, force: bool = False) -> bool:
+        asked.append(force)
+        return read_just_now
+
+    def job(apt: _PrivateApt) -> str:
+        if (said := next(failures, None)) is not None:
+            raise AptError("no", said)
+        return "done"
+
+    monkeypatch.setenv(ENVIRONMENT, str(tmp_path))
+    monkeypatch.setattr(debian, "require_apt", lambda: None)
+    monkeypatch.setattr(debian, "network_settings", lambda: "")
+    monkeypatch.setattr(_PrivateApt, "refresh", refresh)
+    archive = DebianArchive(["stable"], mirror=Mirror("http://mirror"))
+    if told is None:
+        assert archive._with_good_index("deb", job, debian.quiet) == "done"
+    else:
+        with pytest.raises(AptError) as error:
+            archive._with_good_index("deb", job, debian.quiet)
+        assert error.value.said == told
+    assert asked == refreshed
+
+
+@for_each_row(
+    [
+        (None, False, True, True),
+        (0.0, False, True, None),
+        (0.0, True, True, True),
+        (1.0, False, True, True),
+        (None, False, False, "raises"),
+        (1.0, False, False, False),
+        (0.0, True, False, "raises"),
+        (1.0, True, False, "raises"),
+    ]
+)
+def test_without_a_network_the_last_index_serves_where_nobody_needs_a_newer_one(
+    age: float | None, force: bool, network: bool, read: object, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """`age` is the index's, in the time that one is good for; `read`: None where nothing is asked of the mirror."""
+    asked: list[object] = []
+
+    def apt_get(*_: object, **__: object) -> str:
+        asked.append(network)
+        if not network:
+            raise AptError("no index", "E: no network")
+        return ""
+
+    monkeypatch.setenv(ENVIRONMENT, str(tmp_path))
+    monkeypatch.setattr(debian, "network_settings", lambda: "")
+    monkeypatch.setattr(_PrivateApt, "_apt_get", apt_get)
+    apt = _PrivateApt(Mirror("http://mirror"), ["stable"], ["main"], "deb")
+    if age is not None:
+        then = time.time() - age * debian.INDEX_SECONDS - 60 * age
+        apt.index_stamp.touch()
+        os.utime(apt.index_stamp, (then, then))
+    if read == "raises":
+        with pytest.raises(AptError, match="no index: no network"):
+            apt.refresh(debian.quiet, force=force)
+    else:
+        assert apt.refresh(debian.quiet, force=force) is bool(read)
+    assert len(asked) == (read is not None)
+    assert apt.index_stamp.exists() is (age is not None or read is True)
+
+
+def test_of_what_apt_says_the_first_error_is_told() -> None:
+    for said, told in (
+        ("W: old\nE: the first\nE: the second\n", "no: the first"),
+        ("something\nelse\n", "no: else"),
+        ("", "no: it did not say why"),
+    ):
+        assert str(AptError("no", said)) == told
 
 
 def test_a_download_that_stands_still_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -277,6 +277,16 @@ def test_old_images_go_when_nobody_used_them_for_long(room: Path) -> None:
     assert after.initramfs.exists()
 
 
+def test_what_is_in_use_stays_however_old_and_links_to_what_went_go_too(tmp_path: Path) -> None:
+    now = time.time()
+    for name, age in (("kept", 900.0), ("old", 900.0), ("new", 10.0)):
+        (tmp_path / name).mkdir()
+        (tmp_path / f"to-{name}").symlink_to(name)
+        os.utime(tmp_path / name, (now - age, now - age))
+    builder._prune(tmp_path.iterdir(), 500.0, keep=tmp_path / "kept")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["kept", "new", "to-kept", "to-new"]
+
+
 def _ensure(_number: int) -> str:
     return builder.ensure_image("small").digest
 

@@ -18,11 +18,12 @@ import zstandard
 from tests.cases import for_each
 from userdev.errors import UserError
 from vfio_user.harness.cache import ENVIRONMENT
+from vfio_user.harness.image import selection
 from vfio_user.harness.image.cpio import write_cpio
 from vfio_user.harness.image.kernel import decompress, extract_vmlinux
 from vfio_user.harness.image.keys import ensure_keys
 from vfio_user.harness.image.modules import KernelModules, modules_alias, modules_dep
-from vfio_user.harness.image.selection import select
+from vfio_user.harness.image.selection import add_busybox, select
 from vfio_user.harness.image.tree import Directory, Entry, File, Node, Symlink, Tree
 
 
@@ -119,6 +120,21 @@ def test_a_link_brings_what_it_points_to(tmp_path: Path) -> None:
     tree = select(tmp_path, ["/usr/share/link", "/usr/share/absolute"], [])
     assert tree["usr/share/link"] == Symlink("real")
     assert "usr/share/real" in tree
+
+
+def test_busybox_is_each_of_its_applets_but_where_there_is_a_program_of_that_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(selection, "answer_of", lambda *_: "usr/bin/vi\nsbin/lspci\nusr/bin/lspci\nbin/sh\n")
+    tree = Tree()
+    tree.add("usr/bin/lspci", File(0o755, b"\x7fELF"))
+    add_busybox(tree, tmp_path)
+    links = {path: entry.target for path, entry in tree if isinstance(entry, Symlink)}
+    assert links == {
+        "init": "usr/bin/busybox",
+        "usr/bin/sh": "/usr/bin/busybox",
+        "usr/bin/vi": "/usr/bin/busybox",
+    }
 
 
 def test_what_is_excluded_stays_out(tmp_path: Path) -> None:

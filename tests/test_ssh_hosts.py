@@ -498,7 +498,12 @@ def test_a_host_whose_python_will_not_do_is_told_of_at_once_with_what_to_do() ->
     good: Any = FarPython(0)
     require_package(good, where)
     lacking = b"Traceback:\n...\nModuleNotFoundError: No module named 'vfio_user'\n"
-    for status, said, told in ((127, b"sh: not found", "no program"), (1, lacking, "'vfio_user'$"), (-1, b"", "")):
+    for status, said, told in (
+        (127, b"sh: not found", "no program"),
+        (126, b"sh: denied", "no program"),
+        (1, lacking, "'vfio_user'$"),
+        (-1, b"", ""),
+    ):
         bad: Any = FarPython(status, said)
         with pytest.raises(UserError, match=f"^far.example: /opt/python .*{told}") as error:
             require_package(bad, where)

@@ -224,6 +224,19 @@ def test_pieces_are_taken_of_one_kind_too() -> None:
     assert plain.tries > 1.5 * search.tries
 
 
+def test_what_is_told_of_a_search_is_what_is_left_by_then_and_how_often_it_was_tried() -> None:
+    told: list[tuple[int, int, int]] = []
+    search = Reduction(range(40), {3, 17, 31}.issubset, progress=lambda *said: told.append((*said, len(search.best))))
+    search.run()
+    assert search.best == (3, 17, 31)
+    assert [tries for _, tries, _ in told] == [*range(1, search.tries + 1)]
+    left = [count for count, _, _ in told]
+    assert left == sorted(left, reverse=True)
+    assert left[-1] == 3
+    # told of a try before the search has taken what it came to
+    assert all(count <= best for count, _, best in told)
+
+
 START, STOP, GET_BITMAP = DirtyPagesFlags.START, DirtyPagesFlags.STOP, DirtyPagesFlags.GET_BITMAP
 
 
