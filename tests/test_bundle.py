@@ -16,6 +16,7 @@ from tests.bundle_kit import FAILED, RECIPE, make_bundle, make_results
 from tests.cases import for_each, for_each_row
 from userdev.errors import UserError, VerdictError
 from vfio_user.bundle import MANIFEST, Keeping, Outcome, Recipe, Secrets, open_bundle, pack, schema
+from vfio_user.bundle.model import without_option
 from vfio_user.cli.bundle import command
 
 SCHEMAS = Path(__file__).parent.parent / "docs/reference/json"
@@ -293,3 +294,14 @@ def test_a_file_that_is_cut_off_or_no_json_has_its_secrets_taken_out_all_the_sam
     (results / name).write_text(text)
     pack(results, tmp_path / "kept", RECIPE, FAILED, of="", secrets=Secrets((), {}))
     assert all(b"s3cretive" not in path.read_bytes() for path in (tmp_path / "kept").iterdir())
+
+
+def test_an_option_is_left_out_with_its_value_however_often_it_was_said() -> None:
+    for words, left in (
+        ("--cpus 2", "--cpus 2"),
+        ("--qemu a --cpus 2", "--cpus 2"),
+        ("--cpus 2 --qemu a", "--cpus 2"),
+        ("--qemu a x --qemu b --qemu c", "x"),
+        ("x --qemu", "x"),
+    ):
+        assert without_option(words.split(), "--qemu") == tuple(left.split()), words

@@ -24,7 +24,9 @@ from userdev.errors import UserError, VerdictError
 from userdev.trace import TraceWriter
 from vfio_user.cli import COMMANDS, VHOST_USER_COMMANDS, cli, run_command, vhost_user_cli
 from vfio_user.cli._errors import explain
+from vfio_user.cli._hardware import guest_hardware
 from vfio_user.cli.exec import NOT_RUN
+from vfio_user.harness.command_line import HardwareOptions
 
 GUESTS = ("boot", "exec", "migrate", "run")
 SHELLS = ("bash", "zsh", "fish")
@@ -133,6 +135,19 @@ def test_all_commands_that_boot_a_guest_take_the_same_hardware(flag: str) -> Non
     found = [options_of(name)[flag] for name in GUESTS]
     assert len({option.type.name for option in found}) == 1
     assert len({option.help for option in found if flag != "--device"}) <= 1
+
+
+def test_modules_are_all_that_were_named_however_often_and_with_whatever_between_them() -> None:
+    given: list[object] = []
+
+    @click.command()
+    @guest_hardware()
+    def command(hardware: HardwareOptions, **_: object) -> None:
+        given.append(hardware.get("modules", ()))
+
+    for words in ([], ["--modules", "a,b"], ["--modules", " a ,,b,", "--modules", "c"], ["--modules", ","]):
+        command.main(words, standalone_mode=False)
+    assert given == [(), ("a", "b"), ("a", "b", "c"), ()]
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import pytest
 
 from tests.interposed import interposed_edu
 from userdev.control import ControlClient, ControlError, LineReader
+from userdev.control.envelope import announced
 from userdev.errors import UserError
 from userdev.interposer.control import server as interposer_control
 from userdev.transport import close_all
@@ -254,3 +255,10 @@ def test_descriptors_are_of_the_line_whose_bytes_they_came_beside() -> None:
                     wanted[next(number for number, end in enumerate(ends) if end >= upto)].append(fd)
             assert found == wanted, (first, second)
     close_all(beside)
+
+
+def test_so_many_bytes_follow_a_command_as_it_says_and_none_where_it_says_no_number() -> None:
+    for said, count in ((b"5", 5), (b"0", 0), (b"-1", 0), (b"true", 0), (b"1.5", 0), (b'"5"', 0), (b"null", 0)):
+        assert announced(b'{"command": "x", "raw": %s}' % said) == count, said
+    for line in (b'{"command": "raw"}', b'["raw"]', b'{"raw"', b"raw"):
+        assert announced(line) == 0, line

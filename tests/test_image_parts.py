@@ -20,6 +20,7 @@ from userdev.errors import UserError
 from vfio_user.harness.cache import ENVIRONMENT
 from vfio_user.harness.image import selection
 from vfio_user.harness.image.cpio import write_cpio
+from vfio_user.harness.image.elf import LIBRARY_FOLDERS, Needs
 from vfio_user.harness.image.kernel import decompress, extract_vmlinux
 from vfio_user.harness.image.keys import ensure_keys
 from vfio_user.harness.image.modules import KernelModules, modules_alias, modules_dep
@@ -99,6 +100,12 @@ def test_the_order_of_adding_does_not_matter() -> None:
 # -- programs and their libraries: this machine's own serve as the packages ------------------------------------------
 
 HOST = Path("/")
+
+
+def test_a_library_is_looked_for_where_its_program_says_before_where_all_are() -> None:
+    found = [*Needs("", ("libx.so",), ("opt/lib", "usr/lib/own")).candidates("libx.so")]
+    assert found[:2] == ["opt/lib/libx.so", "usr/lib/own/libx.so"]
+    assert found[2:] == [f"{folder}/libx.so" for folder in LIBRARY_FOLDERS]
 
 
 def test_a_program_brings_its_loader_and_libraries() -> None:

@@ -8,6 +8,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from tests.interposer_bench import read
 from tests.pages import happened
 from tests.traced import CAUSES, DOWN, REGISTERS, UP, Written
 from userdev.relay.direction import Direction
+from userdev.trace.stats.tally import Tally
 from userdev.trace.writer import TraceWriter
 from vfio_user.cli import cli
 from vfio_user.cli._trace_stats import FINDINGS, ROWS
@@ -216,3 +218,22 @@ def test_all_rows_and_all_that_is_odd_are_there_for_who_wants_all(tmp_path: Path
             f"... and {left} more: --all" for left in (count - ROWS, count - FINDINGS) if left
         ]
         assert not [line for line in whole if line.startswith("...")]
+
+
+def test_reads_are_a_run_while_they_give_the_same_and_nothing_is_written() -> None:
+    """Each read is (its value, how many writes there were before); a run is (its value, first record, last, reads)."""
+    for reads, longest in (
+        ([(1, 0)] * 3, (1, 0, 2, 3)),
+        ([(1, 0), (2, 0), (2, 0)], (2, 1, 2, 2)),
+        ([(1, 0), (1, 0), (1, 5), (1, 5), (1, 5)], (1, 2, 4, 3)),
+        ([(1, 0), (1, 1), (1, 2)], (1, 0, 0, 1)),
+        ([(1, 0), (1, 0), (2, 0), (1, 0), (1, 0)], (1, 0, 1, 2)),
+        ([(None, 0)] * 3, (None, 0, 0, 1)),
+    ):
+        tally = Tally()
+        for number, (value, writes) in enumerate(reads):
+            exchange: Any = SimpleNamespace(value=value, number=number, time=number * 10)
+            tally.ran(exchange, writes)
+        run = tally.longest_run
+        assert (run.value, run.first, run.last, run.count) == longest, reads
+        assert (run.began, run.ended) == (run.first * 10, run.last * 10), reads
