@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
+from tests.cases import for_each, for_each_row
 from userdev.errors import UserError
 from vfio_user.harness.hosts import LocalHost
-from vfio_user.harness.migration import Conductor, Mode, Plan, Report
-from vfio_user.harness.migration.guest_migration import move
+from vfio_user.harness.migration import Conductor, Mode, Plan, Report, Verdict, guest_migration
+from vfio_user.harness.migration.guest_migration import choose_mode, move, require_migratable
 
 
 class Launcher:
@@ -51,3 +52,131 @@ def test_what_was_started_there_is_ended_also_where_the_report_cannot_be_written
     with pytest.raises(OSError, match="No space"):
         move(launcher, guest_of(tmp_path), LocalHost("b"), Mode.COORDINATED, Plan(), Conductor(), None)
     assert launcher.ended == [None]
+
+
+def server(
+    *,
+    by_qemu: bool = False,
+    client: bool = False,
+    supports: tuple[str, ...] = ("STOP_COPY",),
+    trace: Path | None = None,
+) -> Any:
+    """A device's server: whether QEMU moves it by itself, and what it and its client can."""
+    answers = {"session": {"client_migrates": client}, "migration_support": {"supports": [*supports]}}
+    device = SimpleNamespace(name="disk" if by_qemu else "edu", family=SimpleNamespace(moved_by_qemu=by_qemu))
+    control = SimpleNamespace(call=answers.__getitem__)
+    facts = {"captures_dma": False, "is_interposed": not by_qemu, "interposed_there": not by_qemu}
+    return SimpleNamespace(device=device, control=control, trace=trace, **facts)
+
+
+def with_devices(guest: Any, *servers: Any) -> Any:
+    guest.devices = [
+        SimpleNamespace(identity=f"dev{number}", place=number, server=each) for number, each in enumerate(servers)
+    ]
+    return guest
+
+
+NATIVE, COORDINATED, DIRECT = Mode.NATIVE, Mode.COORDINATED, Mode.DIRECT
+
+
+@for_each_row(
+    [
+        ([], COORDINATED),
+        ([server()], COORDINATED),
+        ([server(client=True)], NATIVE),
+        ([server(client=True), server()], COORDINATED),
+        ([server(client=True), server(by_qemu=True)], NATIVE),
+        ([server(by_qemu=True)], NATIVE),
+    ],
+    ids=["none", "ours", "of a client that does", "one of each", "and one that QEMU moves", "QEMU moves all"],
+)
+def test_a_client_migrates_by_itself_where_it_does_so_with_every_device_and_there_is_one(
+    servers: list[Any], chosen: Mode
+) -> None:
+    assert choose_mode(Mode.AUTO, servers) is chosen
+    assert choose_mode(COORDINATED, servers) is COORDINATED
+    assert choose_mode(DIRECT, servers) is DIRECT
+    if chosen is NATIVE:
+        assert choose_mode(NATIVE, servers) is NATIVE
+    else:
+        with pytest.raises(UserError, match="does not migrate"):
+            choose_mode(NATIVE, servers)
+
+
+def test_a_device_has_to_be_able_to_migrate_only_where_its_state_is_moved_from_here(tmp_path: Path) -> None:
+    for each, good in (
+        (server(), True),
+        (server(supports=()), False),
+        (server(supports=("PRE_COPY",)), False),
+        (server(by_qemu=True, supports=()), True),
+    ):
+        guest = with_devices(guest_of(tmp_path), server(), each)
+        if good:
+            require_migratable(guest)
+        else:
+            with pytest.raises(UserError, match="edu cannot be migrated"):
+                require_migratable(guest)
+
+
+class Starting(Launcher):
+    """Starts a machine and servers, and knows with what."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.served: list[tuple[str, bool, bool]] = []
+
+    def serve(self, device: Any, name: str, *, interposed: bool, host: object, trace: bool) -> Any:
+        self.served.append((name, interposed, trace))
+        return SimpleNamespace(device=device, name=name)
+
+    def machine(self, spec: object, **_: object) -> Any:
+        return "the machine there"
+
+
+def moved(guest: Any, mode: Mode, verdict: Verdict, monkeypatch: pytest.MonkeyPatch) -> tuple[Report, Any, list[str]]:
+    """Move a guest by a coordinator that comes to this verdict; the report, the launcher, and what was looked at."""
+    looked: list[str] = []
+
+    def coordinator(source: object, machine: object, links: object, report: Report, **_: object) -> Any:
+        return SimpleNamespace(run=lambda: setattr(report, "verdict", verdict))
+
+    monkeypatch.setattr(guest_migration, "Coordinator", coordinator)
+    monkeypatch.setattr(guest_migration, "choose_mode", lambda mode, _: mode)
+    monkeypatch.setattr(guest_migration, "require_migratable", lambda _: looked.append("what can migrate"))
+    monkeypatch.setattr(guest_migration, "look", lambda _: "as it was")
+    monkeypatch.setattr(guest_migration, "compare", lambda *_: looked.append("the guest"))
+    monkeypatch.setattr(guest_migration, "attachment_of", lambda *_: None)
+    monkeypatch.setattr(guest_migration, "DeviceLink", lambda *_: SimpleNamespace(close=lambda: None))
+    monkeypatch.setattr(guest_migration._Arriving, "devices", lambda *_: [])
+    monkeypatch.setattr(Report, "write", lambda *_: None)
+    guest.continue_on = lambda machine, *_: looked.append(f"continue on {machine}")
+    guest.machine.qmp.command = lambda _: {"running": True}
+    launcher: Any = Starting()
+    report = move(launcher, guest, LocalHost("b"), mode, Plan(), Conductor(), None)
+    return report, launcher, looked
+
+
+@for_each([COORDINATED, NATIVE, DIRECT], [False, True], [Verdict.MIGRATED, Verdict.STAYED])
+def test_one_side_ends_and_a_guest_that_arrived_is_compared_unless_it_was_reset(
+    mode: Mode, reset: bool, verdict: Verdict, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(guest_migration, "was_reset", lambda _: reset)
+    guest = guest_of(tmp_path)
+    report, launcher, looked = moved(guest, mode, verdict, monkeypatch)
+    arrived = verdict is Verdict.MIGRATED
+    assert launcher.ended == [guest.machine if arrived else "the machine there"]
+    assert ("the guest" in looked) is (arrived and not reset)
+    assert ("continue on the machine there" in looked) is arrived
+    assert ("what can migrate" in looked) is (mode is not DIRECT)
+    assert report.notes == (["the guest was reset meanwhile"] if reset else [])
+
+
+def test_servers_there_are_interposed_and_traced_as_those_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(guest_migration, "was_reset", lambda _: False)
+    guest = with_devices(guest_of(tmp_path), server(trace=tmp_path / "t"), server(), server(by_qemu=True))
+    _, launcher, _ = moved(guest, COORDINATED, Verdict.STAYED, monkeypatch)
+    assert launcher.served == [
+        ("guest.1-dev0", True, True),
+        ("guest.1-dev1", True, False),
+        ("guest.1-dev2", False, False),
+    ]

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,9 +18,11 @@ import paramiko
 import pytest
 
 import vfio_user
-from vfio_user.harness.hosts import LocalHost
+from userdev.errors import UserError
+from vfio_user.harness.hosts import LocalHost, remote_agent
 from vfio_user.harness.hosts.pair import Pair
-from vfio_user.harness.hosts.ssh_connection import put, why_lost
+from vfio_user.harness.hosts.remote_agent import Frames, Outgoing, Streams
+from vfio_user.harness.hosts.ssh_connection import put, require_other_files, require_package, why_lost
 from vfio_user.harness.hosts.sshd import kept_folders
 
 
@@ -74,3 +79,81 @@ def test_of_folders_in_each_other_the_outermost_is_kept(monkeypatch: pytest.Monk
     monkeypatch.setattr(sys, "base_prefix", "/usr")
     assert kept_folders(Path("/")) == sorted([checkout, Path("/usr"), tmp_path.resolve()])
     assert kept_folders(tmp_path) == [tmp_path.resolve()]
+
+
+def test_a_connection_that_has_ended_leaves_nothing_and_what_waits_for_one_has_a_bound(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    streams = Streams(Frames(lambda _: b"", lambda _: None))
+    for number in range(3):
+        ours, theirs = socket.socketpair()
+        streams.add(number, ours)
+        theirs.close()
+    streams.drain(20.0)
+    assert (streams._pumps, streams._outgoing) == ([], [])
+
+    goes_on = threading.Event()
+
+    def full(*_: object) -> int:
+        raise BlockingIOError
+
+    end: Any = SimpleNamespace(send=full, sendall=lambda _: goes_on.wait(20.0))
+    monkeypatch.setattr(remote_agent, "MOST_WAITING", 8)
+    way, room = Outgoing(end), []
+    wait_for = way._changed.wait_for
+
+    def looked(has_room: Callable[[], bool], *seconds: float) -> bool:
+        room.append(has_room())
+        if not room[-1]:
+            goes_on.set()
+        return wait_for(has_room, *seconds)
+
+    monkeypatch.setattr(way._changed, "wait_for", looked)
+    for _ in range(3):
+        way.sendall(b"1234")
+    assert room == [True, True, False]
+    way.flush(20.0)
+
+
+class FarPython:
+    """A connection whose shell ends with a status, and what it says before."""
+
+    def __init__(self, status: int, said: bytes = b"") -> None:
+        self.status, self.said = status, said
+
+    def exec_command(self, command: str, timeout: float) -> tuple[Any, Any, Any]:
+        return None, SimpleNamespace(channel=self), BytesIO(self.said)
+
+    def recv_exit_status(self) -> int:
+        return self.status
+
+
+def test_a_host_whose_python_will_not_do_is_told_of_at_once_with_what_to_do() -> None:
+    where = {"python": "/opt/python", "host": "far.example"}
+    good: Any = FarPython(0)
+    require_package(good, where)
+    lacking = b"Traceback:\n...\nModuleNotFoundError: No module named 'vfio_user'\n"
+    for status, said, told in (
+        (127, b"sh: not found", "no program"),
+        (126, b"sh: denied", "no program"),
+        (1, lacking, "'vfio_user'$"),
+        (-1, b"", ""),
+    ):
+        bad: Any = FarPython(status, said)
+        with pytest.raises(UserError, match=f"^far.example: /opt/python .*{told}") as error:
+            require_package(bad, where)
+        assert "python=" in error.value.hint
+
+
+def test_a_host_that_is_this_machine_is_refused_before_its_sockets_are_in_each_others_way() -> None:
+    class Here(FarPython):
+        def exec_command(self, command: str, timeout: float) -> tuple[Any, Any, Any]:
+            self.status = int(not Path(command.removeprefix("test -e ")).exists())
+            return super().exec_command(command, timeout)
+
+    here: Any = Here(1)
+    with pytest.raises(UserError, match="this very machine") as error:
+        require_other_files(here, {"host": "localhost", "port": 2222})
+    assert "--hosts ssh" in error.value.hint
+    there: Any = FarPython(1)
+    require_other_files(there, {"host": "far.example", "port": 22})

@@ -277,6 +277,13 @@ def test_old_images_go_when_nobody_used_them_for_long(room: Path) -> None:
     assert after.initramfs.exists()
 
 
+def test_what_tools_leave_in_a_folder_is_in_no_image(tmp_path: Path) -> None:
+    for name in ("etc/inittab", ".git/config", "etc/.hidden/x", "a/__pycache__/m.pyc", "a/m.py", "a/m.py~", ".swp"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert [name for name, _ in overlay._files(tmp_path)] == ["a/m.py", "etc/inittab"]
+
+
 def test_what_is_in_use_stays_however_old_and_links_to_what_went_go_too(tmp_path: Path) -> None:
     now = time.time()
     for name, age in (("kept", 900.0), ("old", 900.0), ("new", 10.0)):

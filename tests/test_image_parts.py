@@ -209,7 +209,7 @@ def kernel(tmp_path: Path) -> KernelModules:
         "drivers/vfio/pci/vfio-pci.ko.xz": lzma.compress(kernel_object(depends="vfio-pci-core", alias="vfio_pci:v*d*")),
         "drivers/vfio/pci/vfio-pci-core.ko.zst": zstandard.compress(kernel_object(depends="vfio,irqbypass")),
         "drivers/vfio/vfio.ko.gz": gzip.compress(kernel_object(depends="")),
-        "fs/ext4/ext4.ko": kernel_object(depends="mbcache", softdep="pre: crc32c vfio post: other"),
+        "fs/ext4/ext4.ko": kernel_object(depends="mbcache", softdep="pre: crc32c vfio post: other vfio-pci"),
         "fs/mbcache.ko": kernel_object(depends=""),
     }
     for name, data in modules.items():

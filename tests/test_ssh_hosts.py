@@ -41,7 +41,7 @@ from vfio_user.harness.hosts.remote_agent import (
     Outgoing,
     Streams,
 )
-from vfio_user.harness.hosts.ssh_connection import put, require_other_files, require_package
+from vfio_user.harness.hosts.ssh_connection import put
 
 LIMIT = 20.0
 
@@ -130,6 +130,21 @@ def test_a_socket_that_another_program_has_there_stays(near: Near, tmp_path: Pat
         near.until(EXIT)
         near.close()
         assert path.is_socket()
+
+
+def test_all_that_a_program_wrote_into_its_socket_arrives_before_its_end_is_told(near: Near) -> None:
+    """What it wrote last is still on its way when it has ended: nobody has read anything of it by then."""
+    program = near.spawn(*python("import os; os.read(9, 1); os.write(9, bytes(150_000)); os._exit(0)"), streams=[9])
+    ended = os.pidfd_open(program)
+    near.frames.send(DATA, 9, b"!")
+    assert select.select([ended], [], [], LIMIT)[0]
+    os.close(ended)
+    came, kinds = 0, [STARTED]
+    while kinds[-1] != EXIT:
+        kind, _, data = near.frames.receive()
+        kinds.append(kind)
+        came += len(data) * (kind == DATA)
+    assert (came, kinds[-2:]) == (150_000, [CLOSE, EXIT])
 
 
 def test_a_signal_ends_the_program_and_its_number_is_told(near: Near) -> None:
@@ -478,47 +493,3 @@ def test_of_the_files_that_a_relay_inherits_those_for_writing_are_carried(tmp_pa
 def test_descriptors_are_not_sent_to_a_host_that_is_reached_by_ssh() -> None:
     assert LocalHost().shares_memory
     assert not SshHost("b", "host.example", "192.0.2.7").shares_memory
-
-
-class FarPython:
-    """A connection whose shell ends with a status, and what it says before."""
-
-    def __init__(self, status: int, said: bytes = b"") -> None:
-        self.status, self.said = status, said
-
-    def exec_command(self, command: str, timeout: float) -> tuple[Any, Any, Any]:
-        return None, SimpleNamespace(channel=self), BytesIO(self.said)
-
-    def recv_exit_status(self) -> int:
-        return self.status
-
-
-def test_a_host_whose_python_will_not_do_is_told_of_at_once_with_what_to_do() -> None:
-    where = {"python": "/opt/python", "host": "far.example"}
-    good: Any = FarPython(0)
-    require_package(good, where)
-    lacking = b"Traceback:\n...\nModuleNotFoundError: No module named 'vfio_user'\n"
-    for status, said, told in (
-        (127, b"sh: not found", "no program"),
-        (126, b"sh: denied", "no program"),
-        (1, lacking, "'vfio_user'$"),
-        (-1, b"", ""),
-    ):
-        bad: Any = FarPython(status, said)
-        with pytest.raises(UserError, match=f"^far.example: /opt/python .*{told}") as error:
-            require_package(bad, where)
-        assert "python=" in error.value.hint
-
-
-def test_a_host_that_is_this_machine_is_refused_before_its_sockets_are_in_each_others_way() -> None:
-    class Here(FarPython):
-        def exec_command(self, command: str, timeout: float) -> tuple[Any, Any, Any]:
-            self.status = int(not Path(command.removeprefix("test -e ")).exists())
-            return super().exec_command(command, timeout)
-
-    here: Any = Here(1)
-    with pytest.raises(UserError, match="this very machine") as error:
-        require_other_files(here, {"host": "localhost", "port": 2222})
-    assert "--hosts ssh" in error.value.hint
-    there: Any = FarPython(1)
-    require_other_files(there, {"host": "far.example", "port": 22})
