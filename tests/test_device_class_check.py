@@ -199,6 +199,15 @@ WRONG: dict[str, tuple[int, str, str]] = {
     "state with two names": (1, "second name of one", """
         one = other = state(0)
     """),
+    "interrupts under another name": (0, "D.interupts is MsiX.*nobody would look at", """
+        interupts = MsiX(vectors=1)
+    """),
+    "several interrupts under another name": (0, "D.irqs is .*nobody would look at", """
+        irqs = (IntX(), MsiX(vectors=1))
+    """),
+    "BARs under another name": (0, "D.bar is .*nobody would look at", """
+        bar = (Bar(0, size=4096),)
+    """),
     "a hook that does not exist": (2, "D.on_dma_mapped is no hook.*: on_dma_map is one", """
 
         def on_dma_mapped(self, region: object) -> None: pass

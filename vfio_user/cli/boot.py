@@ -40,7 +40,7 @@ from vfio_user.harness.terminal import attach
     "--faults", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Have it do what this scenario says."
 )
 @click.option("--fresh", is_flag=True, help="Boot from the beginning, not from a checkpoint.")
-@click.option("--trace", is_flag=True, help="Log QEMU's side of every vfio-user message.")
+@click.option("--trace", is_flag=True, help="Log QEMU's side of every message; record what passes an interposer.")
 @click.option("--print-command", is_flag=True, help="Print the commands that do the same by hand, and end.")
 def command(
     devices: tuple[str, ...],

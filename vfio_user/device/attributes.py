@@ -35,6 +35,11 @@ ATTRIBUTES = {
     "migratable": Attribute((bool,), False, "False"),
 }
 
+_PLAIN = (bytes, int, bool)
+"""What an author's own attributes are of, too."""
+_ALIKE = 0.75
+"""Of two names, from 0 to 1: bar and bars are, LEGACY_BARS and bars are not."""
+
 FIELDS: dict[str, tuple[type, ...]] = {
     "int": (int,),
     "int | None": (int, NoneType),
@@ -59,6 +64,22 @@ def check_attribute(name: str, value: object) -> None:
     else:
         for index, item in enumerate(value):
             _check(f"{name}[{index}]", item, attribute)
+
+
+def meant_attribute(name: str, value: object) -> str | None:
+    """The attribute that a value of its type is meant for under a name like its own; None where it may be a constant.
+
+    A way to interrupt is never one, whatever its name: an instance does not give it back.
+    """
+    items = value if isinstance(value, (tuple, list)) and value else (value,)
+    for meant, attribute in ATTRIBUTES.items():
+        if attribute.kinds[0] in _PLAIN or not all(isinstance(item, attribute.kinds) for item in items):
+            continue
+        from difflib import get_close_matches  # a class without mistakes need not wait for it
+
+        if Mechanism in attribute.kinds or get_close_matches(name, [meant], cutoff=_ALIKE):
+            return meant
+    return None
 
 
 def check_attributes(device: object, given: Mapping[str, object]) -> None:

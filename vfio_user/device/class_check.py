@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from userdev.declare.class_check import ClassCheck
 from userdev.declare.declared import authors_frame, source_of
+from userdev.declare.values import shown
 from userdev.errors import DeclarationError
-from vfio_user.device.attributes import ATTRIBUTES, check_attribute
+from vfio_user.device.attributes import ATTRIBUTES, check_attribute, meant_attribute
 from vfio_user.device.mechanism import Mechanism
 
 
@@ -23,6 +24,9 @@ class _Check(ClassCheck):
     """What every device has because its author says it in the class."""
 
     def check_attribute(self, name: str, value: object) -> None:
+        if name not in ATTRIBUTES and (meant := meant_attribute(name, value)):
+            what = f"is {shown(value)}, which nobody would look at"
+            self.refuse(name, what, hint=f"every device says that as {meant} = ...")
         if name not in ATTRIBUTES or (hasattr(type(value), "__get__") and not isinstance(value, Mechanism)):
             return  # what a property returns is looked at when a device is made
         try:
