@@ -179,12 +179,13 @@ def test_a_second_client_is_closed_whatever_became_of_it_and_the_first_is_asked(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     refusal = RemoteError.__new__(RemoteError)
-    for error, is_found in (
-        (None, False),
-        (refusal, False),
-        (Disconnected("it has gone"), False),
-        (ProtocolError("no message"), False),
-        (NoAnswer("it says nothing"), True),
+    for error, level, is_found in (
+        (None, "reference", False),
+        (refusal, "reference", False),
+        (Disconnected("it has gone"), "reference", False),
+        (ProtocolError("no message"), "reference", False),
+        (NoAnswer("it says nothing"), "reference", True),
+        (NoAnswer("it says nothing"), "must", False),
     ):
         done: list[str] = []
 
@@ -198,6 +199,7 @@ def test_a_second_client_is_closed_whatever_became_of_it_and_the_first_is_asked(
         encounter: Any = SimpleNamespace(
             bench=SimpleNamespace(target=target, timeout=1.0),
             client=SimpleNamespace(dialect=None),
+            level=level,
             ask=lambda *_, done=done: done.append("ask"),
         )
         if is_found:

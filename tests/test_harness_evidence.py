@@ -50,6 +50,15 @@ def end(victim: Child, number: signal.Signals) -> None:
     victim.wait(30)
 
 
+def test_the_cause_of_a_plain_assert_is_its_line(tmp_path: Path) -> None:
+    source = tmp_path / "mine.py"
+    source.write_text("x = 4\nassert x == 3\n")
+    with pytest.raises(AssertionError) as caught:
+        exec(compile(source.read_text(), source, "exec"), {})
+    assert evidence.write(tmp_path, [], caught.value) == "assertion error: assert x == 3 (mine.py:2)"
+    assert "it does not say why" in evidence.write(tmp_path, [], AssertionError())
+
+
 def test_the_first_to_end_badly_is_the_cause(tmp_path: Path) -> None:
     with child(tmp_path, "one") as one, child(tmp_path, "two") as two, child(tmp_path, "three") as three:
         for victim in (two, one):

@@ -21,7 +21,7 @@ from vfio_user.nightly.place import Ran
 from vfio_user.nightly.plan import USUALLY
 from vfio_user.nightly.servers import Server, ServerIssue, our_servers
 from vfio_user.nightly.summary import Status, Verdict
-from vfio_user.nightly.verdicts import named, qemu_of, result_of, skipped, wedged
+from vfio_user.nightly.verdicts import LONGEST, named, qemu_of, result_of, skipped, wedged
 from vfio_user.nightly.watch import Clock, Space
 
 TEST = "test_it.py:A.test_a"
@@ -62,6 +62,12 @@ def test_what_avocado_says_is_a_verdict(status: str, reason: str, verdict: Verdi
     assert why in found.cause + found.reason + found.known_issue
     assert (found.evidence, found.slot, found.seconds) == ("job/test-results/1", "here", 1.5)
     assert found.attempts == (0 if reason == "" and status == "SKIP" else 1)
+
+
+def test_a_long_cause_is_cut_in_the_summary(tmp_path: Path) -> None:
+    found = result_of(case(), said(tmp_path, "FAIL", "x" * 2000), ran=Ran("here", 1), folder=tmp_path)
+    assert len(found.cause) == LONGEST
+    assert found.cause.endswith("x…")
 
 
 def test_a_test_tells_on_its_whiteboard_what_was_seen(tmp_path: Path) -> None:

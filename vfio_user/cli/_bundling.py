@@ -22,15 +22,18 @@ _NOT_OF_RECIPE = frozenset({"bundle", "bundle_size", "as_json", "quiet", "keep",
 """Options that say where results go, and how they are told."""
 
 
-def bundle_options() -> tuple[Callable[[F], F], ...]:
-    """--bundle and --bundle-size."""
+_RECORDED = "Servers are interposed and recorded then."
+
+
+def bundle_options(recorded: str = _RECORDED) -> tuple[Callable[[F], F], ...]:
+    """--bundle and --bundle-size; `recorded` says which servers are recorded then."""
     return (
         click.option(
             "--bundle",
             metavar="DIR|auto",
             default="",
             help="Keep all that does it again and shows what was (docs/bundles.md); auto: where something fails,"
-            " among the results. Servers are interposed and recorded then.",
+            f" among the results. {recorded}",
         ),
         click.option(
             "--bundle-size",
@@ -42,9 +45,9 @@ def bundle_options() -> tuple[Callable[[F], F], ...]:
     )
 
 
-def with_bundle_options(command: F) -> F:
+def with_bundle_options(command: F, recorded: str = _RECORDED) -> F:
     """Give a command --bundle and --bundle-size, as they are: its arguments `bundle` and `bundle_size`."""
-    return functools.reduce(lambda made, option: option(made), reversed(bundle_options()), command)
+    return functools.reduce(lambda made, option: option(made), reversed(bundle_options(recorded)), command)
 
 
 def bundled_cell(bundle: str, size: int) -> dict[str, Any]:

@@ -42,7 +42,7 @@ from vfio_user.nightly.summary import Comparison, Status, Summary, read_summary
 @click.option("--timeout-factor", type=float, default=1.0, show_default=True, help="Wait so much longer everywhere.")
 @click.option("--json", "as_json", is_flag=True, help="Print the night's summary.json; all else goes to stderr.")
 @quiet_option("Say only what is wrong, the page, and the counts.")
-@with_bundle_options
+@partial(with_bundle_options, recorded="Messages are recorded in cells that have an interposer.")
 @click.pass_context
 def command(
     context: click.Context,

@@ -191,8 +191,16 @@ def _described(error: BaseException) -> str:
 
 
 def _sentence(error: BaseException) -> str:
-    """Its kind, and the first line of what it says."""
-    return f"{_kind(error)}: {error}".partition("\n")[0]
+    """Its kind, and the first line of what it says; of a plain `assert`, which says nothing, that of the source."""
+    return f"{_kind(error)}: {str(error) or _raised_by(error)}".partition("\n")[0]
+
+
+def _raised_by(error: BaseException) -> str:
+    """The line of the source that raised it, with file and number."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return (
+        f"{frames[-1].line} ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else "it does not say why"
+    )
 
 
 def _kind(error: BaseException) -> str:

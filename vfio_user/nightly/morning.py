@@ -5,6 +5,7 @@ All three are made of the summary in the night's folder, which has the same for 
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -126,6 +127,10 @@ class Morning:
             return ""
         page = f"{result.bundle}/{INDEX}"
         return page if (self._folder / page).exists() else f"{result.bundle}/"
+
+    def repro(self, result: CaseResult) -> str:
+        """The command that does a case's bundle again, from the folder in which the night was begun."""
+        return shlex.join(["vfio-user", "repro", str(self._folder / result.bundle)])
 
     def _wrong(self, ids: Iterable[str]) -> list[CaseResult]:
         """Without those that have a section of their own."""

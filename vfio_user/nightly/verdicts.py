@@ -20,6 +20,8 @@ _NAMED = re.compile(rf"(?:{XFAIL}|{XPASS}): ([\w.-]+)")
 """The id of a known issue in what a test says of it."""
 
 NOBODY_RAN_IT = "nobody ran it"
+LONGEST = 300
+"""Characters of a cause or a reason in a summary; longer ones are cut."""
 
 
 def result_of(case: Case, test: Mapping[str, Any], *, ran: Ran, folder: Path) -> CaseResult:
@@ -123,4 +125,6 @@ def _record(test: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _line(text: str) -> str:
-    return text.strip().partition("\n")[0]
+    """The first line, as much of it as can be read at a glance: the evidence has it whole."""
+    line = text.strip().partition("\n")[0]
+    return line if len(line) <= LONGEST else f"{line[: LONGEST - 1]}…"
