@@ -243,3 +243,13 @@ def test_a_machine_that_is_gone_is_a_sentence(machine: FakeMachine, qtest: QTest
     machine.theirs.shutdown(socket.SHUT_RDWR)
     with pytest.raises(QTestError, match="readl"):
         qtest.readl(0)
+
+
+def test_a_line_of_the_log_with_times_has_nothing_of_how_the_guest_ends_it(
+    line: tuple[Console, socket.socket], tmp_path: Path
+) -> None:
+    console, guest = line
+    guest.sendall(b"one\r\ntwo\nthr\ree\r\nend")
+    console.wait_for("end", 10)
+    lines = console.timed_log.read_bytes().split(b"\n")
+    assert [line.partition(b" ")[2] for line in lines] == [b"one", b"two", b"thr\ree", b""]

@@ -11,7 +11,7 @@ import pytest
 
 from tests.cases import for_each
 from vfio_user.harness import cache, checkpoint, command_line
-from vfio_user.harness.checkpoint import Checkpoint, checkpoint_name
+from vfio_user.harness.checkpoint import Checkpoint, checkpoint_name, checkpoints
 from vfio_user.harness.command_line import MachineConfig
 
 CONFIG = MachineConfig("pc-q35-11.1", "tcg")
@@ -167,3 +167,16 @@ def test_what_a_killed_run_left_of_a_whole_file_is_no_part_of_it() -> None:
 
     assert made.whole(appends).read_text() == "all"
     assert not left.exists()
+
+
+def test_what_is_still_being_made_is_no_checkpoint_yet(tmp_path: Path) -> None:
+    named: list[list[str]] = []
+
+    def look(memory: Path, state: Path) -> None:
+        named.append([each.name for each in checkpoints()])
+        writing("memory")(memory, state)
+
+    for name in ("one", "two"):
+        Checkpoint(name).ensure(look)
+    assert named == [[], ["one"]]
+    assert [each.name for each in checkpoints()] == ["one", "two"]

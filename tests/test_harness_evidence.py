@@ -13,6 +13,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
@@ -376,3 +378,34 @@ def test_a_record_lists_the_files_beside_it_however_often_it_is_written(tmp_path
     for _ in range(2):
         evidence.write(tmp_path, [])
         assert [*json.loads((tmp_path / RECORD).read_text())["files"]] == ["edu.server.log"]
+
+
+def test_a_crash_is_looked_at_once_and_shows_the_thread_that_crashed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A debugger takes seconds, and a core may be gone when the evidence is written."""
+    asked: list[Path] = []
+
+    def backtrace(core: Path) -> str:
+        asked.append(core)
+        return "Thread 1\n#0 it_crashed\n#1 main\n\nThread 2\n#0 it_waits\n"
+
+    monkeypatch.setattr(coredump, "backtrace", backtrace)
+    crashed = SimpleNamespace(
+        name="qemu",
+        pid=7,
+        running=False,
+        was_stopped=False,
+        ended=1.0,
+        crashed=True,
+        core=tmp_path / "qemu-7.core",
+        fate=lambda: "was killed by SIGSEGV",
+        ended_on_request=False,
+        exit_code=-11,
+        log=tmp_path / "qemu.log",
+    )
+    for _ in range(2):
+        [death] = evidence.deaths(tmp_path, [cast(Child, crashed)])
+        assert death.stack == "Thread 1\n#0 it_crashed\n#1 main"
+        assert death.core == "qemu-7.core"
+    assert len(asked) == 1

@@ -253,3 +253,13 @@ def test_so_many_events_are_kept_and_of_more_the_oldest_of_the_most_frequent_goe
         assert log.take("STOP", {}, Deadline(1)), "the one is kept"
         first = log.take("RTC_CHANGE", {}, Deadline(1))
         assert (first["data"]["offset"] == 0) is kept, count
+
+
+def test_who_waits_in_vain_is_told_what_came_last() -> None:
+    log = EventLog()
+    for number in range(20):
+        log.put({"event": f"EVENT_{number}_"})
+    with pytest.raises(QmpTimeout) as failure:
+        log.take("STOP", {}, Deadline(0))
+    assert "EVENT_19_" in str(failure.value)
+    assert "EVENT_0_" not in str(failure.value)

@@ -7,7 +7,8 @@ import json
 import re
 from contextlib import closing, nullcontext
 from pathlib import Path
-from typing import NamedTuple
+from types import SimpleNamespace
+from typing import NamedTuple, cast
 
 import pytest
 from click.testing import CliRunner
@@ -347,3 +348,27 @@ def test_a_version_that_is_not_affected_has_to_pass(tmp_path: Path) -> None:
     assert attempt(fixed, tmp_path, WELL, None) == []
     with pytest.raises(UserError):
         attempt(fixed, tmp_path, ABORTING, UserError("QEMU is gone"))
+
+
+def test_a_candidate_of_an_affected_release_is_affected() -> None:
+    for version, affected in {"11.1.0rc2": True, "11.2.0rc1": False, "10.1.0rc1": False, "10.1.1rc1": True}.items():
+        assert issue().affects(Version(version)) is affected, version
+
+
+def goes_wrong(log: Path, printed: str) -> None:
+    log.write_text(log.read_text() + printed)
+    raise VerdictError("it went wrong")
+
+
+def test_what_qemu_printed_before_a_failure_is_no_symptom_of_it(tmp_path: Path) -> None:
+    log = tmp_path / "qemu.log"
+    qemu = cast(Child, SimpleNamespace(wait=lambda seconds: None, log=log))
+    for printed, is_seen in (("all is well\n", False), ("Assertion of now failed\n", True)):
+        seen: list[str] = []
+        log.write_text("Assertion of before failed\n")
+        with (
+            nullcontext() if is_seen else pytest.raises(VerdictError, match="it went wrong"),
+            expected_to_fail(issue(), Version("11.1.2"), qemu, seen),
+        ):
+            goes_wrong(log, printed)
+        assert bool(seen) is is_seen, printed
