@@ -424,6 +424,11 @@ def test_two_nights_are_compared_and_new_wrong_is_a_status(tmp_path: Path) -> No
     assert "mended: edu/t.py:A.b: FAIL -> PASS" in ran.output
 
 
+def test_that_two_nights_are_alike_is_said(tmp_path: Path) -> None:
+    ran = run_compare(tmp_path, nth(1, case("a")), nth(2, case("a")))
+    assert (ran.exit_code, "nothing" in ran.output) == (0, True)
+
+
 def test_a_comparison_is_to_be_had_for_programs(tmp_path: Path) -> None:
     ran = run_compare(tmp_path, nth(1, case("a", FAIL)), nth(2, case("a", FAIL)), "--json")
     assert (ran.exit_code, json.loads(ran.output)["as_before"]) == (0, ["edu/t.py:A.a"])

@@ -16,7 +16,9 @@ from userdev.conformance.targets import RunningServer
 from userdev.errors import UserError
 from userdev_servers.edu import Edu
 from userdev_servers.rng import Rng
+from vfio_user.cli.conformance import command as check
 from vfio_user.cli.probe import command as probe
+from vfio_user.cli.vhost_conformance import command as check_back_end
 from vfio_user.cli.vhost_probe import command as probe_back_end
 from vfio_user.client import Client, conformance
 from vfio_user.server import Server
@@ -75,3 +77,21 @@ def test_the_probe_for_back_ends_names_the_one_for_servers_of_vfio_user(vfio_use
     assert f"vfio-user probe {vfio_user}" in error.hint
     with Client.connect(f"unix:{vfio_user}") as client:
         assert client.device_info().num_regions, "it serves on"
+
+
+def test_conformance_names_the_command_of_the_other_protocol_and_has_no_verdict(tmp_path: Path) -> None:
+    server, back_end = str(tmp_path / "server"), str(tmp_path / "back-end")
+    with Server(Edu(), f"unix:{server}"), closing(Rng()) as device, BackEndServer(device, f"unix:{back_end}"):
+        for command, address, protocol in (
+            (check, back_end, "vhost-user"),
+            (check_back_end, server, "vfio-user"),
+        ):
+            error = CliRunner().invoke(command, [address, "--timeout", "0.2"]).exception
+            assert isinstance(error, UserError), protocol
+            assert f"{protocol} conformance {address}" in error.hint, protocol
+
+
+def test_that_no_request_is_tried_without_a_device_is_said(vhost_user: str) -> None:
+    for options in ([], ["--device", "rng"]):
+        said = CliRunner().invoke(check_back_end, [vhost_user, "--only", "features", "--quiet", *options]).stderr
+        assert ("--device" in said) == (not options), options

@@ -47,6 +47,12 @@ def test_a_unix_socket_is_private_and_gone_at_the_end(tmp_path: Path) -> None:
     assert not path.exists()
 
 
+def test_a_file_that_is_no_socket_is_called_that(tmp_path: Path) -> None:
+    (tmp_path / "doorbell.py").touch()
+    with pytest.raises(UserError, match="no socket"):
+        connect(str(tmp_path / "doorbell.py"), timeout=5)
+
+
 def test_making_a_socket_private_does_not_change_the_process(tmp_path: Path) -> None:
     before = os.umask(0o022)
     try:

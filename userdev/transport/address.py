@@ -97,7 +97,10 @@ def connect(address: Address | str, *, timeout: float | None = None) -> Stream:
         sock.settimeout(None)
     except _UNUSABLE as error:
         sock.close()
-        raise UserError(f"cannot connect to {address}: {_said(error)}", hint="is the server running there?") from None
+        what, hint = _said(error), "is the server running there?"
+        if isinstance(address.where, str) and Path(address.where).exists() and not Path(address.where).is_socket():
+            what, hint = "that is no socket", "give the one that the server listens on"
+        raise UserError(f"cannot connect to {address}: {what}", hint=hint) from None
     return Stream(sock)
 
 

@@ -58,7 +58,8 @@ def reference(test: str, folder: Path | None, beside: Path | None = None) -> str
     known = [topic_of(path) for path in all_tests(folder)] if folder else []
     around = ((beside or Path()) / name).parent
     near = meant(topic_of(name), known) or meant(Path(name).name, sorted(path.name for path in around.glob("*.py")))
-    hint = f"{near}there are: {', '.join(known)}" if known else f"{near}give the path of a file that has tests"
+    path = "give the path of a file that has tests; the project's own are in its checkout, CHECKOUT/avocado_tests"
+    hint = f"{near}there are: {', '.join(known)}" if known else f"{near}{path}"
     raise UserError(f"there is no test file {name}", hint=hint)
 
 

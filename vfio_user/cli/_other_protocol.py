@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
+from contextlib import closing
 
 from userdev.errors import UserdevError
 from userdev.transport import Stream
@@ -27,6 +28,22 @@ def speaks_vhost_user(connect: Callable[[], Stream], *, timeout: float) -> bool:
     return True
 
 
-def probe_command(protocol: str, address: str | None) -> str:
+def speaks_vfio_user(connect: Callable[[], Stream], *, timeout: float) -> bool:
+    """Whether a server agrees on a VERSION, by a connection of its own.
+
+    To a back-end that is a wrong message: for one that serves nobody, and answered nothing of its own protocol.
+    """
+    from vfio_user.client.conformance import greeting  # as above
+    from vfio_user.wire import CURRENT
+
+    try:
+        with closing(connect()) as stream:
+            greeting(CURRENT)(stream, min(timeout, SECONDS))
+    except UserdevError:
+        return False
+    return True
+
+
+def probe_command(protocol: str, address: str | None, command: str = "probe") -> str:
     """The command line that probes a server of this protocol; None: at an address that the reader knows."""
-    return f"`{protocol} probe {shlex.quote(address)}`" if address else f"`{protocol} probe`"
+    return f"`{protocol} {command} {shlex.quote(address)}`" if address else f"`{protocol} {command}`"

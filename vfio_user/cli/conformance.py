@@ -15,6 +15,7 @@ from vfio_user.cli._choice import Choice
 from vfio_user.cli._completion import complete_servers
 from vfio_user.cli._conformance import Asked, Suite, Target, options
 from vfio_user.cli._fuzzing import corpus_checks
+from vfio_user.cli._other_protocol import probe_command, speaks_vhost_user
 from vfio_user.cli._own_checks import own_checks
 from vfio_user.cli._served import one_command
 from vfio_user.client.conformance import CATALOGUE, REFERENCE, Bench, Check, CheckResult, greeting, run
@@ -43,23 +44,24 @@ def command(dialect: str, **given: Any) -> None:
         catalogue = corpus_checks(asked.corpus, PROTOCOL, partial(VfioUserSubject.of, spoken), CATALOGUE)
 
     def run_checks(checks: Sequence[Check[Bench]], target: Target) -> Iterator[CheckResult[Bench]]:
-        _require_dialect(target, spoken, timeout=asked.timeout)
+        _require_dialect(target, spoken, asked.address, timeout=asked.timeout)
         return run(checks, target, spoken, timeout=asked.timeout)
 
     Suite(catalogue, "vfio-user", dialect, reference=REFERENCE).carry_out(asked, greeting(spoken), run_checks)
 
 
-def _require_dialect(target: Target, spoken: Dialect, *, timeout: float) -> None:
-    """See to it that the server does not speak another dialect, whose rules it would be judged by: no verdict, that.
+def _require_dialect(target: Target, spoken: Dialect, address: str | None, *, timeout: float) -> None:
+    """See to it that the server does not speak another dialect, or protocol, whose rules it would be judged by.
 
     Raises:
-        UserError: it greets nobody in this one, and whoever speaks the other.
+        UserError: it greets nobody in this one, and whoever speaks the other: no verdict, that.
     """
     other = CURRENT if spoken.fds_capability == DRAFT_V6.fds_capability else DRAFT_V6
     refusal = _refusal(target, spoken, timeout)
     if refusal is None or isinstance(refusal, TimeoutError):
         return
     speaks_other = _refusal(target, other, timeout) is None
+    is_back_end = not speaks_other and speaks_vhost_user(target.connect, timeout=timeout)
     target.renew()
     target.crashed()  # the checks will see it again
     if speaks_other:
@@ -67,6 +69,9 @@ def _require_dialect(target: Target, spoken: Dialect, *, timeout: float) -> None
             f"the server speaks another dialect, {other.name}, and not {spoken.name}: {refusal}",
             hint=f"--dialect {other.name} tries it by the rules of that",
         )
+    if is_back_end:
+        hint = f"it speaks vhost-user: {probe_command('vhost-user', address, 'conformance')}"
+        raise UserError(f"the server agrees on no version: {refusal}", hint=hint)
 
 
 def _refusal(target: Target, dialect: Dialect, timeout: float) -> UserdevError | None:

@@ -171,8 +171,7 @@ def compare_command(before: Path, after: Path, as_json: bool) -> None:
     if as_json:
         click.echo(compared.model_dump_json(indent=1))
     else:
-        for line in _lines(old, new, compared):
-            click.echo(line)
+        click.echo("\n".join(_lines(old, new, compared)) or "nothing is otherwise")
     if compared.new:
         raise VerdictError(f"newly wrong: {len(compared.new)} of {counted(new.planned, 'case')}")
 

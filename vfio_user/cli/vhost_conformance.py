@@ -8,10 +8,12 @@ from typing import Any
 
 import click
 
-from userdev.conformance import Check, CheckResult
+from userdev.conformance import Check, CheckResult, Outcome
+from userdev.errors import UserError
 from vfio_user.cli._completion import complete_checked_back_ends
 from vfio_user.cli._conformance import Asked, Suite, Target, options
 from vfio_user.cli._fuzzing import corpus_checks
+from vfio_user.cli._other_protocol import probe_command, speaks_vfio_user
 from vfio_user.cli._own_checks import own_checks
 from vfio_user.cli._vhost_kinds import KINDS, served_kind
 from vhost_user.frontend.conformance import CATALOGUE, DIALECT, Bench, greet, run
@@ -39,6 +41,24 @@ def command(**given: Any) -> None:
         catalogue = corpus_checks(asked.corpus, PROTOCOL, partial(VhostUserSubject.of, kind), CATALOGUE)
 
     def run_checks(checks: Sequence[Check[Bench]], target: Target) -> Iterator[CheckResult[Bench]]:
-        return run(checks, target, kind, timeout=asked.timeout)
+        return _judged(run(checks, target, kind, timeout=asked.timeout), target, asked)
 
+    if kind is None and not asked.list_only and asked.corpus is None:
+        click.echo("no request is tried: --device says what the back-end is", err=True)
     Suite(catalogue, "vhost-user", DIALECT).carry_out(asked, greet, run_checks)
+
+
+def _judged(results: Iterator[CheckResult[Bench]], target: Target, asked: Asked) -> Iterator[CheckResult[Bench]]:
+    """The results, unless the server of which nothing passed speaks the other protocol.
+
+    Raises:
+        UserError: it does: no verdict, that.
+    """
+    outcomes = set()
+    for result in results:
+        outcomes.add(result.outcome)
+        yield result
+    is_lost = Outcome.FAIL in outcomes and Outcome.PASS not in outcomes
+    if is_lost and speaks_vfio_user(target.connect, timeout=asked.timeout):
+        hint = f"it speaks vfio-user: {probe_command('vfio-user', asked.address, 'conformance')}"
+        raise UserError("the server answers nothing of vhost-user", hint=hint)
