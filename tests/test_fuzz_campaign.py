@@ -186,6 +186,11 @@ def test_where_a_few_steps_show_it_alone_they_are_found_at_the_beginning_within_
         assert [step.name for step in find.steps] == ["a", "b"], before
 
 
+def test_the_last_step_is_tried_alone_first_so_that_one_try_is_enough_for_what_it_does_by_itself() -> None:
+    (find,) = campaign([steps("x " * 30 + "c")], tries=1).finds.values()
+    assert [step.name for step in find.steps] == ["c"]
+
+
 def test_whatever_was_found_the_next_sequence_has_a_fresh_server() -> None:
     class Spoilt(Pretended):
         is_spoilt = False

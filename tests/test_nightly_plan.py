@@ -14,7 +14,7 @@ from vfio_user.nightly.cells import cells_of
 from vfio_user.nightly.matrix import draw_plan
 from vfio_user.nightly.plan import Plan, read_plan
 from vfio_user.nightly.servers import read_servers
-from vfio_user.nightly.staging import ReadyServer, staged
+from vfio_user.nightly.staging import ReadyServer, ready_servers, staged
 
 PLAN = """\
 name: ours
@@ -184,6 +184,13 @@ def test_a_case_that_two_groups_have_is_one(tmp_path: Path) -> None:
     cases = [case.id for found in staged(plan, draw_plan(plan)).cases().values() for case in found]
     assert len(cases) == len(set(cases))
     assert "edu/avocado_tests/test_registers.py:Registers.test_factorial" in cases
+
+
+def test_a_server_whose_program_is_not_there_is_not_to_be_had(tmp_path: Path) -> None:
+    for program, is_there in {"{here}/mine": False, "no-such-server": False, "/bin/sh": True, "./server": True}.items():
+        plan = read_plan(written(tmp_path, servers=SERVERS.replace("./server", program)))
+        missing = ready_servers(staged(plan, draw_plan(plan)), lambda _: None)["theirs"].missing
+        assert ("cannot start" not in missing) is is_there, (program, missing)
 
 
 def test_a_case_that_a_server_cannot_do_is_skipped_with_the_reason(tmp_path: Path) -> None:

@@ -37,6 +37,12 @@ def test_every_verdict_has_its_reason_in_each_telling(tmp_path: Path) -> None:
         ), verdict
 
 
+def test_a_repro_command_works_where_the_night_was_begun(tmp_path: Path) -> None:
+    summary = nth(1, case("a", FAIL).model_copy(update={"bundle": "job/1/bundle"}))
+    write_morning(summary, tmp_path)
+    assert f"`vfio-user repro {tmp_path}/job/1/bundle`" in (tmp_path / "summary.md").read_text()
+
+
 def test_what_was_wrong_before_is_told_so_and_keeps_no_night_from_being_good(tmp_path: Path) -> None:
     before = nth(1, case("old", FAIL), case("worse", FAIL), case("breaks"))
     for wrong, new in (((), 0), (("worse",), 1), (("worse", "breaks"), 2)):

@@ -16,6 +16,7 @@ from tests.conftest import PATIENCE
 from tests.flagged import CAUSES, CLOCK, DOWN, UP, flag, work
 from tests.interposer_bench import read, request, write
 from userdev.errors import UserError
+from userdev.fuzz.finds import Find
 from vfio_user.cli import cli
 from vfio_user.cli.minimize import _why_all_stays
 from vfio_user.interposer.replay import What, load_script
@@ -184,3 +185,10 @@ def test_what_never_reads_the_same_is_no_fault(tmp_path: Path) -> None:
 def test_a_reference_that_fails_itself_is_refused(trace: Path) -> None:
     with pytest.raises(UserError, match="reference"):
         minimize(trace, STALE, against=f"{sys.executable} -c 'raise SystemExit(3)' {{fd}}")
+
+
+def test_a_find_is_told_to_be_reduced_already(tmp_path: Path) -> None:
+    find = Find("vfio-user", "alive", "it lives", "alive: gone", "it has gone", ())
+    done = CliRunner().invoke(cli, ["minimize", str(find.write(tmp_path)), "--server-command", STALE])
+    assert done.exit_code != 0
+    assert "replay" in getattr(done.exception, "hint", "") or "replay" in done.output

@@ -8,6 +8,8 @@ from pathlib import Path
 import click
 
 from userdev.counted import counted
+from userdev.errors import UserError
+from userdev.fuzz.finds import is_find
 from userdev.trace.view import apart_from
 from vfio_user.cli._completion import complete_servers
 from vfio_user.cli._durations import Duration
@@ -58,6 +60,11 @@ def command(
         raise click.UsageError("the server is started anew for every attempt: --server-command or --device says which")
     if check is not None and (against or record):
         raise click.UsageError("--check decides by itself, without --against and --record")
+    if is_find(trace):
+        raise UserError(
+            f"{trace} is a find of `fuzz`, which reduces by itself what it finds",
+            hint="`vfio-user replay` plays it again; `fuzz --seed`, with the seed in it, finds and reduces it again",
+        )
     output = apart_from(trace, output or trace.with_name(trace.name + ".min"))
     with Waiting(quiet=quiet) as waiting:
         found = minimize(

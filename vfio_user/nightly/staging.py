@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from userdev.errors import UserError
 from userdev.process import answer_of
+from userdev.process.spawning import require_program
 from userdev.written import Place as DocumentPlace
 from vfio_user.avocado_job.naming import MissingTest, tests_in, told_names
 from vfio_user.avocado_job.selection import reference, suite_folder
@@ -141,9 +143,22 @@ def _ready(server: Server, folder: Path, say: Progress) -> ReadyServer:
         say(server.prepare)
         program = last_line(server.prepare, folder)
     device = server.device(program, folder)
+    if not server.is_ours:
+        _require_its_program(device)
     version = last_line(server.version.replace(PROGRAM, program), folder) if server.version else ""
     abilities = probed(server, Device.parse(device)) if server.probe else declared(server)
     return ReadyServer(device, abilities, version)
+
+
+def _require_its_program(device: str) -> None:
+    """See to it that a server's program is there, where that can be said before it is started.
+
+    Raises:
+        UserError: it is not.
+    """
+    program, *_ = shlex.split(Device.parse(device).command)
+    if "{" not in program and (program.startswith("/") or "/" not in program):  # others are found where a test runs
+        require_program(program)
 
 
 def last_line(command: str, folder: Path, *, seconds: float = PREPARE_SECONDS) -> str:
