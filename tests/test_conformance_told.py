@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -14,10 +15,12 @@ import pytest
 from click.testing import CliRunner, Result
 
 from userdev.conformance import Check, CheckResult, Level, Outcome
-from userdev.errors import UserError, VerdictError
-from vfio_user.cli import _conformance
+from userdev.errors import UserdevError, UserError, VerdictError
+from vfio_user.cli import _conformance, conformance
 from vfio_user.cli._completion import complete_devices
 from vfio_user.cli._conformance import Asked, Suite, options
+from vfio_user.client import NoAnswer
+from vfio_user.wire import CURRENT, DRAFT_V6, Dialect
 
 
 class Bench:
@@ -60,7 +63,7 @@ def told(*words: str, catalogue: list[Check[Bench]] = CHECKS, outcomes: list[Out
     @options("SOCKET", complete=complete_devices)
     def command(**given: Any) -> None:
         results = [RESULTS[outcome] for outcome in (outcomes or [Outcome.PASS])]
-        Suite(catalogue, "vfio-user", "current").carry_out(
+        Suite(catalogue, "vfio-user", "current", reference="of 2019").carry_out(
             Asked(**given), lambda stream, timeout: None, lambda checks, target: iter(results)
         )
 
@@ -114,6 +117,7 @@ def test_json_on_stdout_is_alone_there_and_has_every_outcome() -> None:
         f"group/{outcome.name.lower()}": (outcome.value, RESULTS[outcome].detail, 0.25) for outcome in Outcome
     }
     assert checks["group/differs"]["level"] == "OPEN"
+    assert {one["revision"] for one in checks.values()} == {""}, "what a check does not say no program is told"
 
 
 @pytest.mark.parametrize("json_too", [[], ["--json", "-"]], ids=["alone", "and JSON"])
@@ -164,3 +168,89 @@ def test_a_run_of_no_check_at_all_is_refused(words: list[str], catalogue: list[C
     result = told(*words, *how, catalogue=catalogue)
     assert isinstance(result.exception, UserError)
     assert not result.stdout
+
+
+def test_of_several_words_that_mean_nothing_the_first_is_told_with_what_was_meant() -> None:
+    result = told("--only", "group/mus", "--only", "nowhere", catalogue=BY_LEVEL)
+    assert isinstance(result.exception, UserError)
+    assert "'group/mus'" in str(result.exception)
+    assert "group/must" in result.exception.hint
+
+
+def test_a_check_is_listed_with_what_it_needs_and_by_whom_it_goes() -> None:
+    """A revision of the reference that a check names is told in the place of the usual one, and of that level alone."""
+    first, second = check("first"), check("second", Level.REFERENCE)
+    needy = replace(first, needs=("group/a",)), replace(second, needs=("group/a", "group/b"), revision="of 2022")
+    for catalogue, wanted in (
+        ([first], ["MUST, a rule"]),
+        ([second], ["REFERENCE (of 2019), a rule"]),
+        ([needy[0]], ["MUST, a rule", "needs group/a"]),
+        ([needy[1]], ["REFERENCE (of 2022), a rule", "needs group/a, group/b"]),
+    ):
+        lines = [line.strip() for line in told("--list", catalogue=catalogue).stdout.splitlines()]
+        assert lines[1:] == wanted, catalogue
+
+
+class Spoken(Target):
+    """A server of whose dialects some are answered with an error."""
+
+    def __init__(self, refused: dict[str, UserdevError]) -> None:
+        self.refused = refused
+        self.renewed: list[str] = []
+
+    def connect(self) -> Any:
+        return self
+
+    def close(self) -> None:
+        return
+
+    def renew(self) -> None:
+        self.renewed.append("renewed")
+
+    def crashed(self) -> None:
+        self.renewed.append("asked")
+
+
+def test_a_server_of_another_dialect_is_judged_by_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that greets nobody is judged, and begins anew for that; of one that is silent too little is known."""
+
+    def greets(dialect: Dialect) -> Callable[..., None]:
+        def greet(stream: Any, timeout: float) -> None:
+            asked.append((dialect.name, timeout))
+            if error := server.refused.get(dialect.name):
+                raise error
+
+        return greet
+
+    monkeypatch.setattr(conformance, "greeting", greets)
+    monkeypatch.setattr(conformance, "speaks_vhost_user", lambda *_, timeout: asked.append(("vhost-user", timeout)))
+    no, neither, silent = UserdevError("no"), UserdevError("nor that"), NoAnswer("it is silent")
+    for refused, dialects, renewed, is_other in (
+        ({}, "spoken", [], False),
+        ({"spoken": silent}, "spoken", [], False),
+        ({"spoken": no, "other": neither}, "spoken other vhost", ["renewed", "asked"], False),
+        ({"spoken": no}, "spoken other", ["renewed", "asked"], True),
+    ):
+        for spoken, other in ((CURRENT, DRAFT_V6), (DRAFT_V6, CURRENT)):
+            names = {"spoken": spoken.name, "other": other.name, "vhost": "vhost-user"}
+            asked: list[tuple[str, float]] = []
+            server = Spoken({names[which]: error for which, error in refused.items()})
+            refusal = pytest.raises(UserError, match="another dialect") if is_other else nullcontext(None)
+            with refusal as raised:
+                conformance._require_dialect(server, spoken, "socket", timeout=3.0)  # type: ignore[arg-type]
+            assert raised is None or f"--dialect {other.name}" in raised.value.hint, (refused, spoken)
+            assert asked == [(names[which], 3.0) for which in dialects.split()], (refused, spoken)
+            assert server.renewed == renewed, (refused, spoken)
+
+
+def test_an_answer_may_take_as_long_as_was_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+
+    def run(checks: object, target: object, dialect: object, *, timeout: float) -> Iterator[CheckResult[Bench]]:
+        waited.append(timeout)
+        return iter([RESULTS[Outcome.PASS]])
+
+    monkeypatch.setattr(conformance, "_require_dialect", lambda *_, timeout: waited.append(timeout))
+    monkeypatch.setattr(conformance, "run", run)
+    assert CliRunner().invoke(conformance.command, ["socket", "--timeout", "7"]).exit_code == 0
+    assert waited == [7.0, 7.0]

@@ -32,7 +32,8 @@ from userdev.fuzz import (
     compared,
 )
 from userdev.fuzz.drawing import sequences
-from userdev.fuzz.finds import corpus, silence_of
+from userdev.fuzz.finds import cause_of, corpus, silence_of
+from userdev.fuzz.levels import level_of
 from vfio_user.cli._fuzzing import corpus_checks
 
 KINDS: list[Kind[Any]] = [
@@ -339,7 +340,7 @@ def test_a_find_that_is_too_long_is_none(tmp_path: Path, monkeypatch: pytest.Mon
         Find.read(path)
 
 
-@for_each([7, [["a"]], [["a", {"b": 1.5}]], [["a", {"b": None}]], [[1, {}]], None])
+@for_each([7, [["a"]], [["a", {"b": 1.5}]], [["a", {"b": True}]], [["a", {"b": None}]], [[1, {}]], None])
 def test_steps_that_are_none_are_refused_in_words(wrong: object, tmp_path: Path) -> None:
     path = Find("p", "rule", "", "rule: c", "", ()).write(tmp_path)
     path.write_text(json.dumps({**json.loads(path.read_text()), "steps": wrong}))
@@ -366,3 +367,33 @@ def test_a_folder_without_finds_of_the_protocol_is_refused(tmp_path: Path) -> No
 )
 def test_the_cause_of_a_silence_is_what_the_server_said_last_or_how_it_ended(crash: str, cause: str) -> None:
     assert silence_of(Oracle("alive", "it answers"), "no answer", crash).cause.endswith(cause)
+
+
+def test_a_cause_has_no_number_though_it_is_cut() -> None:
+    """And is as long for whatever numbers were seen."""
+    causes = {cause_of(f"at {number} {'word ' * 60}") for number in (1, 10**9, 0xABCDEF)}
+    assert len(causes) == 1
+    assert len(causes.pop()) == 200
+
+
+def test_a_find_is_held_again_to_the_rules_that_it_broke() -> None:
+    for said, level in (("must", "must"), ("reference", "reference"), ("", "reference"), ("later", "reference")):
+        assert level_of(Find("p", "rule", "", "rule: c", "", (), subject={"level": said})) == level, said
+    assert level_of(Find("p", "rule", "", "rule: c", "", ())) == "reference"
+
+
+def test_what_is_drawn_reaches_both_ends_and_as_many_as_there_may_be() -> None:
+    drawn = list(chain.from_iterable(islice(sequences(KINDS, 1, 40), 25)))
+    ones = [dict(step.arguments) for step in drawn if step.name == "one"]
+    others = [dict(step.arguments) for step in drawn if step.name == "other"]
+    assert {one["number"] for one in ones} == set(range(10))
+    assert {len(str(one["data"])) for one in ones} == {0, 2, 4, 6, 8}
+    assert {len(tuple(other["several"])) for other in others} == {0, 1, 2, 3}  # type: ignore[arg-type]
+    used = [{dict(step.arguments).get("few") for step in some} - {None} for some in islice(sequences(KINDS, 1, 40), 25)]
+    assert max(map(len, used)) == 2
+
+
+def test_a_step_is_shown_with_numbers_as_people_read_them() -> None:
+    shown = {0: "0", 9: "9", 10: "0xa", -9: "-9", -10: "-0xa"}
+    for number, text in shown.items():
+        assert str(Step.of("a", n=number)) == f"a(n={text})"

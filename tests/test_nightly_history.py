@@ -404,7 +404,17 @@ def test_a_night_for_programs_is_its_summary_and_nothing_else(told: Callable[...
     schema = json.loads((Path(__file__).parent.parent / "docs/reference/json/nightly.json").read_text())
     assert list(Draft202012Validator(schema).iter_errors(printed)) == []
     assert "FAIL edu/t.py:A.b: it read 7" in done.stderr
-    assert told("--json", "--list").exit_code == 2
+    assert [told("--json", option).exit_code for option in ("--list", "--dry-run")] == [2, 2]
+
+
+def test_only_a_night_that_is_run_writes_down_its_combinations(
+    told: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[bool] = []
+    monkeypatch.setattr(nightly, "_keep", lambda *_, locked: kept.append(locked))
+    for words, wanted in ((["--list"], []), (["--dry-run"], []), (["--list", "--locked"], []), (["--locked"], [True])):
+        told(*words)
+        assert kept == wanted, words
 
 
 # -- compared by hand -------------------------------------------------------------------------------------------------
@@ -448,3 +458,8 @@ def test_a_comparison_by_hand_leaves_out_nothing_that_one_for_programs_has(tmp_p
     wanted |= {f"moved: {moved.id}" for moved in compared.moved}
     assert len(wanted) == 6
     assert wanted == {": ".join(line.split(": ")[:2]) for line in told}
+
+
+def test_what_is_newly_wrong_is_counted_among_the_cases_of_its_own_night(tmp_path: Path) -> None:
+    ran = run_compare(tmp_path, nth(1, case("a")), nth(2, case("a", FAIL), case("b"), case("c")))
+    assert str(ran.exception) == "newly wrong: 1 of 3 cases"

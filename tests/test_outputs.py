@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 from pathlib import Path
+from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -14,6 +16,8 @@ from userdev.errors import UserError
 from userdev.writable import require_writable
 from vfio_user.bundle import Keeping, Recipe
 from vfio_user.cli import cli
+from vfio_user.cli._completion import completer
+from vfio_user.cli._durations import Duration
 
 __all__ = ["no_server"]
 
@@ -66,3 +70,28 @@ def test_the_counts_are_told_though_the_results_cannot_be_written_at_the_end() -
         assert isinstance(said.exception, OSError)
         assert said.exception.errno == errno.ENOSPC
         assert "1 check: 1 passed" in said.stdout
+
+
+def test_a_duration_is_as_long_as_it_says() -> None:
+    durations = {"90": 90, "90s": 90, " 5 ": 5, "10m": 600, "10min": 600, "1h30m": 5400, "2h": 7200, "1h1m1s": 3661}
+    for text, seconds in durations.items():
+        assert Duration().convert(text, None, None) == seconds, text
+    assert Duration().convert(0.5, None, None) == 0.5
+    for text in ("", "0", "0s", "0h0m", "s", "m", "1.5h", "-1", "1s1m", "1 h"):
+        with pytest.raises(click.BadParameter):
+            Duration().convert(text, None, None)
+
+
+def test_a_shell_completes_what_begins_so_and_files_where_nothing_does() -> None:
+    def broken() -> Any:
+        raise UserError("there is none")
+
+    context, option = click.Context(click.Command("x")), click.Option(["--it"])
+    for words, incomplete, offered in (
+        (lambda: [("edu", "a"), ("my-edu", "b")], "edu", [("edu", "plain", "a")]),
+        (lambda: [("edu", "a"), ("my-edu", "b")], "", [("edu", "plain", "a"), ("my-edu", "plain", "b")]),
+        (lambda: [("edu", "a")], "./x", [("./x", "file", None)]),
+        (broken, "e", [("e", "file", None)]),
+    ):
+        found = completer(words)(context, option, incomplete)
+        assert [(item.value, item.type, item.help) for item in found] == offered, incomplete

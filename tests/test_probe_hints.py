@@ -13,11 +13,13 @@ from click.testing import CliRunner
 from tests.cases import for_each, for_each_row
 from userdev.errors import ProtocolError, UserError
 from userdev_servers.edu import Edu
-from vfio_user.cli._probed_registers import probed_registers
+from vfio_user.cli._probed_registers import as_yaml, probed_registers
+from vfio_user.cli._registers import registers as registers_of
 from vfio_user.cli.probe import command, hint_at_version, hint_beyond_version
 from vfio_user.client import Client, Disconnected, NoAnswer, RemoteError
 from vfio_user.client.description import describe
 from vfio_user.interposer.trace.register_file import load_registers
+from vfio_user.interposer.trace.registers import NamedRegister, RegisterMap
 from vfio_user.server import Server
 from vfio_user.wire.constants import RegionIndex
 
@@ -109,3 +111,18 @@ def test_advice_is_on_what_a_server_did_last(tmp_path: Path, monkeypatch: pytest
     assert "current: " in str(error)
     assert "draft-v6: it hung up" in str(error)
     assert "hangs up" in error.hint
+
+
+def test_a_registers_map_of_a_device_has_the_widest_access_of_each_and_all_of_them() -> None:
+    places = {one["name"]: (one["width"], one["count"], one["stride"]) for one in registers_of("edu").plain}
+    assert (places["compute"], places["set_transfer"]) == ((4, 1, 4), (8, 3, 8))
+
+
+def test_a_map_is_read_again_as_it_was_written(tmp_path: Path) -> None:
+    for count in (1, 2, 3):
+        written = RegisterMap([NamedRegister(0, 8, "ring", 4, count, 16)])
+        (tmp_path / "map.yaml").write_text(as_yaml(written))
+        read = load_registers(tmp_path / "map.yaml")
+        assert [read.name(0, 8 + 16 * number) for number in range(4)] == [
+            written.name(0, 8 + 16 * number) for number in range(4)
+        ], count

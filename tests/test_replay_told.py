@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,6 +12,8 @@ from click.testing import CliRunner, Result
 
 from tests.cases import for_each, for_each_row
 from userdev.errors import VerdictError
+from userdev.fuzz import Find
+from vfio_user.cli import fuzz as fuzzing
 from vfio_user.cli import minimize as minimizing
 from vfio_user.cli import replay as replaying
 from vfio_user.interposer.replay import Minimized, What
@@ -116,3 +119,79 @@ def test_what_is_shorter_is_beside_what_it_was_under_its_whole_name(
         done = CliRunner().invoke(minimizing.command, [str(tmp_path / name), "--server-command", "x", "--json"])
         assert json.loads(done.stdout)["output"] == str(tmp_path / f"{name}.min")
     assert len([*tmp_path.iterdir()]) == 3
+
+
+OPTIONS = {
+    "session": ("--session 2", 2),
+    "ignore": ("--ignore a --ignore b", ("a", "b")),
+    "patience": ("--patience 7", 7.0),
+    "timing": ("--timing recorded", "recorded"),
+    "connect_to": ("--connect here", "here"),
+    "against": ("--against other", "other"),
+    "check": ("--check it", "it"),
+    "record": ("--record 5", 5),
+    "seconds": ("--for 2m", 120.0),
+}
+"""By what is asked for: how a command line says it."""
+
+
+@for_each_row(
+    [
+        ("replay", {"ignore", "patience", "timing", "connect_to"}),
+        ("minimize", {"session", "ignore", "patience", "seconds", "against", "record"}),
+        ("minimize", {"check"}),
+    ]
+)
+def test_each_option_is_for_what_it_is_called_and_no_other(
+    name: str, options: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "t").write_bytes(b"")
+    asked: list[dict[str, Any]] = []
+    found = Minimized(cast(Any, Shortened()), 9, 2, 5, ended="minimal", difference=WRONG)
+
+    def said(answer: Any) -> Callable[..., Any]:
+        def function(*_: object, **facts: Any) -> Any:
+            asked.append({option: value for option, value in facts.items() if option != "progress"})
+            return answer
+
+        return function
+
+    monkeypatch.setattr(replaying, "load_script", lambda *_: NO_SCRIPT)
+    monkeypatch.setattr(replaying, "replay", said(outcome()))
+    monkeypatch.setattr(minimizing, "minimize", said(found))
+    command = {"replay": replaying, "minimize": minimizing}[name].command
+    for given in (set(), *({option} for option in options), options):
+        words = [word for option in given for word in OPTIONS[option][0].split()]
+        assert CliRunner().invoke(command, [str(tmp_path / "t"), "--server-command", "x", *words]).exit_code == 0
+        otherwise = {option: value for option, value in asked[-1].items() if value != asked[0][option]}
+        assert otherwise == {option: OPTIONS[option][1] for option in given}
+
+
+def test_the_session_of_a_trace_is_the_one_that_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "t").write_bytes(b"")
+    asked: list[tuple[object, ...]] = []
+
+    def load(_: str, *which: object) -> Any:
+        asked.append(which)
+
+    monkeypatch.setattr(replaying, "load_script", load)
+    monkeypatch.setattr(replaying, "replay", lambda *_, **__: outcome())
+    for words in ([], ["--session", "3"]):
+        CliRunner().invoke(replaying.command, [str(tmp_path / "t"), "--server-command", "x", *words])
+    assert asked == [(1,), (3,)]
+
+
+def test_a_find_is_played_with_the_options_that_were_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    monkeypatch.setattr(fuzzing, "replay_find", lambda *given, **facts: asked.append((given, facts)))
+    path = Find("vfio-user", "rule", "a rule", "rule: c", "c was said", ()).write(tmp_path)
+    words = ["--connect", "here", "--patience", "7", "--json", "--quiet"]
+    assert CliRunner().invoke(replaying.command, [str(path), *words]).exit_code == 0
+    assert asked == [((path, None, "here"), {"timeout": 7.0, "as_json": True, "quiet": True})]
+
+
+def test_what_did_not_fail_once_more_is_said_whatever_is_known_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = minimized(tmp_path, monkeypatch, "--check", "c", difference=None, confirmed=False)
+    assert "note:" in result.stdout

@@ -269,3 +269,12 @@ def test_a_qemu_of_the_bundle_that_is_not_here_is_not_insisted_on(
     assert "/opt/their/qemu" not in guests.commands[0]
     assert "cannot be had" in result.output
     assert doing.Command.of(open_bundle(tmp_path / "kept")).qemu == "/opt/their/qemu"
+
+
+def test_of_several_times_the_last_that_was_otherwise_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_bundle(tmp_path / "kept")
+    for quiet in ([], ["--quiet"]):
+        guests = Guests(PASSED, FAILED)
+        output = repeated(monkeypatch, tmp_path / "kept", "--times", "2", *quiet, guests=guests).output
+        assert "1 of 2 the same" in output, quiet
+        assert "verdict: FAIL -> PASS" in output, quiet

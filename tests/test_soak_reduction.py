@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from tests.cases import for_each
+from userdev.reduction import Reduction
 from vfio_user.soak.reduction import reduce
 
 SIXTEEN = "abcdefghijklmnop"
@@ -56,3 +57,31 @@ def test_no_more_is_tried_than_was_allowed_and_what_is_told_did_fail(most: int) 
 def test_the_only_event_is_its_own_cause() -> None:
     found = reduce("a", lambda _: True, 1)
     assert (found.events, found.minimal) == (("a",), True)
+
+
+def test_as_few_as_make_sense_are_tried_and_no_fewer() -> None:
+    for least in range(5):
+        tried: list[int] = []
+
+        def fails(some: Sequence[str], tried: list[int] = tried) -> bool:
+            tried.append(len(some))
+            return True
+
+        search = Reduction("abcdefgh", fails, least=least)
+        search.run()
+        assert (len(search.best), min(tried)) == (least, least)
+
+
+def test_what_is_of_a_kind_is_left_out_together_in_its_order() -> None:
+    """Of as many items the ones come first that came first."""
+    tried: list[str] = []
+
+    def fails(some: Sequence[str]) -> bool:
+        tried.append("".join(some))
+        return {"a", "B"} <= {*some}
+
+    search = Reduction("aAbBcCdD", fails, alike=str.islower)
+    search.run()
+    assert "".join(search.best) == "aB"
+    assert tried[:3] == ["", "ABcCdD", "aAbBCD"]
+    assert search.tries == len(tried)

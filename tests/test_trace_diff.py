@@ -265,3 +265,28 @@ def test_without_the_program_long_traces_are_refused_with_what_to_install(
     with pytest.raises(UserError) as refused:
         hunks([1], [2])
     assert "diffutils" in refused.value.hint
+
+
+def test_an_interrupt_is_missed_behind_a_write_that_itself_differs(tmp_path: Path) -> None:
+    """What is about the same place belongs together, though another value was written."""
+    ups = []
+    for name, value, count in (("a", 1, 2), ("b", 2, 1)):
+        with Written(tmp_path / name, REGISTERS) as trace:
+            trace.write(DOWN, 0x5A)
+            ups.append(trace.write(UP, value))
+            for _ in range(count):
+                trace.interrupt()
+            trace.write(DOWN, 0x5A)
+    told = differences(tmp_path / "a", tmp_path / "b")
+    assert sorted(one[0] for one in told) == ["asked", "interrupt", "interrupts"], told
+    assert told[-1][2:] == tuple(ups)
+
+
+def test_interrupts_that_a_note_has_several_of_are_counted_as_several(tmp_path: Path) -> None:
+    for name, count in (("a", 5), ("b", 3)):
+        with Written(tmp_path / name, REGISTERS) as trace:
+            trace.write(UP, 0x5A)
+            trace.writer.note("interrupt", index=2, vector=0, count=count)
+    total, behind = differences(tmp_path / "a", tmp_path / "b")
+    assert total[1] == "MSIX 0: 5 times in A, 3 times in B"
+    assert behind[1] == "MSIX 0 behind REGION_WRITE up = 0x5a: 5 in A, 3 in B"

@@ -11,12 +11,13 @@ import pytest
 from tests.cases import for_each, for_each_row
 from tests.interposer_bench import answer, read, request, write
 from tests.test_trace_diff import diff
-from tests.test_trace_stats import found, stats
+from tests.test_trace_stats import found, run, stats
 from tests.traced import BOTH, CAUSES, DOWN, REGISTERS, UP, Written
 from userdev.relay.direction import Direction
 from userdev.trace import View
 from userdev.trace.stats.findings import ENOUGH, SPIN_INTERVAL, SPINS
 from userdev.trace.stats.tally import EXAMPLES
+from vfio_user.cli._trace_stats import FINDINGS, ROWS
 from vfio_user.wire import Command
 from vfio_user.wire import layouts as at
 
@@ -228,3 +229,24 @@ def test_what_only_one_has_is_told_with_its_request_and_its_reply(side: str, tmp
     other = "b" if side == "a" else "a"
     assert (odd[f"{side}_record"], odd[f"{side}_reply"]) == (asked, asked + 1)
     assert (odd[f"{other}_record"], odd[f"{other}_reply"]) == (0, 0)
+
+
+def test_a_table_says_how_many_more_there_are_only_where_there_are(tmp_path: Path) -> None:
+    """Rows, and what is odd: each up to what is shown, and one more."""
+    for most, errno in ((ROWS, 0), (FINDINGS, 22)):
+        for more in (0, 1):
+            with Written(tmp_path / "t") as trace:
+                for number in range(most + more):
+                    trace.read(4 * number, None if errno else 1, errno=errno)
+            shown, everything = run(tmp_path / "t").splitlines(), run(tmp_path / "t", "--all").splitlines()
+            told = [line for line in (shown[-1:] if errno else shown) if "--all" in line]
+            assert told == ["... and 1 more: --all"] * more, (most, more)
+            assert not any("--all" in line for line in everything), (most, more)
+
+
+def test_a_register_is_odd_in_one_way_that_reads_otherwise_once_behind_the_same_write(tmp_path: Path) -> None:
+    with Written(tmp_path / "t", REGISTERS) as trace:
+        for number in range(100):
+            trace.write(DOWN, 0x5A)
+            trace.read(DOWN, 0x5A if number != 70 else 0)
+    assert [one["kind"] for one in stats(tmp_path / "t")["findings"]] == ["seldom"]

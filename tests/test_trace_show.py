@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from tests.cases import for_each, for_each_row
 from tests.interposer_bench import Bench, answer, dma_map, read, request, write
 from tests.traced import Written, flag_at_work
+from tests.vhost.between import Between
 from tests.wireshark import Wireshark
 from userdev.errors import UserError
 from userdev.relay.direction import Direction
@@ -286,6 +287,31 @@ def test_a_wrong_map_is_refused(trace: Path, tmp_path: Path, content: str) -> No
 )
 def test_filters_select(trace: Path, options: list[str], count: int) -> None:
     assert len(shown(trace, *options)) == count
+
+
+def test_a_part_of_a_register_is_not_the_whole(tmp_path: Path) -> None:
+    """Nor where the trace brings the names along, which have to be some of them."""
+    with Written(tmp_path / "t", [{"region": 0, "offset": 8, "width": 8, "name": "long"}]) as trace:
+        trace.read(8, 1)
+        trace.read(12, 2)
+    for name, count in (("long", 4), ("long+4", 2)):
+        assert len(shown(tmp_path / "t", "--register", name)) == count, name
+    with pytest.raises(UserError, match="no register"):
+        run("show", tmp_path / "t", "--register", "lung")
+
+
+def test_what_says_nothing_of_a_protocol_is_refused_whatever_its_value(trace: Path, tmp_path: Path) -> None:
+    with Between(tmp_path / "other"):
+        pass
+    for path, words in (
+        (trace, "--ring 0"),
+        (trace, "--ring 1"),
+        (tmp_path / "other", "--region 0"),
+        (tmp_path / "other", "--offset 0"),
+        (tmp_path / "other", "--register a"),
+    ):
+        with pytest.raises(UserError, match=words.split()[0]):
+            run("show", path, *words.split())
 
 
 def test_a_reply_says_how_long_it_took_and_what_it_answers(trace: Path) -> None:
