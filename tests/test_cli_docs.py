@@ -76,3 +76,9 @@ def test_an_installation_without_a_page_of_the_manual_says_how_it_is_built(pages
     error = CliRunner().invoke(man.command, [], prog_name="vfio-user").exception
     assert isinstance(error, UserError)
     assert "scripts/docs" in error.hint
+
+
+def test_a_word_behind_man_is_referred_to_the_help_of_that_command(pages: Path) -> None:
+    error = CliRunner().invoke(man.command, ["trace", "show"], prog_name="vfio-user").exception
+    assert isinstance(error, UserError)
+    assert "`vfio-user trace show --help`" in error.hint

@@ -15,6 +15,7 @@ from vfio_user.harness.artifacts import Timeline
 from vfio_user.harness.device import Device
 from vfio_user.harness.family import VhostUser
 from vfio_user.harness.first_look import FirstLook
+from vfio_user.harness.server import _not_up
 
 FAR, HERE = (SimpleNamespace(host=SimpleNamespace(shares_memory=near)) for near in (False, True))
 
@@ -68,3 +69,10 @@ def test_what_is_refused_is_stopped(looks: list[Any], monkeypatch: pytest.Monkey
             HERE,  # type: ignore[arg-type]
         )
     assert Started.stopped == 1
+
+
+def test_a_server_that_ends_without_a_word_is_named_by_its_command(tmp_path: Path) -> None:
+    (tmp_path / "log").touch()
+    child = SimpleNamespace(name="a.look", log=tmp_path / "log", fate=lambda: "exited with status 1")
+    error = _not_up(Device.parse("./my-server {socket}"), child)  # type: ignore[arg-type]
+    assert "`./my-server {socket}`" in error.hint

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -68,3 +69,13 @@ def test_all_that_is_typed_without_a_terminal_is_for_the_guest(typed: bytes) -> 
         guest = Guest(0)
         attached(guest, typed, monkeypatch)
         assert b"".join(guest.typed) == b"\n" + typed
+
+
+def test_what_is_no_terminal_is_not_asked_where_its_cursor_is(tmp_path: Path) -> None:
+    for pieces in ((b"\x1b[6n# ls\x1b[6n\x1b[0m",), (b"\x1b", b"[6", b"n# ls\x1b[", b"6n\x1b[", b"0m")):
+        with open(tmp_path / "shown", "w+b") as file:
+            show = terminal._shown_on(file.fileno())
+            for piece in pieces:
+                show(piece)
+            file.seek(0)
+            assert file.read() == b"# ls\x1b[0m", pieces

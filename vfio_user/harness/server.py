@@ -357,6 +357,8 @@ def _not_up(device: Device, child: Child) -> ServerError:
     if device.served and _FOR_HELP.search(tail(child.log)):
         name = device.served.removeprefix(f"{device.family.name}-").removeprefix(f"{device.family.name}:")
         return ServerError(_told_end(child), hint=f"`{device.family.name} serve {name} --help` shows its options")
+    if device.command and not tail(child.log).strip():
+        return ServerError(_told_end(child), hint=f"`{device.command}` printed nothing")
     said = child.last_words().splitlines()
     more = [line for line in said if line.strip() != reason("\n".join(said))]  # that one is told already
     return ServerError(_told_end(child), hint="\n".join(["its last lines:", *more]) if more else "")

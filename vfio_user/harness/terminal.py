@@ -7,7 +7,7 @@ import select
 import sys
 import termios
 import tty
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from vfio_user.harness.booted_guest import BootedGuest
@@ -16,6 +16,7 @@ from vfio_user.harness.mishaps import GuestCrash, Kind
 
 LEAVE = b"\x1d"  # Ctrl-]
 _END = b"\x04"  # Ctrl-D
+_ASKS = b"\x1b[6n"  # Device Status Report, which a terminal answers with the place of its cursor
 _TURN_SECONDS = 0.5  # seconds until the end of the input is told again
 
 
@@ -27,7 +28,7 @@ def attach(guest: BootedGuest) -> bool:
     """
     machine = guest.machine
     session = guest.call(_session)
-    machine.console.listen(lambda data: _write(sys.stdout.fileno(), data))
+    machine.console.listen(_shown_on(sys.stdout.fileno()))
     ended = os.pidfd_open(machine.child.pid)
     try:
         with _raw(sys.stdin.fileno()) as interactive:
@@ -116,6 +117,21 @@ def _raw(terminal: int) -> Iterator[bool]:
         yield True
     finally:
         termios.tcsetattr(terminal, termios.TCSADRAIN, before)
+
+
+def _shown_on(descriptor: int) -> Callable[[bytes], None]:
+    """What shows a console there; what is no terminal is not asked where its cursor is, as the guest's shell asks."""
+    if os.isatty(descriptor):
+        return lambda data: _write(descriptor, data)
+    begun = b""
+
+    def show(data: bytes) -> None:
+        nonlocal begun
+        data = (begun + data).replace(_ASKS, b"")
+        begun = next((_ASKS[:size] for size in (3, 2, 1) if data.endswith(_ASKS[:size])), b"")
+        _write(descriptor, data.removesuffix(begun))
+
+    return show
 
 
 def _write(descriptor: int, data: bytes) -> None:
