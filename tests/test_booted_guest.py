@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from packaging.version import Version
 
 from userdev.errors import UserError
 from vfio_user.harness import booted_guest
@@ -24,7 +25,7 @@ from vfio_user.harness.guest import GuestFailure
 from vfio_user.harness.guest_spec import GuestSpec
 from vfio_user.harness.machine import Machine
 from vfio_user.harness.mishaps import Kind, Mishap
-from vfio_user.harness.server import DeviceServer
+from vfio_user.harness.server import DeviceServer, ServerFailure
 
 IN_QEMU = Device(driver="edu")
 
@@ -182,3 +183,63 @@ def test_no_checkpoint_is_for_a_guest_with_devices_from_the_start_and_what_looks
         assert one.from_the_beginning is from_the_beginning, one
     moved = spec.moved("guest.2", spec.host, attached)
     assert (moved.name, moved.attached, moved.trace, moved.monitor) == ("guest.2", (attached,), False, None)
+
+
+def served(failure: Exception | None = None) -> Any:
+    """A server that was stopped so many times, and that has failed, or has not."""
+    server = SimpleNamespace(path=Path("/x"), device=Device.parse("edu"), stopped=0, last_words=lambda: "")
+
+    def check(wait: float = 0.0) -> None:
+        if failure is not None:
+            raise failure
+
+    def stop() -> None:
+        server.stopped += 1
+
+    server.check, server.stop = check, stop
+    return server
+
+
+def test_a_server_goes_with_its_device_unless_it_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage(tmp_path)
+    machine = stage.machine()
+    cast(Any, machine.qmp).version = Version("11.1.3")
+    with guest_on(stage, machine, monkeypatch) as guest:
+        for kept in (True, False):
+            server = served()
+            guest.unplug(guest.plug("edu", server=server), keep_server=kept)
+            assert (server.stopped, guest.devices) == (int(not kept), []), kept
+
+
+def test_a_device_that_qemu_does_not_take_is_told_by_its_servers_end_where_it_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = Stage(tmp_path)
+    machine = stage.machine()
+
+    def refuse(attachment: Attachment, unless: object = None) -> None:
+        raise UserError("QEMU does not answer")
+
+    cast(Any, machine).attach = refuse
+    with guest_on(stage, machine, monkeypatch) as guest:
+        for failure, told in ((None, "does not answer"), (ServerFailure("it died", evidence=""), "it died")):
+            with pytest.raises((UserError, ServerFailure), match=told):
+                guest.plug("edu", server=served(failure))
+            assert not guest.devices
+
+
+def test_a_reset_guest_is_up_by_what_its_console_says_since_and_its_agent_begins_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = Stage(tmp_path)
+    machine = cast(Any, stage.machine())
+    machine.console.position = 4711
+    done: list[object] = []
+    machine.mishaps.expect_reset = lambda: done.append("it is expected")
+    machine.qmp.command = done.append
+    machine.wait_ready = lambda since: done.append(since)
+    with guest_on(stage, machine, monkeypatch) as guest:
+        monkeypatch.setattr(guest.agent, "renew", lambda: done.append("a new session"))
+        monkeypatch.setattr(guest.agent, "hello", lambda limit: done.append("hello"))
+        guest.reset()
+    assert done == ["it is expected", "system_reset", 4711, "a new session", "hello"]

@@ -13,6 +13,7 @@ from userdev.errors import UserError
 from vfio_user.harness import server
 from vfio_user.harness.attachment import Attachment
 from vfio_user.harness.device import Device, server_command
+from vfio_user.harness.family import VFIO_USER, VHOST_USER
 from vfio_user.harness.interposition import Interposition
 from vfio_user.harness.server import DeviceServer, ServerError, ServerFailure
 
@@ -117,3 +118,14 @@ def test_an_interposer_is_told_a_servers_process_only_where_that_is_one_of_this_
             Device(served="edu"), cast(Any, site(tmp_path, shares_memory=here)), "dev", interposition=Interposition()
         )
         assert ("4321" in told[-1]) is here, shlex.join(told[-1])
+
+
+def test_the_protocol_of_anybodys_server_is_that_of_the_device_which_its_properties_name() -> None:
+    protocols = {
+        "srv {socket}": VFIO_USER,
+        "srv {socket} [x-msg-timeout=5]": VFIO_USER,
+        "srv {socket} [driver=vhost-user-blk-pci]": VHOST_USER,
+        "vhost-user-rng [ats=on]": VHOST_USER,
+    }
+    for text, family in protocols.items():
+        assert Device.parse(text).family is family, text

@@ -18,7 +18,7 @@ from tests.cases import for_each_row
 from vfio_user.harness import machine
 from vfio_user.harness.command_line import MachineConfig, Start
 from vfio_user.harness.log import LogFile
-from vfio_user.harness.machine import Launch, Machine, MachineError
+from vfio_user.harness.machine import CHANNELS, Launch, Machine, MachineError
 from vfio_user.harness.memory_file import MemoryFile
 
 GREETING = {"QMP": {"version": {"qemu": {"major": 11, "minor": 1, "micro": 3}, "package": ""}, "capabilities": []}}
@@ -61,6 +61,9 @@ class Emulated:
         self.running = False
         for end in self._ends.values():
             end.close()
+
+    def group_is_alive(self) -> bool:
+        return self.running
 
     def last_words(self, lines: int = 20) -> str:
         return "its last words"
@@ -197,3 +200,13 @@ def test_whichever_log_of_a_machine_is_not_whole_is_told(tmp_path: Path) -> None
             assert guest.unwritten() is None
             full = log(guest).failure = OSError("no space")
             assert guest.unwritten() is full, name
+
+
+def test_nothing_is_left_of_a_machine_that_was_stopped_and_what_would_be_is_told(tmp_path: Path) -> None:
+    memory, emulated = MemoryFile(1), Emulated()
+    with machine_of(emulated, tmp_path, lambda launch: replace(launch, memory=memory)) as guest:
+        left = guest.left_behind()
+        assert {channel for channel in CHANNELS for said in left if channel in said} == set(CHANNELS)
+        assert any("QEMU" in said for said in left)
+    assert guest.left_behind() == []
+    assert memory.fd == -1
