@@ -252,6 +252,17 @@ def test_a_command_that_does_not_come_as_far_as_a_guest_is_told(tmp_path: Path) 
     with pytest.raises(UserError, match="exited with status 2") as caught:
         do_again(found, Command.of(found), tmp_path / "again")
     assert "no-such-device" in caught.value.hint
+    assert "--server-command" not in caught.value.hint
+
+
+def test_a_server_that_is_not_on_this_machine_can_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_bundle(tmp_path / "kept", recipe=Recipe(command="run"))
+    found = open_bundle(tmp_path / "kept")
+    says = ["/bin/sh", "-c", "echo 'user error: cannot start ./mine: No such file or directory'; exit 2"]
+    monkeypatch.setattr(Command, "argv", lambda *_: says)
+    with pytest.raises(UserError) as caught:
+        do_again(found, Command.of(found), tmp_path / "again")
+    assert "--server-command" in caught.value.hint
 
 
 def test_a_qemu_of_the_bundle_that_is_not_here_is_not_insisted_on(

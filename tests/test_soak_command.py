@@ -179,6 +179,7 @@ def test_a_disk_that_is_full_ends_it_with_the_reason_and_what_was_done(
         (["--device", "edu", "--workload", "dmaa"], "did you mean 'dma'"),
         (["--device", "edu", "--workload", "fio"], "edu has dma"),
         (["--device", "edo"], "edu"),
+        (["--device", "dorbell:Doorbell"], "there is no module 'dorbell'"),
         (["--only", "x"], "3,17"),
         (["--only", "3"], "--seed"),
     ],

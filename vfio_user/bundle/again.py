@@ -193,9 +193,13 @@ def do_again(
         child.stop(_ENDING_SECONDS)
     made = _made(place)
     if made is None:
+        said = child.last_words()
+        elsewhere = "where a server's program is elsewhere here, --server-command says where; " * (
+            "cannot start" in said
+        )
         raise UserError(
             f"what the bundle is of could not be done again: it {child.fate()}",
-            hint=f"its last lines:\n{child.last_words()}",
+            hint=f"{elsewhere * ('cannot start' in said)}its last lines:\n{said}",
         )
     again = open_bundle(made)
     return Attempt(again, differences(found, again), time.monotonic() - began)

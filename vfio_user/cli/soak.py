@@ -29,10 +29,12 @@ from vfio_user.cli._soak_again import Again, keep_soak
 from vfio_user.cli._soak_line import Teller
 from vfio_user.harness.artifacts import drop_results, results_folder
 from vfio_user.harness.command_line import HardwareOptions
+from vfio_user.harness.device import Device
 from vfio_user.harness.hosts import KINDS as HOSTS
 from vfio_user.harness.interruption import interruptible
 from vfio_user.harness.migration.workload import all_kinds
 from vfio_user.page.names import COMMANDS
+from vfio_user.server.catalogue import DEVICES as CATALOGUE
 from vfio_user.soak import (
     EVENTS,
     FIRST,
@@ -131,6 +133,7 @@ def command(
     spec = SoakedSpec(devices or DEVICES, workloads, interrupts or "", hosts, image or "", hardware, capture_dma)
     if capture_dma:
         check_capture_dma(spec.devices)
+    _require_classes(spec.devices)
     wanted = _weights(weights_file, weights, only_events)
     until = Until.parse(untils or _UNTIL, datetime.now())
     numbers = parse_numbers(only) if only else []
@@ -250,3 +253,14 @@ def _weights(file: Path | None, options: tuple[str, ...], only: str | None) -> d
                 raise UserError(f"there is no event {name!r}", hint=hint)
         usual = {name: weight if name in names else 0.0 for name, weight in usual.items()}
     return dict(weights_of(usual, file, options))
+
+
+def _require_classes(devices: Sequence[str]) -> None:
+    """Load the classes of somebody's own devices: behind an interposer that keeps sessions nobody sees a server fail.
+
+    Raises:
+        UserError: there is none, as `Catalogue.find` has it.
+    """
+    for device in map(Device.parse, devices):
+        if ":" in device.served and device.family.keeps_sessions:
+            CATALOGUE.find(device.served)
