@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -199,3 +201,31 @@ def test_list_shows_what_is_installed(tmp_path: Path) -> None:
     in_cache(tmp_path, "sid", "12.0.0")
     rows = json.loads(CliRunner().invoke(command, ["list", "--json"]).stdout)
     assert {row["name"]: bool(row["installed"]) for row in rows} == {"default": False, "forky": False, "sid": True}
+
+
+def test_a_qemu_that_was_built_anew_is_another(tmp_path: Path) -> None:
+    """Of the same size and version, as after a change of one line: no checkpoint of the old one is for it."""
+    program = answers_like_qemu(tmp_path / PROGRAM, "11.1.3")
+    first = find_qemu(str(program)).digest
+    assert find_qemu(str(program)).digest == first
+    os.utime(program, ns=(0, program.stat().st_mtime_ns + 1_000_000_000))
+    assert find_qemu(str(program)).digest != first
+
+
+def test_an_installed_qemu_is_unpacked_again_only_when_the_archive_has_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has, unpacked = ["qemu_11.1.3-1.deb"], []
+
+    def unpack(debs: list[Path], root: Path) -> None:
+        unpacked.append(debs[0].name)
+        answers_like_qemu(root / "usr/lib64/ld-linux-x86-64.so.2", "11.1.3")
+
+    archive = SimpleNamespace(fetch=lambda packages, progress: [Path(name) for name in has], unpack=unpack)
+    monkeypatch.setattr(qemu, "DebianArchive", lambda suites: archive)
+    monkeypatch.setattr(qemu, "has_apt", lambda: True)
+    digests = [install_qemu().digest, install_qemu().digest]
+    has[:] = ["qemu_11.1.3-2.deb"]
+    digests += [install_qemu().digest, install_qemu().digest]
+    assert unpacked == ["qemu_11.1.3-1.deb", "qemu_11.1.3-2.deb"]
+    assert digests[0] == digests[1] != digests[2] == digests[3]
