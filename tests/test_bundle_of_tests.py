@@ -179,6 +179,6 @@ def test_the_morning_page_links_to_the_bundle_of_a_case(wanted: str, tmp_path: P
     morning = Morning(summary, folder)
     assert (folder / morning.bundle_link(summary.results[0])).is_file()
     write_morning(summary, folder)
-    assert f"`vfio-user repro {place}`" in (folder / MARKDOWN).read_text()
+    assert f"`vfio-user repro {folder / place}`" in (folder / MARKDOWN).read_text(), "it is read elsewhere"
     assert open_bundle((folder / place).resolve()).bundle.outcome.verdict == "FAIL"
     assert summary.results[0].bundle_is_evidence is (wanted == "auto")

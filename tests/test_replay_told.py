@@ -84,6 +84,7 @@ class Shortened:
 def minimized(folder: Path, monkeypatch: pytest.MonkeyPatch, *words: str, **facts: Any) -> Result:
     found = Minimized(cast(Any, Shortened()), 9, 2, 5, **{"ended": "minimal", "difference": WRONG, **facts})
     monkeypatch.setattr(minimizing, "minimize", lambda *_, **__: found)
+    (folder / "t").write_bytes(b"")
     return CliRunner().invoke(minimizing.command, [str(folder / "t"), "--server-command", "x", *words])
 
 
@@ -116,9 +117,10 @@ def test_what_is_shorter_is_beside_what_it_was_under_its_whole_name(
     found = Minimized(cast(Any, Shortened()), 9, 2, 5, ended="minimal", difference=WRONG)
     monkeypatch.setattr(minimizing, "minimize", lambda *_, **__: found)
     for name in ("edu.1.trace", "edu.2.trace", "edu"):
+        (tmp_path / name).touch()
         done = CliRunner().invoke(minimizing.command, [str(tmp_path / name), "--server-command", "x", "--json"])
         assert json.loads(done.stdout)["output"] == str(tmp_path / f"{name}.min")
-    assert len([*tmp_path.iterdir()]) == 3
+    assert len([*tmp_path.glob("*.min")]) == 3
 
 
 OPTIONS = {
