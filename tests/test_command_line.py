@@ -398,6 +398,12 @@ def test_every_command_is_for_programs_and_whatever_takes_a_while_can_be_quiet(p
         assert has == wanted, f"{program} {name}"
 
 
+@for_each(ROOTS)
+def test_every_argument_has_a_name_in_the_usage_of_which_the_manual_is_made(program: str) -> None:
+    for name, command in commands_of(ROOTS[program], ""):
+        assert all(command.collect_usage_pieces(click.Context(command))), f"{program} {name}"
+
+
 @pytest.mark.parametrize("program", ROOTS)
 def test_every_shell_has_a_script(say: Say, program: str) -> None:
     scripts = {shell: say("completion", shell, program=program).stdout for shell in SHELLS}

@@ -14,7 +14,7 @@ from vfio_user.cli import docs
 
 @click.command()
 @click.option("--path", "only_path", is_flag=True, help="Print where the page is, and show nothing.")
-@click.argument("name", nargs=-1, metavar="")
+@click.argument("name", nargs=-1, metavar="[COMMAND]")
 @click.pass_context
 def command(context: click.Context, name: tuple[str, ...], only_path: bool) -> None:
     """Show the page of the manual, as man(1) does where this is installed on its path.
