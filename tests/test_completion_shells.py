@@ -19,11 +19,11 @@ def script(shell: str) -> str:
 
 
 def test_fish_completes(tmp_path: Path) -> None:
-    """What our program says of a command line is what fish offers, with its help."""
+    """What our program says of a command line is what fish offers, with its help to the end, whatever is in it."""
     fish = Shell.unpacked(tmp_path, "fish")
-    fish.prepare(script("fish"), "plain,nvme\tvfio-user\nplain,nvme-of\tanother\n")
+    fish.prepare(script("fish"), "plain,nvme\tvfio-user\nplain,nvme-of\tanother, and more\n")
     offered = fish.says('source /script; complete -C "vfio-user boot --device nv"')
-    assert offered == "nvme\tvfio-user\nnvme-of\tanother\n"
+    assert offered == "nvme\tvfio-user\nnvme-of\tanother, and more\n"
 
 
 def test_zsh_completes(tmp_path: Path) -> None:

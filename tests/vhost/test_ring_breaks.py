@@ -1,0 +1,134 @@
+"""What breaks a ring at its start or at a request, and what goes on beside it."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.descriptors import fd_count
+from tests.vhost.reverse import Reverse
+from tests.vhost_frontend import MEMORY, FrontEnd, Queue, R, no_fd, split
+from vhost_user.backend import Session
+
+
+def loop(ring: Queue) -> None:
+    split(ring).describe(0, 0x8000, 4, 1, 1)
+    split(ring).describe(1, 0x8000, 4, 1, 0)
+
+
+def outside_memory(ring: Queue) -> None:
+    split(ring).describe(0, MEMORY, 4, 0, 0)
+
+
+def writable_before_readable(ring: Queue) -> None:
+    split(ring).describe(0, 0x8000, 4, 3, 1)
+    split(ring).describe(1, 0x8000, 4, 0, 0)
+
+
+def beyond_the_table(ring: Queue) -> None:
+    split(ring).describe(0, 0x8000, 4, 1, 99)
+
+
+def indirect_without_agreement(ring: Queue) -> None:
+    split(ring).describe(0, 0x8000, 16, 4, 0)
+
+
+@pytest.mark.parametrize(
+    "wrong", [loop, outside_memory, writable_before_readable, beyond_the_table, indirect_without_agreement]
+)
+def test_a_wrong_chain_breaks_its_ring_and_nothing_else(front_end: FrontEnd, ring: Queue, wrong: object) -> None:
+    other = front_end.queue(1)
+    other.start()
+    assert callable(wrong)
+    wrong(ring)
+    split(ring).offer(0)
+    ring.kick()
+    assert ring.wait_err()
+    assert other.exchange(b"ab", 2).data == b"ba"
+    ring.stop()
+    front_end.memory[0x10000:0x13000] = bytes(0x3000)
+    again = front_end.queue()
+    again.start()
+    assert again.exchange(b"cd", 2).data == b"dc"
+
+
+def test_a_device_that_fails_breaks_the_ring_and_what_was_done_before_is_told(
+    ring: Queue, caplog: pytest.LogCaptureFixture
+) -> None:
+    ring.put(b"ab", 2)
+    ring.put(b"fail", 4)
+    ring.kick()
+    assert ring.wait_err()
+    assert len(ring.wait_used()) == 1
+    assert "on purpose" in caplog.text
+    assert "queue 0 of Reverse" in caplog.text
+
+
+def test_a_ring_that_is_started_without_addresses_breaks(front_end: FrontEnd) -> None:
+    ring = front_end.queue()
+    front_end.do(R.SET_VRING_ERR, 0, [ring.err_fd])
+    front_end.do(R.SET_VRING_KICK, 0, [ring.kick_fd])
+    ring.enable()
+    assert ring.wait_err()
+    front_end.settle()
+
+
+@pytest.mark.parametrize("request_", [R.SET_VRING_KICK, R.SET_VRING_CALL, R.SET_VRING_ERR])
+def test_a_kick_that_is_no_eventfd_is_refused(front_end: FrontEnd, request_: R) -> None:
+    """A front-end's own end of the connection among them: who keeps that never sees its end."""
+    with Path("/dev/null").open() as nothing:
+        for fd in (nothing.fileno(), front_end.memory.fd, front_end.stream.fileno()):
+            assert front_end.tell(request_, 0, [fd]) == errno.EINVAL
+
+
+def test_a_ring_without_a_kick_is_looked_at_by_itself(front_end: FrontEnd) -> None:
+    ring = front_end.queue()
+    ring.start(enable=False)
+    front_end.do(R.SET_VRING_KICK, no_fd(0))
+    ring.enable()
+    ring.put(b"ab", 2)
+    assert len(ring.wait_used()) == 1
+    ring.stop()
+
+
+def test_a_kick_that_cannot_be_waited_for_leaves_the_one_before(
+    front_end: FrontEnd, ring: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    before, other = fd_count(), os.eventfd(0)
+    with monkeypatch.context() as patch:
+        patch.setattr(Session, "watch", refuse)
+        assert front_end.tell(R.SET_VRING_KICK, ring.index, [other])
+    os.close(other)
+    assert ring.exchange(b"ab", 2).data == b"ba"
+    assert fd_count() == before
+
+
+def test_a_ring_at_whose_start_its_device_fails_is_broken_until_it_is_started_again(
+    front_end: FrontEnd, device: Reverse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that another has still, say: it is told once, and neither served nor stopped for what never ran."""
+    start, failures = device.on_start, [OSError("another has it")]
+
+    def failing(queue: int) -> None:
+        if failures:
+            raise failures.pop()
+        start(queue)
+
+    monkeypatch.setattr(device, "on_start", failing)
+    ring = front_end.queue()
+    ring.start()
+    assert ring.wait_err()
+    ring.put(b"ab", 2)
+    ring.kick()
+    front_end.settle()
+    assert split(ring).used_index == 0
+    ring.stop(drain=False)
+    assert [event for event in device.events if event in ("start 0", "stop 0")] == []
+    ring.start()
+    assert len(ring.wait_used()) == 1
