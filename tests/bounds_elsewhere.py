@@ -157,7 +157,7 @@ ELSEWHERE: Mapping[str, Mapping[str, Collection[str]]] = {
     "vhost/test_device_state.py": {
         "a_state_without_an_end_is_refused_where_it_is_too_long": ["vhost_user.device.saved:MAX_STATE"],
     },
-    "vhost/test_interposer_session.py": {
+    "vhost/test_interposer_model.py": {
         "regions_that_nobody_refuses_are_kept_up_to_a_bound_and_the_last_of_each_address": [
             "vhost_user.interposer.session_model:MAX_SLOTS"
         ],
