@@ -12,13 +12,13 @@ from types import ModuleType
 
 import pytest
 
-from tests.cases import for_each, for_each_row
+from tests.cases import for_each_row
 from tests.mutants import judging
 from tests.mutants.equivalent import equivalents
-from tests.mutants.judging import Fate, Journal, Judge, in_order
+from tests.mutants.judging import Fate, Journal, Judge, in_order, within
 from tests.mutants.mutant import Mutant
 from tests.mutants.rooms import ROOMS, files
-from tests.seeded_bugs.forking import SKIPPED, Run, Task
+from tests.seeded_bugs.forking import BROKEN, SKIPPED, Run, Task
 from tests.seeded_bugs.grafting import Functions, in_functions
 from tests.seeded_bugs.planting import ROOT, PlantingError
 from tests.seeded_bugs.warm import UNPLANTED, noticed_by
@@ -44,10 +44,17 @@ class Reached:
 class Runs:
     """Stands for forks: what tests make of the mutant of each line, and of none (0)."""
 
-    def __init__(self, fails: dict[int, str], ends: dict[int, int] | None = None, overdue: Iterable[int] = ()) -> None:
+    def __init__(
+        self,
+        fails: dict[int, str],
+        ends: dict[int, int] | None = None,
+        overdue: Iterable[int] = (),
+        behind_others: Iterable[int] = (),
+    ) -> None:
         self._fails = fails
         self._ends = ends or {}
         self._overdue = list(overdue)
+        self._behind_others = list(behind_others)
         self.asked: list[tuple[int, list[str]]] = []
 
     def __call__(self, tasks: Iterable[Task]) -> Iterator[Run]:
@@ -55,7 +62,7 @@ class Runs:
             line = task.bug.line if isinstance(task.bug, Mutant) else 0
             self.asked.append((line, list(task.tests)))
             failed = self._fails.get(line)
-            if failed in task.tests:
+            if failed in task.tests and (len(task.tests) > 1 or line not in self._behind_others):
                 yield Run(task, 1, f"noticed by {failed}\n", 0.0)
             else:
                 yield Run(task, self._ends.get(line, 0), "", 0.0, overdue=line in self._overdue)
@@ -82,29 +89,37 @@ def test_what_was_judged_to_change_nothing_is_judged_once_and_of_lines_that_ther
 def test_some_quick_tests_of_each_file_come_first_then_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(judging, "FIRST_OF_FILE", 1)
     order = in_order(list(SECONDS), SECONDS, {}, Counter())
-    assert order == (["b.py::two", "a.py::quick", "c.py::one", "b.py::one", "a.py::slow"], [])
+    assert order == ["b.py::two", "a.py::quick", "c.py::one", "b.py::one", "a.py::slow"]
 
 
 def test_what_has_noticed_other_mutants_of_the_module_is_tried_before_all() -> None:
     noticed = Counter({"a.py": 3, "a.py::slow": 2, "a.py::quick": 1, "b.py": 1, "b.py::one": 1})
-    assert in_order(list(SECONDS), SECONDS, {}, noticed)[0] == [
+    assert in_order(list(SECONDS), SECONDS, {}, noticed) == [
         *("a.py::slow", "a.py::quick", "b.py::one"),
         *("b.py::two", "c.py::one"),
     ]
 
 
 def test_files_that_were_written_last_come_before_others_that_have_noticed_as_little() -> None:
-    assert in_order(list(SECONDS), SECONDS, {"a.py": 2, "b.py": 1, "c.py": 3}, Counter())[0][0] == "c.py::one"
+    assert in_order(list(SECONDS), SECONDS, {"a.py": 2, "b.py": 1, "c.py": 3}, Counter())[0] == "c.py::one"
+
+
+def test_as_many_tests_are_tried_first_as_take_no_longer() -> None:
+    assert set(within(in_order(list(SECONDS), SECONDS, {}, Counter()), SECONDS, 4.9)) == {
+        *("a.py::quick", "b.py::one", "b.py::two"),
+    }
+    assert within(["c.py::one", "a.py::quick"], SECONDS, 4.9) == ["c.py::one"]
 
 
 def test_what_takes_long_has_its_turn_when_what_is_quick_has_noticed_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mutant of line 2 is noticed by a quick test, which changes the order of what is left of all others."""
     monkeypatch.setattr(judging, "FIRST_SECONDS", 4.9)
-    first, rest = in_order(list(SECONDS), SECONDS, {}, Counter())
-    assert (set(first), rest) == ({"a.py::quick", "b.py::one", "b.py::two"}, ["a.py::slow", "c.py::one"])
-    assert in_order(["c.py::one"], SECONDS, {}, Counter()) == (["c.py::one"], [])
-    warm = Runs({1: "a.py::slow"})
-    assert fates(warm, Runs({}), 1, 3) == {1: Fate.KILLED, 3: Fate.SURVIVED}
-    assert [(line, len(tests)) for line, tests in warm.asked] == [(1, 3), (3, 3), (1, 2), (3, 2), (0, 1)]
+    warm = Runs({1: "a.py::slow", 2: "b.py::one", 3: "c.py::one", 4: "a.py::slow"}, behind_others=[4])
+    assert fates(warm, Runs({}), 1, 2, 3, 4, 5) == {
+        **dict.fromkeys([1, 2, 3], Fate.KILLED),
+        **dict.fromkeys([4, 5], Fate.SURVIVED),
+    }
+    assert sorted(test for line, tests in warm.asked if line == 5 for test in tests) == sorted(SECONDS)
 
 
 def test_a_mutant_has_survived_when_no_test_notices_it() -> None:
@@ -118,6 +133,23 @@ def test_a_mutant_has_survived_when_no_test_notices_it() -> None:
 def test_a_run_that_took_longer_than_any_may_has_noticed_nothing() -> None:
     """Each of its tests has passed, or it would have ended: a busy machine's mutants are not killed by its clock."""
     assert fates(Runs({}, {1: -9}, overdue=[1]), Runs({}), 1) == {1: Fate.SURVIVED}
+
+
+def test_a_test_that_fails_behind_others_and_passes_alone_has_noticed_nothing() -> None:
+    """It fails for what those before it have left: the others have their turn without it."""
+    for one in (1, 6):
+        warm, cold = (Runs({one: "b.py::one"}, behind_others=[one]) for _ in range(2))
+        assert fates(warm, cold, one) == {one: Fate.SURVIVED}
+        assert ["b.py::one"] in [tests for _, tests in [*warm.asked, *cold.asked]]
+
+
+def test_what_ends_a_process_before_any_test_has_noticed_a_mutant_that_cannot_be_imported() -> None:
+    assert fates(Runs({}, {7: UNPLANTED}), Runs({}, {7: 4}), 7) == {7: Fate.KILLED}
+
+
+def test_a_run_that_went_wrong_by_no_test_is_no_verdict() -> None:
+    with pytest.raises(SystemExit):
+        fates(Runs({}, {7: UNPLANTED}), Runs({}, {7: BROKEN}), 7)
 
 
 def test_a_test_that_fails_without_a_mutant_notices_none() -> None:
@@ -138,19 +170,30 @@ def test_what_is_imported_cannot_tell_of_some_mutants_and_a_python_of_their_own_
     """Line 6 was run at import and 7 cannot be put in: neither has survived before it was tried cold."""
     warm, cold = Runs({}, {7: UNPLANTED}), Runs({6: "c.py::one"}, {})
     assert fates(warm, cold, 3, 6, 7) == {3: Fate.SURVIVED, 6: Fate.KILLED, 7: Fate.SURVIVED}
-    assert [line for line, _ in cold.asked] == [6, 7]
+    assert {line for line, _ in cold.asked} == {6, 7}
 
 
-@for_each(
+def test_what_is_imported_notices_nothing_of_what_was_computed_before() -> None:
+    """The test of line 6 fails as what was run at import is as it was: a Python of its own is right."""
+    warm, cold = Runs({6: "a.py::quick"}), Runs({})
+    assert fates(warm, cold, 6) == {6: Fate.SURVIVED}
+    assert next(tests for _, tests in cold.asked) == ["a.py::quick"]
+    assert {test for _, tests in cold.asked for test in tests} == set(SECONDS)
+
+
+TESTS = ["tests/test_x.py::test_y[a - b]", "tests/test_x.py::test_y[a]"]
+
+
+@for_each_row(
     [
-        "noticed by tests/test_x.py::test_y[a - b]\nmore",
-        "1 failed\nFAILED tests/test_x.py::test_y[a - b] - ValueError: no - at all\n",
+        (f"trying {TESTS[1]}\ntrying {TESTS[0]}\nERROR of a log\nnoticed by {TESTS[0]}\nmore", TESTS[0]),
+        (f"trying {TESTS[0]}\ntrying {TESTS[1]}\nthe process ended", TESTS[1]),
+        (f"ERROR    of:log.py\n1 failed\nFAILED {TESTS[0]} - ValueError: no - at all\n", TESTS[0]),
+        ("ERROR tests/test_x.py - ImportError\n", None),
     ]
 )
-def test_the_test_that_noticed_is_named_by_either_kind_of_run(output: str) -> None:
-    named = noticed_by(output)
-    assert named is not None
-    assert named.startswith("tests/test_x.py::test_y[a")
+def test_the_test_that_noticed_is_named_by_either_kind_of_run(output: str, named: str | None) -> None:
+    assert noticed_by(Run(Task(TESTS), 1, output, 0.0)) == named
 
 
 def test_what_is_known_is_kept_over_an_interruption(tmp_path: Path) -> None:
@@ -243,7 +286,17 @@ def test_what_a_module_computes_when_it_is_imported_is_no_body_of_a_function(
     assert in_functions(Changed(tmp_path / "module.py", old, new)) is is_so
 
 
-@pytest.mark.parametrize(("old", "new"), [("number + other", "other"), ("TWO_MORE = adder(2)", "TWO_MORE = None")])
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("number + other", "other"),
+        ("TWO_MORE = adder(2)", "TWO_MORE = None"),
+        ("\nclass Thing:", "\nSIZE = 1\nclass Thing:"),  # which moves all functions
+        ("class Thing:\n", "class Thing:\n    SIZE = 1\n"),
+        ("def size(self)", "def size(self, unit=1)"),
+        ("    @property\n", ""),
+    ],
+)
 def test_a_change_that_no_function_can_have_is_refused(module: ModuleType, old: str, new: str) -> None:
     assert module.__file__ is not None
     with pytest.raises(PlantingError):

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
 from tests.mutants.mutant import Mutant
-from tests.seeded_bugs.forking import SKIPPED, Run, Task, run_all
+from tests.seeded_bugs.forking import BROKEN, SKIPPED, Run, Task, run_all
 from tests.seeded_bugs.warm import NO_TESTS, UNPLANTED, ColdFork, WarmFork, noticed_by
 
 FIRST_SECONDS = 40.0
@@ -25,9 +27,6 @@ BATCH = 40
 
 _MOST_LINES = 1000
 """More than any module has."""
-
-
-_FIRST, _REST = range(2)
 
 
 class Fate(StrEnum):
@@ -70,7 +69,10 @@ Runner = Callable[[Iterable[Task]], Iterator[Run]]
 
 
 class Judge:
-    """Finds the fate of mutants; what has noticed one is tried first with the next in the same file."""
+    """Finds the fate of mutants; what has noticed one is tried first with the next in the same file.
+
+    A test has noticed a mutant if it fails with it alone, and passes without.
+    """
 
     def __init__(self, reach: Reach, warm: Runner, cold: Runner) -> None:
         self._reach = reach
@@ -79,7 +81,9 @@ class Judge:
         self._noticed: dict[str, Counter[str]] = defaultdict(Counter)
         """Of each module: how many mutants each test, and each file of tests, has noticed."""
         self._sound: dict[str, bool] = {}
-        """Whether a test that has noticed a mutant passes without any, in a fork."""
+        """Whether a test that has failed with a mutant passes without any, in a fork."""
+        self._passed: dict[str, set[str]] = defaultdict(set)
+        """Of each mutant: tests that pass with it, alone at least."""
 
     @classmethod
     def of_forks(cls, reach: Reach, *, jobs: int) -> Judge:
@@ -95,66 +99,86 @@ class Judge:
             yield from self._of_batch(mutants[start : start + BATCH])
 
     def _of_batch(self, mutants: Sequence[Mutant]) -> Iterator[tuple[Mutant, Fate, str | None]]:
-        for mutant in mutants:
-            if not self._tests(mutant):
-                yield mutant, Fate.UNREACHED, None
-        cold: list[Mutant] = []
-        survived: list[Mutant] = []
-        more: list[Mutant] = []
         reached = [mutant for mutant in mutants if self._tests(mutant)]
-        for part, left in ((_FIRST, reached), (_REST, more)):
-            while left:
-                again: list[Mutant] = []
-                for mutant, done in self._checked(self._warm(self._tasks(left, part))):
-                    if done is None:
-                        again.append(mutant)
-                    elif done.status == UNPLANTED:
-                        cold.append(mutant)
-                    elif _is_noticed(done):
-                        yield mutant, Fate.KILLED, noticed_by(done.output)
-                    elif part == _FIRST and self._in_order(mutant)[_REST]:
-                        more.append(mutant)
-                    elif self._reach.at_import(mutant.file, _lines(mutant)):
-                        cold.append(mutant)
-                    else:
-                        survived.append(mutant)
-                survived += [mutant for mutant in again if not self._tests(mutant)]
-                left = [mutant for mutant in again if self._tests(mutant)]
-        for mutant in survived:
-            yield mutant, Fate.SURVIVED, None
-        for done in self._cold(self._tasks(cold, _FIRST)):
+        yield from ((mutant, Fate.UNREACHED, None) for mutant in mutants if mutant not in reached)
+        cold: list[Mutant] = []
+        more: list[Mutant] = []
+        for left, seconds in ((reached, FIRST_SECONDS), (more, math.inf)):
+            for mutant, done in self._rounds(left, seconds, self._warm):
+                if done.status == UNPLANTED:
+                    cold.append(mutant)
+                elif _is_noticed(done):
+                    yield mutant, Fate.KILLED, noticed_by(done)
+                elif self._tests(mutant):
+                    more.append(mutant)
+                elif self._is_at_import(mutant):
+                    cold.append(mutant)
+                else:
+                    yield mutant, Fate.SURVIVED, None
+        for mutant in cold:
+            del self._passed[mutant.id]  # which a fork cannot tell
+        for mutant, done in self._rounds(cold, FIRST_SECONDS, self._cold):
             noticed = _is_noticed(done)
-            yield _mutant(done), Fate.KILLED if noticed else Fate.SURVIVED, noticed_by(done.output)
+            yield mutant, Fate.KILLED if noticed else Fate.SURVIVED, noticed_by(done) if noticed else None
 
-    def _tasks(self, mutants: Sequence[Mutant], part: int) -> Iterator[Task]:
-        for mutant in mutants:
-            yield Task(self._in_order(mutant)[part], mutant)
+    def _rounds(self, mutants: Sequence[Mutant], seconds: float, run: Runner) -> Iterator[tuple[Mutant, Run]]:
+        """Each mutant with its last run of so many seconds: one that has noticed it, or in which all have passed."""
+        left = list(mutants)
+        while left:
+            again: list[Mutant] = []
+            tasks = [Task(self._in_order(mutant, seconds), mutant) for mutant in left]
+            for mutant, done, stands in self._proven(run(tasks), run):
+                if stands:
+                    yield mutant, done
+                elif self._tests(mutant):
+                    again.append(mutant)
+                else:
+                    yield mutant, Run(done.task, SKIPPED, "", 0.0)
+            left = again
 
-    def _checked(self, runs: Iterable[Run]) -> Iterator[tuple[Mutant, Run | None]]:
-        """Each mutant with its run; None where the test that has failed fails without a mutant too."""
+    def _proven(self, runs: Iterable[Run], run: Runner) -> Iterator[tuple[Mutant, Run, bool]]:
+        """Each mutant with its run, and whether that stands: no failure does of a test that has not noticed it."""
         done = list(runs)
-        tests = {
-            id(run): noticed_by(run.output) if _is_noticed(run) and run.status != UNPLANTED else None for run in done
-        }
-        self._check({test for test in tests.values() if test is not None})
-        for run in done:
-            mutant, test = _mutant(run), tests[id(run)]
-            if test is None or self._sound[test]:
-                if test is not None:
-                    self._noticed[mutant.file].update([test, _file(test)])
-                yield mutant, run
+        failed = {_mutant(one): _suspect(one) for one in done if one.status != UNPLANTED and _is_noticed(one)}
+        self._check(failed.values())
+        alone = self._fail_alone({mutant: test for mutant, test in failed.items() if self._sound[test]}, run)
+        for one in done:
+            mutant = _mutant(one)
+            test = failed.get(mutant)
+            if test is None:
+                self._passed[mutant.id].update(one.task.tests)
+                yield mutant, one, True
+            elif mutant in alone:
+                self._noticed[mutant.file].update([test, _file(test)])
+                yield mutant, one, True
+            elif self._sound[test] and run is self._warm and self._is_at_import(mutant):
+                yield mutant, replace(one, status=UNPLANTED), True
             else:
-                yield mutant, None
+                self._passed[mutant.id].add(test)
+                yield mutant, one, False
 
-    def _in_order(self, mutant: Mutant) -> tuple[list[str], list[str]]:
-        return in_order(self._tests(mutant), self._reach.seconds, self._reach.files, self._noticed[mutant.file])
+    def _fail_alone(self, failed: dict[Mutant, str], run: Runner) -> set[Mutant]:
+        """The mutants with which these tests fail alone; where it was run at import, in a Python of its own."""
+        tasks = {True: list[Task](), False: list[Task]()}
+        for mutant, test in failed.items():
+            tasks[self._is_at_import(mutant)].append(Task([test], mutant))
+        runs = [*self._cold(tasks[True]), *run(tasks[False])]
+        return {_mutant(one) for one in runs if _is_noticed(one)}
+
+    def _is_at_import(self, mutant: Mutant) -> bool:
+        return self._reach.at_import(mutant.file, _lines(mutant))
+
+    def _in_order(self, mutant: Mutant, seconds: float) -> list[str]:
+        ordered = in_order(self._tests(mutant), self._reach.seconds, self._reach.files, self._noticed[mutant.file])
+        return within(ordered, self._reach.seconds, seconds)
 
     def _tests(self, mutant: Mutant) -> list[str]:
-        """Those that reach its lines; what was run at import alone is everybody's who reaches the module."""
+        """Those that reach its lines and have not passed; what was run at import alone is everybody's of the module."""
         tests = self._reach.tests(mutant.file, _lines(mutant))
         if not tests and self._reach.at_import(mutant.file, _lines(mutant)):
             tests = self._reach.tests(mutant.file, range(1, _MOST_LINES))
-        return [test for test in tests if self._sound.get(test, True)]
+        passed = self._passed[mutant.id]
+        return [test for test in tests if self._sound.get(test, True) and test not in passed]
 
     def _check(self, tests: Iterable[str]) -> None:
         """Run those that are not known yet without a mutant: together, and each alone where one of them fails."""
@@ -167,12 +191,11 @@ class Judge:
 
 
 def in_order(
-    tests: Sequence[str], seconds: dict[str, float], new: dict[str, int], noticed: Counter[str]
-) -> tuple[list[str], list[str]]:
+    tests: Sequence[str], seconds: Mapping[str, float], new: Mapping[str, int], noticed: Counter[str]
+) -> list[str]:
     """What has noticed most of late, then some tests of each file, then the rest by file; the quickest first in each.
 
     Of files that have noticed as many those come first that were written last (`new`), which may be for survivors.
-    As many as take `FIRST_SECONDS`, one at least, and all others.
     """
     files: dict[str, list[str]] = defaultdict(list)
     for test in sorted(tests, key=lambda test: (seconds[test], test)):
@@ -188,16 +211,18 @@ def in_order(
     known = sorted((test for test in tests if noticed[test]), key=lambda test: (-noticed[test], seconds[test]))
     first = [test for _, group in groups for test in group[:FIRST_OF_FILE]]
     rest = [test for _, group in groups for test in group[FIRST_OF_FILE:]]
-    chosen: list[str] = []
-    left: list[str] = []
-    total = 0.0
-    for test in dict.fromkeys([*known, *first, *rest]):
-        if not chosen or total + seconds[test] <= FIRST_SECONDS:
+    return list(dict.fromkeys([*known, *first, *rest]))
+
+
+def within(tests: Sequence[str], seconds: Mapping[str, float], limit: float) -> list[str]:
+    """As many of these as take no longer, the first at least."""
+    chosen = list(tests[:1])
+    total = sum(seconds[test] for test in chosen)
+    for test in tests[1:]:
+        if total + seconds[test] <= limit:
             chosen.append(test)
             total += seconds[test]
-        else:
-            left.append(test)
-    return chosen, left
+    return chosen
 
 
 def _file(test: str) -> str:
@@ -211,6 +236,14 @@ def _lines(mutant: Mutant) -> range:
 def _mutant(done: Run) -> Mutant:
     assert isinstance(done.task.bug, Mutant)
     return done.task.bug
+
+
+def _suspect(done: Run) -> str:
+    """The test that a run has ended with; what cannot be imported, any may show."""
+    test = noticed_by(done)
+    if test is None and done.status == BROKEN:
+        raise SystemExit(f"mutants: tests could not be run\n{done.output[-2000:]}")
+    return test or done.task.tests[0]
 
 
 def _is_noticed(done: Run) -> bool:

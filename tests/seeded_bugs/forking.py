@@ -42,6 +42,8 @@ RUN_SECONDS = 300
 """A run that does not end by itself is ended: `Run.overdue`."""
 SKIPPED = 71
 """Exit status of a run all of whose tests were skipped: this user, or this machine, cannot run them."""
+BROKEN = 70
+"""Exit status of a run that went wrong otherwise than by a test."""
 _PR_SET_PDEATHSIG = 1
 
 settings.register_profile(
@@ -148,7 +150,7 @@ class Fork:
 
     def _run(self, parent: int) -> None:
         """In the fork; does not return."""
-        status = 70
+        status = BROKEN
         try:
             os.setsid()
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,6 +1,6 @@
 """Puts a change into a module that has been imported: its functions get the code that the changed text has for them.
 
-What was computed while the module was imported stays as it was.
+What was computed while the module was imported stays as it was: a change of that is refused.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ class Functions:
         if module is None:
             plant(planted)
             return
+        if not in_functions(change):  # which lines that moved would hide: functions have others then too
+            raise PlantingError(f"{change.module}: what is computed while it is imported would change")
         text = change.path.read_text()
         path = str(change.path)
         replacements = {

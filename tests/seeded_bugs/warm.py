@@ -17,13 +17,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.seeded_bugs.forking import PROFILED, SKIPPED, Fork
+from tests.seeded_bugs.forking import PROFILED, SKIPPED, Fork, Run
 from tests.seeded_bugs.grafting import Functions
 from tests.seeded_bugs.planting import VARIABLE, PlantingError
 
 UNPLANTED = 72
 """Exit status of a run whose change cannot be put into what is imported."""
 NO_TESTS = 5
+_TRYING, _NOTICED = "trying ", "noticed by "
 
 Limit = Callable[[str], float]
 """The seconds that a test may take, by its name: what hangs then has noticed."""
@@ -111,9 +112,10 @@ class WarmFork(Fork):
         items[0].config.pluginmanager.register(passed)
         for item, following in zip(items, [*items[1:], None], strict=True):
             item.add_marker(pytest.mark.timeout(_collected.limit(item.nodeid)), append=False)
+            print(f"\n{_TRYING}{item.nodeid}", flush=True)  # what ends the whole process has a name too
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
             if _collected.session.testsfailed:
-                print(f"\nnoticed by {item.nodeid}")
+                print(f"\n{_NOTICED}{item.nodeid}")
                 return 1
         return 0 if passed.any else SKIPPED
 
@@ -136,9 +138,13 @@ class ColdFork(Fork):
         os.execv(sys.executable, [sys.executable, "-m", "pytest", *options, *self.task.tests])
 
 
-def noticed_by(output: str) -> str | None:
-    """The test that has failed, as either kind of fork says it."""
-    found = re.search(r"^noticed by (.+)$", output, re.MULTILINE) or re.search(
-        r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", output, re.MULTILINE
-    )
-    return found[1] if found else None
+def noticed_by(run: Run) -> str | None:
+    """The test that has failed, as either kind of fork says it, or else the one with which the process ended.
+
+    None where it ended before any: what a change is in, say, cannot be imported.
+    """
+    for word in (_NOTICED, _TRYING):
+        if named := re.findall(rf"^{word}(.+)$", run.output, re.MULTILINE):
+            return str(named[-1])
+    told = re.findall(r"^(?:FAILED|ERROR) (.+)$", run.output, re.MULTILINE)
+    return max((test for test in run.task.tests for line in told if line.startswith(test)), key=len, default=None)
