@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
 import sys
-import time
 from collections.abc import Container, Sequence
 from pathlib import Path
 
@@ -71,7 +71,7 @@ def _judged(
     room: str, drawn: Sequence[Mutant], reach: Measured, folder: Path, jobs: int, known: Container[Fate | None]
 ) -> str:
     """Run a room's mutants but for those whose fate is known, say what has survived, and return its score."""
-    began = time.monotonic()
+    before = _processor_seconds()
     journal = Journal(folder / f"{room}.jsonl")
     left = [mutant for mutant in drawn if journal.fates.get(mutant.id) not in known]
     for mutant, fate, test in Judge.of_forks(reach, jobs=jobs).fates(left):
@@ -80,9 +80,14 @@ def _judged(
             click.echo(_told(mutant, fate))
     killed = sum(journal.fates[mutant.id] is Fate.KILLED for mutant in drawn)
     percent = 100 * killed / len(drawn) if drawn else 100
-    score = f"{room:12} {killed:4}/{len(drawn):<4} killed {percent:5.1f} %  {time.monotonic() - began:5.0f} s"
+    score = f"{room:12} {killed:4}/{len(drawn):<4} killed {percent:5.1f} %  {_processor_seconds() - before:5.0f} CPU s"
     click.echo(score)
     return score
+
+
+def _processor_seconds() -> float:
+    """Of this process, and of those that it has waited for."""
+    return sum(os.times()[:4])
 
 
 def _told(mutant: Mutant, fate: Fate) -> str:
