@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 
 from vfio_user.avocado_job import job as avocado_job
+from vfio_user.avocado_job.ending import Ending
 
 
 def main(file: str, results: str, silence: float, grace: float = 30.0, lost: float = avocado_job.LOST_SECONDS) -> int:
@@ -23,7 +24,7 @@ def main(file: str, results: str, silence: float, grace: float = 30.0, lost: flo
         "sysinfo.collect.enabled": False,
     }
     job = avocado_job.make_job(config)
-    ending = avocado_job.Ending()
+    ending = Ending()
     with job, ending.noticed(job):
         try:
             with avocado_job.watched(job, silence, print, grace=grace, lost=lost):

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from vfio_user.avocado_job.job import EndedAtOnce
+from vfio_user.avocado_job.ending import EndedAtOnce
 from vfio_user.avocado_job.surroundings import prepare_environment
 from vfio_user.harness.debian import Progress
 from vfio_user.nightly.matrix import draw_plan

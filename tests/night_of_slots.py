@@ -15,7 +15,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from vfio_user.avocado_job.job import EndedAtOnce
+from vfio_user.avocado_job.ending import EndedAtOnce
 from vfio_user.avocado_job.surroundings import prepare_environment
 from vfio_user.harness.hosts.sshd import ssh_namespaces
 from vfio_user.nightly.matrix import draw_plan

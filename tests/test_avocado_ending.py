@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import os
 import signal
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from vfio_user.avocado_job import job as avocado_job
+from vfio_user.avocado_job.ending import Ending, _is_at_rest
+from vfio_user.avocado_job.job import TEST_GONE
 
 NAMES = ("a", "b")
 SPAWNED = "a test is spawned while another runs"
@@ -33,12 +36,24 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
     loop.close()
 
 
+class Process:
+    """Of a test: how often it was told to end."""
+
+    def __init__(self) -> None:
+        self.told = 0
+        self.returncode: int | None = None
+
+    def terminate(self) -> None:
+        self.told += 1
+
+
 class Spawner:
     """Begins tests that run for ever."""
 
     def __init__(self, moment: str) -> None:
         self.moment = moment
         self.terminated: list[str] = []
+        self.begun: list[Process] = []
 
     async def check_task_requirements(self, _: object) -> bool:
         return True
@@ -47,6 +62,8 @@ class Spawner:
         if self.moment == SPAWNED and test.task.identifier == "b":
             signal.raise_signal(signal.SIGTERM)
             await asyncio.sleep(0.05)
+        self.begun.append(Process())
+        test.spawner_handle = SimpleNamespace(process=self.begun[-1])
         return True
 
     def is_task_alive(self, _: object) -> bool:
@@ -56,6 +73,10 @@ class Spawner:
         await asyncio.Event().wait()
 
     async def terminate_task(self, test: Any) -> bool:
+        test.spawner_handle.process.terminate()
+        assert [process.told for process in self.begun] == [1] * len(self.begun), (
+            "all are told before one is waited for"
+        )
         self.terminated.append(test.task.identifier)
         return True
 
@@ -67,13 +88,14 @@ def of_avocado(name: str) -> Any:
 
 @pytest.mark.parametrize("moment", [SPAWNED, TOLD, RUNNING])
 def test_a_job_that_is_told_to_end_ends_each_test_and_tells_of_it(loop: asyncio.AbstractEventLoop, moment: str) -> None:
+    """All at once, and each but once: a runner of avocado's that is told twice leaves its test to itself."""
     from avocado.core.status.repo import StatusRepo
     from avocado.core.task.statemachine import TaskStateMachine, Worker
 
     tests = TaskStateMachine(list(map(of_avocado, NAMES)), StatusRepo("job"))
     suite = SimpleNamespace(runner=SimpleNamespace(tsm=tests), enabled=True)
     job: Any = SimpleNamespace(result=SimpleNamespace(tests=[]), test_suites=[suite])
-    ending, spawner = avocado_job.Ending(), Spawner(moment)
+    ending, spawner = Ending(), Spawner(moment)
 
     async def tell() -> None:
         """As avocado tells of results."""
@@ -121,9 +143,56 @@ def test_a_terminals_interrupt_does_not_come_to_what_tests_are_forked_of(monkeyp
     begun[0].wait(60)
 
 
+def test_a_test_that_ends_without_a_word_is_told_of_and_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind all that it had said."""
+    from vfio_user.avocado_job.forks import Runner
+
+    queue: multiprocessing.SimpleQueue[dict[str, str]] = multiprocessing.SimpleQueue()
+    queue.put({"type": "log"})
+    sentinel, held = os.pipe()
+    os.close(held)
+    for still_known in ([SimpleNamespace(sentinel=sentinel)], []):
+        monkeypatch.setattr(multiprocessing, "active_children", lambda known=still_known: known)
+        queue.put({"type": "log"})
+        *said, last = Runner._monitor(queue)
+        assert {message["type"] for message in said} == {"log"}
+        assert (last["status"], last["result"]) == ("finished", "interrupted")
+        assert TEST_GONE in last["fail_reason"]
+    os.close(sentinel)
+    queue.close()
+
+
+def test_a_test_that_is_told_to_end_as_it_is_forked_hears_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is raised in a fork's own calls is told nobody."""
+    from vfio_user.avocado_job.forks import Runner
+
+    class Forked:
+        heard = 0
+
+        def __init__(self, **_: object) -> None:
+            pass
+
+        def start(self) -> None:
+            with suppress(Exception):
+                signal.raise_signal(signal.SIGTERM)
+
+        def terminate(self) -> None:
+            Forked.heard += 1
+
+    monkeypatch.setattr(multiprocessing, "Process", Forked)
+    monkeypatch.setattr(multiprocessing, "active_children", list)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        *_, last = Runner().run(SimpleNamespace())
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert Forked.heard == 1
+    assert last["status"] == "finished"
+
+
 def test_what_is_begun_and_in_no_queue_that_is_looked_through_is_waited_for() -> None:
     queues = ("requested", "triaging", "ready", "started", "monitored", "finished")
     for queue in queues:
         tests = SimpleNamespace(task_size=1, **{name: ["a"] if name == queue else [] for name in queues})
         job = SimpleNamespace(test_suites=[SimpleNamespace(runner=SimpleNamespace(tsm=tests))])
-        assert avocado_job._is_at_rest(job) is (queue != "started"), queue
+        assert _is_at_rest(job) is (queue != "started"), queue

@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import unittest
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from junitparser import JUnitXml
 from tests.cases import for_each, for_each_row
 from userdev.errors import UserError, VerdictError
 from vfio_user.avocado_job import job as avocado_job
+from vfio_user.avocado_job.ending import Ending
 from vfio_user.cli import test_e2e
 
 ROOT = Path(__file__).parent.parent
@@ -123,10 +125,11 @@ def left(folder: Path, name: str) -> Path:
 
 
 def test_a_test_that_never_reports_is_gone_on_without(tmp_path: Path) -> None:
-    """Its runner has ended: avocado waits for what will never come."""
-    running = job(tmp_path, KILLS_ITS_RUNNER, "One", "60", "30", "2")
+    """Its runner has ended: avocado waits for what will never come. The test ends with it."""
+    running = job(tmp_path, f"{KILLS_ITS_RUNNER}\n        time.sleep(150)", "One", "60", "30", "2")
     said, _ = running.communicate(timeout=150)
     assert running.returncode == 0, said
+    assert all_end(tmp_path)
     found = verdicts(said)
     assert found["One.test_first"].startswith("INTERRUPTED: Test interrupted: its runner has gone")
     assert found["One.test_second"] == "CANCEL: it has a reason"
@@ -139,6 +142,15 @@ def test_a_job_that_does_not_go_on_is_ended_with_all_that_it_started(tmp_path: P
     said, _ = running.communicate(timeout=150)
     assert running.returncode == 3, said
     assert "has not ended" in said
+    assert all_end(tmp_path)
+
+
+def test_a_job_that_is_killed_leaves_no_test_behind(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "begun")
+    running = job(tmp_path, f"open({str(tmp_path / 'begun')!r}, 'w').close(); time.sleep(150)", "test_first", "60")
+    with (tmp_path / "begun").open():
+        running.kill()
+        running.communicate(timeout=150)
     assert all_end(tmp_path)
 
 
@@ -276,9 +288,9 @@ def done(*tests: tuple[str, str], folder: Path) -> Any:
     return SimpleNamespace(result=result, logdir=str(folder), logfile="", time_elapsed=1.0)
 
 
-def ended_after(reported: int, job: Any) -> avocado_job.Ending:
+def ended_after(reported: int, job: Any) -> Ending:
     """Somebody ended that job when so many tests had reported."""
-    ending = avocado_job.Ending()
+    ending = Ending()
     then = SimpleNamespace(result=SimpleNamespace(tests=job.result.tests[:reported]), test_suites=[])
     with pytest.raises(KeyboardInterrupt), ending.noticed(then):
         signal.raise_signal(signal.SIGTERM)
@@ -306,13 +318,13 @@ def test_what_failed_before_it_was_ended_is_told(tmp_path: Path, capsys: pytest.
 @for_each([FAILED, LATE])
 def test_a_run_in_which_a_test_failed_or_was_too_slow_is_failed(bad: tuple[str, str], tmp_path: Path) -> None:
     with pytest.raises(VerdictError):
-        test_e2e.report(done(PASSED, bad, folder=tmp_path), 1, avocado_job.Ending())
+        test_e2e.report(done(PASSED, bad, folder=tmp_path), 1, Ending())
 
 
 def test_a_run_with_nothing_but_known_issues_is_good(tmp_path: Path) -> None:
-    test_e2e.report(done(("CANCEL", "XFAIL: it-ends"), folder=tmp_path), 0, avocado_job.Ending())
+    test_e2e.report(done(("CANCEL", "XFAIL: it-ends"), folder=tmp_path), 0, Ending())
     with pytest.raises(UserError):
-        test_e2e.report(done(("CANCEL", "no KVM"), folder=tmp_path), 0, avocado_job.Ending())
+        test_e2e.report(done(("CANCEL", "no KVM"), folder=tmp_path), 0, Ending())
 
 
 # settings and bounds
@@ -378,7 +390,7 @@ def test_a_test_is_gone_on_without_when_its_runner_or_its_report_is_late_and_not
     test = SimpleNamespace(identity="1", name="a", has_gone=False, report=reported.append)
     monkeypatch.setattr(avocado_job, "time", clock)
     monkeypatch.setattr(avocado_job, "_unreported", lambda _: [test])
-    monkeypatch.setattr(avocado_job, "_end_children", lambda: reported.append("hangs"))
+    monkeypatch.setattr(avocado_job, "end_children", lambda: reported.append("hangs"))
     job = SimpleNamespace(result=SimpleNamespace(tests=[]), test_suites=[])
     said: list[str] = []
     hangs = pytest.raises(avocado_job.JobHangs) if why == "hangs" else contextlib.nullcontext()
@@ -404,14 +416,16 @@ def test_a_timer_and_its_handler_are_as_they_were_when_a_job_has_been_watched() 
     assert signal.getsignal(signal.SIGALRM) is handler
 
 
-def test_labs_of_a_test_that_is_late_end_the_last_first_and_each_keeps_its_evidence() -> None:
+@for_each_row([(5, "took longer than its 4 s"), (0, "was told to end after")])
+def test_labs_of_a_test_that_is_ended_end_the_last_first_and_each_keeps_its_evidence(took: int, why: str) -> None:
     from vfio_user.avocado_test import GuestTest
 
     ended: list[str] = []
 
     def lab(name: str) -> Any:
         def end(_kind: object, error: BaseException, _traceback: object) -> None:
-            ended.append(f"{name}: {error}")
+            ended.append(name)
+            assert f"the test {why}" in str(error)
             raise VerdictError("it has not ended well")
 
         return type("Ends", (), {"__exit__": lambda _, *wrong: end(*wrong)})()
@@ -419,11 +433,12 @@ def test_labs_of_a_test_that_is_late_end_the_last_first_and_each_keeps_its_evide
     def kept(name: str) -> Any:
         return type("Keeps", (), {"__exit__": lambda *_: ended.append(name)})()
 
-    late: Any = SimpleNamespace(timeout=4, log=SimpleNamespace(info=lambda *_: None))
+    late: Any = SimpleNamespace(
+        timeout=4, time_start=time.monotonic() - took, log=SimpleNamespace(info=lambda *_: None)
+    )
     late._open = {lab(name): (0, kept(f"{name} kept")) for name in ("outer", "inner")}
     GuestTest._end_labs(late)
-    why = "the test took longer than its 4 s"
-    assert ended == [f"inner: {why}", "inner kept", f"outer: {why}", "outer kept"]
+    assert ended == ["inner", "inner kept", "outer", "outer kept"]
 
 
 def test_who_wants_it_quiet_hears_nothing_of_what_is_fetched(

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from userdev.errors import UserError, VerdictError
-from vfio_user.avocado_job.job import Ending
+from vfio_user.avocado_job.ending import Ending
 from vfio_user.cli.test_e2e import Printed, report
 
 STATUSES = ("PASS", "WARN", "FAIL", "ERROR", "INTERRUPTED", "SKIP", "CANCEL", "XFAIL")

@@ -9,6 +9,7 @@ import inspect
 import json
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
@@ -73,7 +74,7 @@ class GuestTest(Test):  # type: ignore[misc]  # avocado has no types
         """What the run says of this test's guests: the variant's, or that of the whole run."""
 
     def tearDown(self) -> None:
-        """End the labs of a test that took too long, and keep their evidence; then run the test's cleanups.
+        """End the labs of a test that took too long, or was told to end, with their evidence; then run its cleanups.
 
         Avocado leaves the test's thread where it is then, within the block, and comes here in another one.
         """
@@ -84,7 +85,7 @@ class GuestTest(Test):  # type: ignore[misc]  # avocado has no types
         for lab, (thread, kept) in reversed(list(self._open.items())):
             frame = sys._current_frames().get(thread)
             where = "".join(traceback.format_stack(frame)) if frame is not None else "its thread has ended"
-            late = VerdictError(f"the test took longer than its {self.timeout:g} s", evidence=f"it was at\n{where}")
+            late = VerdictError(_why_ended(self), evidence=f"it was at\n{where}")
             with suppress(VerdictError, UserError):
                 lab.__exit__(type(late), late, None)
             kept.__exit__(type(late), late, None)
@@ -123,6 +124,13 @@ class GuestTest(Test):  # type: ignore[misc]  # avocado has no types
         done = succeed(guest, "edu", "--slot", slot, *arguments)
         self.log.info("%s: %s", done.command, dict(done.seen))
         return done
+
+
+def _why_ended(test: Test) -> str:
+    """Why avocado comes to a test's end while its block goes on."""
+    took = time.monotonic() - test.time_start  # which avocado notes a moment after it has begun to count
+    late = f"the test took longer than its {test.timeout:g} s"
+    return late if took > test.timeout - 1 else f"the test was told to end after {took:.1f} s"
 
 
 def _passed_over(name: str, value: object) -> str | None:

@@ -7,7 +7,8 @@ fork as it is in a process of its own.
     python -m vfio_user.avocado_job.forks FD
 
 is that process: it takes requests from the stream socket FD, a line of JSON each, and answers with a pidfd of a fork.
-It ends when nobody can ask any more; its forks report to the job themselves, and outlive it.
+It ends when nobody can ask any more, and has those of its forks that are left end, as the job that would have is gone.
+Where it is ended itself it leaves them: they report to the job on their own.
 """
 
 from __future__ import annotations
@@ -29,11 +30,13 @@ from typing import Any, BinaryIO, NoReturn
 
 from avocado.core.nrunner.runnable import RUNNERS_REGISTRY_STANDALONE_EXECUTABLE, STANDALONE_EXECUTABLE_CONFIG_USED
 from avocado.core.nrunner.runner import RUNNER_RUN_STATUS_INTERVAL
-from avocado.core.utils.messages import RunningMessage
+from avocado.core.utils.messages import FinishedMessage, RunningMessage
 from avocado.plugins.runners.avocado_instrumented import AvocadoInstrumentedTestRunner, RunnerApp
 from avocado.plugins.spawners.process import ProcessSpawner, ProcessSpawnerHandle
 
 from userdev.leaving import leave
+from userdev.process import die_with
+from vfio_user.avocado_job.job import TEST_GONE
 
 NAME = "vfio-user-fork"
 """Of the spawner, as avocado's setting `run.spawner` takes it."""
@@ -162,15 +165,45 @@ class _Fork:
 # -- in the process that forks ----------------------------------------------------------------------------------------
 
 
-class _Runner(AvocadoInstrumentedTestRunner):  # type: ignore[misc]
-    """Passes on what a test says when it says it, where avocado's looks and reports a hundred times a second."""
+class Runner(AvocadoInstrumentedTestRunner):  # type: ignore[misc]
+    """Passes on what a test says when it says it, where avocado's looks and reports a hundred times a second.
+
+    It says so where the test's process ended without a word, for which avocado's would wait for ever: a crash, or a
+    SIGTERM that came before the test could hear it.
+
+    A test ends with it: one that was killed, or ended between the lines, left its test with a guest to itself.
+    """
+
+    def run(self, runnable: Any) -> Iterator[Mapping[str, Any]]:
+        """Run a test; a SIGTERM waits until the test's process is there.
+
+        It is an exception, and what Python calls as it forks lets none through: the test would go on to its end.
+        """
+        messages = super().run(runnable)
+        yield next(messages)
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        yield from messages
+
+    @staticmethod
+    def _run_avocado(runnable: Any, queue: Any) -> None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+        runner = multiprocessing.parent_process()
+        assert runner is not None
+        die_with(runner.ident or 0)
+        AvocadoInstrumentedTestRunner._run_avocado(runnable, queue)
 
     @staticmethod
     def _monitor(queue: Any) -> Iterator[Mapping[str, Any]]:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         while True:
-            if not wait([queue._reader], RUNNER_RUN_STATUS_INTERVAL):
-                yield RunningMessage.get()
-                continue
+            tests = multiprocessing.active_children()
+            ready = wait([queue._reader, *(test.sentinel for test in tests)], RUNNER_RUN_STATUS_INTERVAL)
+            if queue.empty():
+                if tests and not ready:
+                    yield RunningMessage.get()
+                    continue
+                yield FinishedMessage.get("interrupted", f"Test interrupted: {TEST_GONE}")
+                return
             message = queue.get()
             if message.get("type") != "early_state":
                 yield message
@@ -187,7 +220,7 @@ class _App(RunnerApp):  # type: ignore[misc]
         from avocado.core.nrunner.task import Task
 
         runnable = Runnable.from_args(args)
-        runnable.pick_runner_class = lambda: _Runner
+        runnable.pick_runner_class = lambda: Runner
         task = Task(runnable, args["identifier"], args["status_uri"], category=args["category"], job_id=args["job_id"])
         for _ in task.run():
             pass
@@ -216,6 +249,8 @@ def _request_of_fork(connection: socket.socket, requests: BinaryIO) -> bytes:
         socket.send_fds(connection, [b"."], [pidfd])
         os.close(pidfd)
         children = {child for child in {*children, pid} if os.waitpid(child, os.WNOHANG)[0] == 0}
+    for child in children:
+        os.kill(child, signal.SIGTERM)  # one that has ended is a zombie still
     return b""
 
 

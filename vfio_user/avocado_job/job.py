@@ -6,25 +6,22 @@ go on without such a test, from outside of avocado's own waits.
 
 from __future__ import annotations
 
-import asyncio
 import difflib
 import functools
 import importlib.util
 import signal
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import psutil
-
 from userdev.errors import UserError
+from vfio_user.avocado_job.ending import ENDING_SECONDS, Ending, end_children
 from vfio_user.avocado_job.naming import missing_test
 from vfio_user.extras import installing
 from vfio_user.harness.timeouts import patience
@@ -36,26 +33,19 @@ MARGIN_SECONDS = 120.0
 LOST_SECONDS = 10.0
 """Seconds that what a runner has said, before it went, has to arrive."""
 
-_ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _TICK_SECONDS = 1.0
-_SETTLE_SECONDS = 0.01
 RUNNER_GONE = "its runner has gone"
 _NO_REPORT = "it has not reported in"
 SLOT_GONE = "its slot has gone"
-GONE_ON_WITHOUT = (RUNNER_GONE, _NO_REPORT, SLOT_GONE)
+TEST_GONE = "its process has gone"
+GONE_ON_WITHOUT = (RUNNER_GONE, _NO_REPORT, SLOT_GONE, TEST_GONE)
 """What the reason of a test says that was gone on without: nobody knows what became of it."""
 
-_INTERRUPTED = 130  # exit status
-_AT_ONCE_SECONDS = 1.0
 _NO_TESTS = "could not be created"
 
 
 class JobHangs(SystemExit):
     """A job from which nothing comes any more. Not an Exception, which avocado's event loop would keep to itself."""
-
-
-class EndedAtOnce(SystemExit):
-    """A job that was told to end twice: nothing of it runs any more. Not an Exception, as above."""
 
 
 def avocado() -> tuple[type[Any], type[Exception]]:
@@ -200,6 +190,8 @@ def run_bounded(
     if not explicit:
         for suite in job.test_suites:
             suite.config["task.timeout.running"] = longest + margin()
+    for suite in job.test_suites:
+        suite.config["runner.task.interval.from_soft_to_hard_termination"] = ENDING_SECONDS
     with ending.noticed(job), watched(job, longest + 2 * margin(), say, tick=tick):
         status: int = job.run()
     return status
@@ -235,7 +227,7 @@ def watched(
         if (moved := (len(job.result.tests), _begun(job))) != seen:
             seen, since = moved, now
         if now - since > silence + grace:
-            _end_children()
+            end_children()
             raise JobHangs(f"avocado's job has not ended {now - since:.0f} s after its last test")
         for test in _unreported(job):
             if test.has_gone and now - gone.setdefault(test.identity, now) > lost:
@@ -257,86 +249,6 @@ def watched(
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
         signal.setitimer(signal.ITIMER_REAL, left, interval)
-
-
-class Ending:
-    """The end that somebody gave a job, and which tests that was in: it says nothing of these."""
-
-    def __init__(self) -> None:
-        self._reported: int | None = None
-        """Tests that had reported when the job was told to end."""
-
-    @property
-    def came(self) -> bool:
-        """Whether it was told to end."""
-        return self._reported is not None
-
-    def tests(self, job: Any) -> list[Mapping[str, Any]]:
-        """Those that were interrupted by it, under whatever name avocado has for that."""
-        if self._reported is None:
-            return []
-        behind: list[Mapping[str, Any]] = job.result.tests[self._reported :]
-        return [test for test in behind if test["status"] not in ("PASS", "WARN", "CANCEL", "SKIP")]
-
-    @contextmanager
-    def noticed(self, job: Any) -> Iterator[None]:
-        """Raise KeyboardInterrupt in the block, which avocado knows, when the process is told to end.
-
-        It is raised between two steps of avocado's: version 113 was seen not to end else, or to forget a verdict. Told
-        once more, it ends at once: `EndedAtOnce`, and nothing that it started is left.
-        """
-
-        def interrupt(_number: int, _frame: FrameType | None) -> None:
-            if self.came:
-                _end_children(_AT_ONCE_SECONDS)
-                print("ended at once", file=sys.stderr)
-                raise EndedAtOnce(_INTERRUPTED)
-            self._reported = len(job.result.tests)
-            for suite in job.test_suites:
-                suite.enabled = False  # avocado would go on with the next
-            if (loop := _running_loop()) is None:
-                warnings.filterwarnings("ignore", "coroutine 'Worker.run' was never awaited")  # its loop was to come
-                raise KeyboardInterrupt
-            loop.call_soon_threadsafe(_interrupt_at_rest, job, loop)  # it may be waiting for its selector
-
-        before = {number: signal.signal(number, interrupt) for number in _ENDINGS}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
-
-
-def _interrupt_at_rest(job: Any, loop: asyncio.AbstractEventLoop) -> None:
-    """Raise KeyboardInterrupt out of avocado's loop once no worker has a test in its hands, nor ever takes one again.
-
-    Version 113 was seen not to end, and to forget a verdict, where it was raised elsewhere.
-    """
-    if not _is_at_rest(job):
-        loop.call_later(_SETTLE_SECONDS, _interrupt_at_rest, job, loop)
-        return
-    for task in asyncio.all_tasks(loop):
-        if getattr(task.get_coro(), "__qualname__", "") == "Worker.run":
-            task.cancel()
-    raise KeyboardInterrupt
-
-
-def _is_at_rest(job: Any) -> bool:
-    """Whether avocado has each test in a queue that it looks through at its end (avocado.core.task.statemachine)."""
-    for suite in job.test_suites:
-        tasks = getattr(suite.runner, "tsm", None)
-        if tasks is not None:
-            queues = (tasks.requested, tasks.triaging, tasks.ready, tasks.monitored, tasks.finished)
-            if sum(map(len, queues)) < tasks.task_size:
-                return False
-    return True
 
 
 @dataclass(frozen=True)
@@ -386,17 +298,6 @@ def _unreported(job: Any) -> Iterator[_Unreported]:
             test = _Unreported(running, suite.runner.status_repo)
             if test.repository.get_task_status(test.identity) not in (None, "finished"):
                 yield test
-
-
-def _end_children(seconds: float = 5.0) -> None:
-    """End what this process has started, tests and what they started: these let go of their guests at SIGTERM."""
-    children = psutil.Process().children(recursive=True)
-    for child in children:
-        with suppress(psutil.NoSuchProcess):
-            child.terminate()
-    for child in psutil.wait_procs(children, timeout=seconds)[1]:
-        with suppress(psutil.NoSuchProcess):
-            child.kill()
 
 
 # -- what it leaves ---------------------------------------------------------------------------------------------------

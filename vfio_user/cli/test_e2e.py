@@ -17,8 +17,8 @@ import yaml
 from userdev.counted import counted
 from userdev.errors import UserError, VerdictError
 from userdev.process.child import is_full
+from vfio_user.avocado_job.ending import Ending
 from vfio_user.avocado_job.job import (
-    Ending,
     JobHangs,
     check_settings,
     chosen_tests,

@@ -18,9 +18,8 @@ import filelock
 from userdev.errors import UserError
 from userdev.process import answer_of
 from userdev.process.child import is_full
+from vfio_user.avocado_job.ending import EndedAtOnce, Ending
 from vfio_user.avocado_job.job import (
-    EndedAtOnce,
-    Ending,
     JobHangs,
     avocado,
     complete_junit,
