@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -17,6 +16,8 @@ from tests.seeded_bugs.warm import NO_TESTS, UNPLANTED, ColdFork, WarmFork, noti
 
 FIRST_SECONDS = 40.0
 """Of tests in a mutant's first run, as they were measured: few need another, which waits until all have had theirs."""
+MORE_SECONDS = 200.0
+"""Of tests in its second, which is ended where it takes much longer (`forking.RUN_SECONDS`)."""
 FIRST_OF_FILE = 3
 """Tests of each file that come before the rest of any."""
 WORK_SECONDS = 30.0
@@ -103,13 +104,13 @@ class Judge:
         yield from ((mutant, Fate.UNREACHED, None) for mutant in mutants if mutant not in reached)
         cold: list[Mutant] = []
         more: list[Mutant] = []
-        for left, seconds in ((reached, FIRST_SECONDS), (more, math.inf)):
+        for left, seconds in ((reached, FIRST_SECONDS), (more, MORE_SECONDS)):
             for mutant, done in self._rounds(left, seconds, self._warm):
                 if done.status == UNPLANTED:
                     cold.append(mutant)
                 elif _is_noticed(done):
                     yield mutant, Fate.KILLED, noticed_by(done)
-                elif self._tests(mutant):
+                elif left is reached and self._tests(mutant):
                     more.append(mutant)
                 elif self._is_at_import(mutant):
                     cold.append(mutant)
