@@ -66,10 +66,10 @@ class Bar:
         offset = BAR0_OFFSET + 4 * self.index
         address_bits = ~(self.size - 1)
         if self.io:
-            yield Field(offset, 4, IO_SPACE, address_bits & 0xFFFF_FFFC)
-            return
-        kind = (MEMORY_64 if self.bits == 64 else 0) | (PREFETCHABLE if self.prefetchable else 0)
-        yield Field(offset, 4, kind, address_bits & 0xFFFF_FFF0)
+            kind = IO_SPACE
+        else:
+            kind = (MEMORY_64 if self.bits == 64 else 0) | (PREFETCHABLE if self.prefetchable else 0)
+        yield Field(offset, 4, kind, address_bits & 0xFFFF_FFFF)
         if self.bits == 64:
             yield Field(offset + 4, 4, 0, (address_bits >> 32) & 0xFFFF_FFFF)
 
