@@ -76,7 +76,7 @@ class _Visitor(cst.CSTVisitor):
         for kind, operator in OPERATORS:
             if isinstance(node, kind):
                 for mutated in operator(node):
-                    if not _is_wording(node, mutated):
+                    if not _is_wording(node, mutated) and not _is_same(node, mutated):
                         place = self.get_metadata(PositionProvider, node.test if isinstance(node, cst.If) else node)
                         self.changes.append((node, mutated, place.start.line, place.end.line))
 
@@ -117,6 +117,25 @@ def _is_wording(node: cst.CSTNode, mutated: cst.CSTNode) -> bool:
     return _is_text(node)
 
 
+def _is_same(node: cst.CSTNode, mutated: cst.CSTNode) -> bool:
+    """None in place of False, of which only the truth is asked; and a `zip` that is not strict."""
+    if isinstance(node, cst.Call) and isinstance(mutated, cst.Call):
+        changed = [arg for arg in node.args if not any(arg is other for other in mutated.args)]
+        is_left_out = len(mutated.args) < len(node.args)
+        return bool(changed) and all(_is_strict(arg) or (not is_left_out and _is_false(arg.value)) for arg in changed)
+    assigns = isinstance(node, cst.Assign | cst.AnnAssign) and isinstance(mutated, cst.Assign | cst.AnnAssign)
+    return assigns and _is_false(getattr(node, "value", None))
+
+
+def _is_false(node: object) -> bool:
+    return isinstance(node, cst.Name) and node.value == "False"
+
+
+def _is_strict(node: cst.CSTNode) -> bool:
+    """What `zip` has to be told: whether both are as long was known before, as what `assert` says."""
+    return m.matches(node, m.Arg(keyword=m.Name("strict")))
+
+
 def _is_default_errno(call: cst.Call, value: cst.BaseExpression) -> bool:
     """EINVAL is what a ProtocolError has anyway."""
     is_einval = m.matches(value, m.Attribute(value=m.Name("errno"), attr=m.Name("EINVAL")))
@@ -130,8 +149,8 @@ def _is_log(node: cst.CSTNode) -> bool:
 
 
 def _is_for_types(node: cst.CSTNode) -> bool:
-    """`assert` tells the type checker; `cast` and `TypeVar` too."""
-    if isinstance(node, cst.Assert):
+    """`assert` tells the type checker; `cast` and `TypeVar` too, and `strict` of `zip` whoever reads."""
+    if isinstance(node, cst.Assert) or _is_strict(node):
         return True
     if isinstance(node, cst.If) and isinstance(node.test, cst.Name):
         return node.test.value == "TYPE_CHECKING"
