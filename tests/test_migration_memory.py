@@ -12,11 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.cases import for_each
+from tests.cases import for_each, for_each_row
 from tests.migration_device import Adder, load, read_all, read_data, save, set_state, write_data
 from vfio_user.migration import Migration
 from vfio_user.migration.memory import PIECE, Memfd, MemfdMemory, Memory
 from vfio_user.migration.saving import PAGE, SCAN
+from vfio_user.migration.stream import FrameKind, FrameReader
 from vfio_user.wire.constants import MigrationState
 
 MIB = 1 << 20
@@ -75,6 +76,22 @@ def test_zeros_are_not_sent_and_replace_what_was_there() -> None:
     source.ram[10 * MIB] = 1
     assert move(source, target) < 100_000
     assert same_memory(target, source)
+
+
+@for_each_row(
+    [
+        (b"\1" * (3 * PIECE + 1), "MEMORY MEMORY MEMORY MEMORY"),
+        (b"\1" * PIECE + bytes(2 * PIECE) + b"\1", "MEMORY ZERO MEMORY"),
+        (bytes(PIECE) + b"\1" * PIECE + bytes(1), "ZERO MEMORY ZERO"),
+    ]
+)
+def test_there_is_a_frame_of_zeros_where_there_are_some_and_nowhere_else(content: bytes, frames: str) -> None:
+    source = Adder(len(content))
+    source.ram[:] = content
+    kinds = [
+        frame.kind for frame in FrameReader().feed(save(source)) if frame.kind in (FrameKind.MEMORY, FrameKind.ZERO)
+    ]
+    assert [kind.name for kind in kinds] == frames.split()
 
 
 @for_each([1, 4095, 4096, 4097, 65535, 65536, 65537, 200_001])

@@ -113,6 +113,14 @@ def test_a_state_goes_through_the_window(memory: int, mapped: bool) -> None:
     assert (target.values, target.ram) == (source.values, source.ram)
 
 
+def test_while_a_state_is_loaded_the_size_of_a_piece_is_for_the_client_to_say() -> None:
+    region = in_state(RESUMING)
+    for piece in save_pieces(in_state(STOP_AND_COPY)):
+        assert load_register(region, SIZE) == 0
+        load_pieces(region, [piece])
+    assert load_register(region, SIZE) == 0
+
+
 def test_a_state_saved_by_one_face_is_loaded_by_the_other() -> None:
     source, target = Adder(), Adder()
     source.values["total"] = 5

@@ -145,14 +145,11 @@ class Loading:
         theirs, ours = header["identity"], dict(self._device.identity())
         for key in _DEVICE_KEYS:
             if theirs.get(key) != ours.get(key):
-                there, here = shown(theirs.get(key), 200), shown(ours.get(key), 200)
-                raise refuse(f"it is of another device: {key} is {there} there and {here} here")
+                raise refuse(f"it is of another device: {key} is {_there_and_here(theirs, ours, key)}")
         for key in sorted(theirs.keys() | ours.keys(), key=str):
             if key not in theirs or key not in ours or theirs[key] != ours[key]:
-                there, here = shown(theirs.get(key, "nothing"), 200), shown(ours.get(key, "nothing"), 200)
-                raise refuse(
-                    f"its device is configured differently: {shortened(str(key))} is {there} there and {here} here"
-                )
+                differs = _there_and_here(theirs, ours, key)
+                raise refuse(f"its device is configured differently: {shortened(str(key))} is {differs}")
         memories = [(memory.name, memory.size) for memory in self._memories]
         if header["memories"] != memories:
             raise refuse(f"its device has other memory: {shown(header['memories'], 200)} there and {memories} here")
@@ -200,6 +197,11 @@ class Loading:
                 if before != after:
                     memory.write(at, after)
                     received.write(at, before)
+
+
+def _there_and_here(theirs: Mapping[str, Any], ours: Mapping[str, Any], key: str) -> str:
+    there, here = (shown(each.get(key, "nothing"), 200) for each in (theirs, ours))
+    return f"{there} there and {here} here"
 
 
 def _storages_of(header: Mapping[str, Any]) -> dict[str, int]:
