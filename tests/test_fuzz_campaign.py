@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from tests.cases import for_each, for_each_row
 from tests.fuzz_kit import Quiet
 from userdev.conformance import CheckFailed, Group, Level
 from userdev.errors import UserError
 from userdev.fuzz import (
+    Answer,
     Blob,
     Bounds,
     Campaign,
@@ -225,17 +227,82 @@ def test_what_is_found_as_the_time_ends_is_reduced_all_the_same(monkeypatch: pyt
 
 
 def test_a_reference_is_compared_as_far_as_it_was_asked_the_same() -> None:
-    ours = [("a", "1"), ("b", "2"), ("c", "3")]
+    ours = ("a1", "b2", "c3")
     for theirs, cause in {
-        (("a", "1"), ("b", "2"), ("c", "3")): None,
-        (("a", "1"), ("b", "0"), ("c", "3")): "rule: b",
-        (("a", "1"), ("other", "2"), ("c", "0")): None,
-        (("a", "1"), ("b", "2")): None,
+        ("a1", "b2", "c3"): None,
+        ("a1", "b0", "c3"): "rule: b",
+        ("a1", "x2", "c0"): None,
+        ("a1", "b2"): None,
         (): None,
     }.items():
-        for one, other in ((ours, [*theirs]), ([*theirs], ours)):
-            found = compared(RULE, one, other)
+        for one, other in ((ours, theirs), (theirs, ours)):
+            found = compared(RULE, *([Answer(said[0], "", said[1].encode()) for said in each] for each in (one, other)))
             assert (found and found.cause) == cause, (one, other)
+
+
+def read(at: int, data: bytes | None) -> Answer:
+    size = 4 if data is None else len(data)
+    return Answer(f"{size} bytes at {at}", f"a read of {size} bytes of region 0", data, "region 0", at)
+
+
+def test_differences_from_a_reference_have_one_cause_for_one_place_and_for_one_reason_to_refuse() -> None:
+    for differences, cause in (
+        ([(read(4, b"1234"), read(4, b"1235")), (read(7, b"4"), read(7, b"5"))], "rule: region 0 at 0x4"),
+        ([(read(0, b"11112222"), read(0, b"11112223")), (read(6, b"22"), read(6, b"33"))], "rule: region 0 at 0x4"),
+        (
+            [(read(0, None), read(0, b"1234")), (read(8, None), read(8, b"1234"))],
+            "rule: a read of 4 bytes of region 0: this server alone refuses it",
+        ),
+        ([(read(0, b"1234"), read(0, None))], "rule: a read of 4 bytes of region 0: the reference alone refuses it"),
+    ):
+        for one, other in differences:
+            found = compared(RULE, [one], [other])
+            assert found is not None
+            assert found.cause == cause
+
+
+def test_what_is_known_of_a_reference_is_gone_over_for_what_is_not() -> None:
+    ours, theirs = [read(0, b"1"), read(4, b"1")], [read(0, b"2"), read(4, b"2")]
+    first = compared(RULE, ours, theirs)
+    assert first is not None
+    behind = compared(RULE, ours, theirs, ignored=lambda found: found.name == first.name)
+    assert behind is not None
+    assert behind.cause == "rule: region 0 at 0x4"
+    assert compared(RULE, ours, theirs, ignored=lambda _: True) is None
+
+
+def test_what_is_known_is_counted_and_neither_kept_nor_reduced(tmp_path: Path) -> None:
+    subject = Pretended()
+    done = Campaign(
+        subject,
+        iter([steps("x c"), steps("a x b"), steps("c")]),
+        seed=5,
+        bounds=Bounds(),
+        listener=Quiet(),
+        folder=tmp_path,
+        ignored=lambda found: "c" in found.cause.partition(":")[2],
+    ).run()
+    assert done.ignored == 2
+    assert [find.cause for find in done.finds.values()] == ["rule: a before b"]
+    assert [path.stem for path in tmp_path.iterdir()] == [find.name for find in done.finds.values()]
+
+
+def test_what_is_to_be_ignored_has_a_name_that_a_find_can_have(tmp_path: Path) -> None:
+    from vfio_user.cli.fuzz import command
+
+    find = Find("vfio-user", "growth", "a rule", "growth: c", "c", ())
+    for name, expected in (
+        ("growht", "did you mean 'growth'"),
+        ("growht-0123456789", "ORACLE-NUMBER"),
+        (find.name, "none.sock"),
+        ("growth", "none.sock"),
+        (str(find.write(tmp_path)), "none.sock"),
+        (str(tmp_path / "gone.json"), "gone.json"),
+    ):
+        told = CliRunner().invoke(command, [str(tmp_path / "none.sock"), "--quiet", "--ignore", name]).exception
+        assert isinstance(told, UserError | OSError), name
+        said = f"{told} {getattr(told, 'hint', '')}"
+        assert expected in said, name
 
 
 def test_a_find_of_a_corpus_is_a_check_that_fails_whatever_is_found_with_it(tmp_path: Path) -> None:

@@ -77,21 +77,32 @@ class Summary:
     interrupted: bool = False
     finds: dict[str, Find] = field(default_factory=dict)
     """By cause."""
+    ignored: int = 0
+    """Sequences that led to what is known and left out."""
 
 
 class Campaign:
     """One run of the fuzzer against one server."""
 
     def __init__(
-        self, subject: Subject, drawn: Sequences, *, seed: int, bounds: Bounds, listener: Reporter, folder: Path | None
+        self,
+        subject: Subject,
+        drawn: Sequences,
+        *,
+        seed: int,
+        bounds: Bounds,
+        listener: Reporter,
+        folder: Path | None,
+        ignored: Callable[[Found], bool] = lambda _: False,
     ) -> None:
-        """Sequences are taken from `drawn`; finds are written into `folder`."""
+        """Sequences are taken from `drawn`; finds are written into `folder`, but for what is `ignored`."""
         self._subject = subject
         self._drawn = drawn
         self._seed = seed
         self._bounds = bounds
         self._listener = listener
         self._folder = folder
+        self._ignored = ignored
         self.summary = Summary()
 
     def run(self, wrong: Sequence[Found] = ()) -> Summary:
@@ -125,6 +136,9 @@ class Campaign:
 
     def _take(self, found: Found, steps: tuple[Step, ...], begin: float) -> None:
         self._subject.renew()
+        if self._ignored(found):
+            self.summary.ignored += 1
+            return
         finds = self.summary.finds
         if found.cause in finds:
             finds[found.cause] = replace(finds[found.cause], times=finds[found.cause].times + 1)

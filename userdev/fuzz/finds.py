@@ -40,6 +40,16 @@ class Found(UserdevError):
         self.oracle = oracle
         self.cause = f"{oracle.id}: {cause}"
 
+    @property
+    def name(self) -> str:
+        """That of its find."""
+        return name_of(self.oracle.id, self.cause)
+
+
+def name_of(oracle: str, cause: str) -> str:
+    """A name for a find's file, and for its check: the oracle's, and what tells its causes apart."""
+    return f"{oracle}-{hashlib.sha256(cause.encode()).hexdigest()[:10]}"
+
 
 def cause_of(text: str) -> str:
     """A text without the numbers that differ from one time to the next."""
@@ -50,21 +60,6 @@ def silence_of(oracle: Oracle, what: str, crash: str) -> Found:
     """The find that a server does not answer: how it has crashed, where it has ("" if not), else `what` was seen."""
     told = [line for line in crash.splitlines() if line.strip() and not line.lstrip().startswith(PRINTED_NOTHING)]
     return Found(oracle, cause_of(told[-1].rstrip(":") if told else what), crash or what)
-
-
-Journal = list[tuple[str, str]]
-"""What was asked, and the answer, in order."""
-
-
-def compared(oracle: Oracle, ours: Journal, theirs: Journal) -> Found | None:
-    """The first answer that a reference did not give, as far as both were asked the same."""
-    for (asked, answer), (other, reference) in zip(ours, theirs, strict=False):
-        if asked != other:
-            return None
-        if answer != reference:
-            said = f"{asked} is answered with {answer or 'nothing'}; by the reference with {reference or 'nothing'}"
-            return Found(oracle, asked, said)
-    return None
 
 
 @dataclass(frozen=True)
@@ -87,8 +82,8 @@ class Find:
 
     @property
     def name(self) -> str:
-        """A name for its file, and for its check: the oracle's, and what tells its causes apart."""
-        return f"{self.oracle}-{hashlib.sha256(self.cause.encode()).hexdigest()[:10]}"
+        """A name for its file, and for its check."""
+        return name_of(self.oracle, self.cause)
 
     @property
     def check(self) -> str:

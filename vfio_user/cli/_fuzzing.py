@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ import click
 from userdev.conformance import Check, CheckFailed, Group, Level
 from userdev.conformance.targets import Greet
 from userdev.counted import counted
-from userdev.errors import VerdictError
+from userdev.errors import UserError, VerdictError, meant
 from userdev.fuzz import Bounds, Campaign, Find, Found, Kind, Oracle, Subject, Summary
 from userdev.fuzz.finds import corpus
 from userdev.fuzz.levels import DEFAULT, LEVELS
@@ -55,6 +55,21 @@ class Asked:
     against: str | None
     quiet: bool
     level: str
+    ignored: tuple[str, ...]
+
+    def is_ignored(self, found: Found) -> bool:
+        """Whether that was said to be known, by its name or its oracle's."""
+        return found.name in self.ignored or found.oracle.id in self.ignored
+
+
+class _Known(click.ParamType[str]):
+    """What is known to be found: a find's file, its name, or the oracle's."""
+
+    name = "name"
+
+    def convert(self, value: str, _param: click.Parameter | None, _ctx: click.Context | None) -> str:
+        """Raises `UserError` for a file that is no find."""
+        return Find.read(Path(value)).name if value.endswith(".json") else value
 
 
 def options(argument: str, served: str, *, complete: Completer, device: str = "") -> Callable[[Function], Function]:
@@ -104,6 +119,14 @@ def options(argument: str, served: str, *, complete: Completer, device: str = ""
         click.option(
             "--against", metavar="'CMD {socket}'", help=f"A reference {served}, which has to answer the same."
         ),
+        click.option(
+            "--ignore",
+            "ignored",
+            multiple=True,
+            type=_Known(),
+            metavar="NAME",
+            help="Leave out what is known: a find by its name or its file, or all of an oracle; more than once.",
+        ),
         quiet_option("Say only what was found."),
     ]
 
@@ -142,6 +165,7 @@ def carry_out(asked: Asked, greet: Greet, oracles: Sequence[Oracle], made: Calla
         for oracle in oracles:
             click.echo(f"{oracle.id:<12} {oracle.rule}")
         return
+    _check_names(asked.ignored, {oracle.id for oracle in oracles})
     with ExitStack() as stack:
 
         def tried_out(address: str | None, command: str | None) -> Target:
@@ -154,6 +178,14 @@ def carry_out(asked: Asked, greet: Greet, oracles: Sequence[Oracle], made: Calla
         subject = made(tried_out(asked.address, asked.server_command), reference)
         stack.callback(subject.close)
         _campaign(asked, subject)
+
+
+def _check_names(ignored: Sequence[str], oracles: Collection[str]) -> None:
+    """Raise `UserError` for a name that no find can have, since nothing would ever be left out for it."""
+    for name in ignored:
+        if name not in oracles and name.rpartition("-")[0] not in oracles:
+            hint = f"{meant(name, oracles)}a find has the name of its file, ORACLE-NUMBER, and --oracles lists oracles"
+            raise UserError(f"--ignore {name}: no find has that name", hint=hint)
 
 
 def _campaign(asked: Asked, subject: ProbedSubject) -> None:
@@ -175,7 +207,9 @@ def _campaign(asked: Asked, subject: ProbedSubject) -> None:
     bounds = Bounds(asked.seconds, finds=float("inf") if asked.finds is None else asked.finds)
     with Waiting(quiet=asked.quiet) as waiting:
         teller = _Teller(asked.seconds, waiting)
-        summary = Campaign(subject, drawn, seed=seed, bounds=bounds, listener=teller, folder=asked.output).run(wrong)
+        summary = Campaign(
+            subject, drawn, seed=seed, bounds=bounds, listener=teller, folder=asked.output, ignored=asked.is_ignored
+        ).run(wrong)
     _report(asked, seed, summary)
 
 
@@ -189,11 +223,14 @@ def _report(asked: Asked, seed: int, summary: Summary) -> None:
             "steps": summary.steps,
             "seconds": round(summary.seconds, 3),
             "interrupted": summary.interrupted,
+            "ignored": summary.ignored,
             "finds": [{**find.plain(), "file": str(asked.output / f"{find.name}.json")} for find in finds],
         }
         click.echo(json.dumps(document, indent=2))
     done = f"{counted(summary.sequences, 'sequence')}, {counted(summary.steps, 'step')}"
     said = f"{done} in {summary.seconds:.0f} s, {rate:.0f} steps/s"
+    if summary.ignored:
+        said += f", {counted(summary.ignored, 'time')} what --ignore names"
     if not asked.quiet:
         click.echo(f"{said}; seed {seed}" + (", interrupted" if summary.interrupted else ""), err=asked.as_json)
     elif summary.interrupted:
@@ -223,7 +260,7 @@ class _Teller:
 
     def found(self, find: Find) -> None:
         """Tell of a cause that is new."""
-        self._waiting.say(f"found: {find.headline}")
+        self._waiting.say(f"found {find.name}: {find.headline}")
 
     def reducing(self, left: int, tries: int) -> None:
         """Tell how its reduction goes."""

@@ -39,7 +39,9 @@ def command(dialect: str, **given: Any) -> None:
         asked = replace(asked, server_command=started)
 
     def made(target: Target, reference: VfioUserSubject | None) -> VfioUserSubject:
-        return VfioUserSubject(target, spoken, timeout=asked.timeout, reference=reference, level=asked.level)
+        return VfioUserSubject(
+            target, spoken, timeout=asked.timeout, reference=reference, ignored=asked.is_ignored, level=asked.level
+        )
 
     carry_out(asked, greeting(spoken), ORACLES, made)
 

@@ -33,6 +33,8 @@ def command(**given: Any) -> None:
         asked = replace(asked, server_command=command_of(asked.device, PROTOCOL))
 
     def made(target: Target, reference: VhostUserSubject | None) -> VhostUserSubject:
-        return VhostUserSubject(target, kind, timeout=asked.timeout, reference=reference, level=asked.level)
+        return VhostUserSubject(
+            target, kind, timeout=asked.timeout, reference=reference, ignored=asked.is_ignored, level=asked.level
+        )
 
     carry_out(asked, greet, ORACLES, made)

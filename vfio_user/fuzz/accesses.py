@@ -7,7 +7,7 @@ from dataclasses import asdict
 from functools import lru_cache
 
 from userdev.conformance.check import require
-from userdev.fuzz import Few, Found, Kind, Number, Pick, Several
+from userdev.fuzz import Answer, Few, Found, Kind, Number, Pick, Several
 from vfio_user.client.conformance import CATALOGUE, Bench, Check
 from vfio_user.client.conformance.access import size_bar
 from vfio_user.client.conformance.bench import INTERRUPT_LINE
@@ -91,7 +91,7 @@ def read(encounter: Encounter, region: int, offset: int, width: int) -> None:
             encounter.good(reply, f"a read of {width} bytes of configuration space")
     else:
         encounter.refused(reply, f"a read of {width} bytes outside of region {region}")
-    encounter.note(f"read {region}:{offset:#x}+{width}", reply, data)
+    encounter.note("read", region, offset, width, reply, data)
 
 
 def write(encounter: Encounter, region: int, offset: int, width: int, value: int, posted: int) -> None:
@@ -110,7 +110,7 @@ def write(encounter: Encounter, region: int, offset: int, width: int, value: int
         answer = REGION_ACCESS.unpack(reply.payload)
         require(len(reply.payload) == REGION_ACCESS.size, "the reply to a write is not the request's structure")
         require(answer[:2] == (offset, region) and answer.length in (0, width), "the reply to a write repeats it wrong")
-    encounter.note(f"write {region}:{offset:#x}+{width}", reply)
+    encounter.note("write", region, offset, width, reply)
 
 
 def _msix_regions(ground: Ground) -> set[int]:
@@ -197,7 +197,8 @@ def write_config(encounter: Encounter, offset: int, data: tuple[int, ...]) -> No
     encounter.touched = True
     encounter.masking |= offset >= _BEHIND_HEADER or offset < _BEHIND_COMMAND
     after = client.config_read(0, size)
-    encounter.note(f"write {CONFIG_SPACE}:{offset:#x}+{len(data)}", reply, after)
+    encounter.note("write", CONFIG_SPACE, offset, len(data), reply)
+    encounter.journal.append(Answer("configuration space behind it", "", after, f"region {CONFIG_SPACE}"))
     changed = [at for at in range(size) if before[at] != after[at] and at not in _STATUS]
     if not changed:
         return

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from userdev.conformance import Check, Level, require
-from userdev.fuzz.finds import Found, Journal
+from userdev.counted import counted
+from userdev.fuzz import Answer, Found, Journal
 from userdev.fuzz.levels import DEFAULT, LEVELS, Tolerated, judge
 from userdev.transport import close_all
 from vfio_user.client import Client, EventFd
@@ -104,10 +105,12 @@ class Encounter:
             return DMA_UNMAP.pack(DMA_UNMAP.size, 0, iova, size)
         return DMA_ENTRY_V6.pack(iova, size, 0, 0, 0)
 
-    def note(self, what: str, reply: Message, data: bytes = b"") -> Message:
-        """Keep an answer for comparison with that of a reference."""
-        self.journal.append((what, "refused" if reply.failed else data.hex()))
-        return reply
+    def note(self, verb: str, region: int, offset: int, width: int, reply: Message, data: bytes = b"") -> None:
+        """Keep the answer to an access, for comparison with that of a reference."""
+        of = f"{width} bytes" if not offset % width else "what is not aligned"
+        answer = None if reply.failed else data
+        asked = f"a {verb} of {counted(width, 'byte')} of region {region} at {offset:#x}"
+        self.journal.append(Answer(asked, f"a {verb} of {of} of region {region}", answer, f"region {region}", offset))
 
     def refused(self, reply: Message, what: str, accepted: Sequence[int] = (errno.EINVAL,)) -> None:
         """Have `reply` be an error with one of these errnos, as the reference refuses what the specification may not.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
@@ -42,14 +42,19 @@ class VfioUserSubject:
         *,
         timeout: float,
         reference: VfioUserSubject | None = None,
+        ignored: Callable[[Found], bool] = lambda _: False,
         level: str = DEFAULT,
     ) -> None:
-        """Nothing is asked yet: `prepare` does that. `level`: what it is held to (`userdev.fuzz.levels`)."""
+        """Nothing is asked yet: `prepare` does that. `level`: what it is held to (`userdev.fuzz.levels`).
+
+        ignored: differences from the reference behind which others are looked for
+        """
         self._level = level
         self._target = target
         self._dialect = dialect
         self._timeout = timeout
         self._reference = reference
+        self._ignored = ignored
         self._encounter: Encounter | None = None
         self._memory = GuardedMemory()
         self._watched = Watched()
@@ -236,7 +241,7 @@ class VfioUserSubject:
         if self._reference.play(steps) is not None:
             self._reference.renew()
             return None  # the reference is wrong by itself, and says nothing
-        found = compared(REFERENCE, self.journal, self._reference.journal)
+        found = compared(REFERENCE, self.journal, self._reference.journal, ignored=self._ignored)
         if found is not None:
             self._end()
         return found

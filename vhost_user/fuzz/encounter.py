@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from userdev.conformance import Level
-from userdev.fuzz import Found, Journal
+from userdev.counted import counted
+from userdev.fuzz import Answer, Found, Journal
 from userdev.fuzz.levels import DEFAULT, LEVELS, Tolerated
 from vhost_user.frontend import FrontEnd
 from vhost_user.frontend.conformance import DeviceKind, Target
@@ -161,7 +162,8 @@ class Encounter:
         done = self._come_back(queue, count)
         self._check_memory(before, given, [(request, buffers) for request in made])
         if self.device is not None and self.device.name != "rng":  # whose answers are to be others each time
-            self.journal += [(f"{len(buffers)} buffers", each.data.hex()) for each in done]
+            asked = f"a request of {counted(len(buffers), 'buffer')}"
+            self.journal += [Answer(asked, asked, bytes(each.data)) for each in done]
         self._look_at_log([(at, done[0].written) for at, _ in _writable(made[0], buffers)[:1] if count == 1])
         return done
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 from functools import partial
 
 from userdev.conformance import Check, Level
-from userdev.fuzz import Blob, Found, Kind, Number, Pick
+from userdev.fuzz import Answer, Blob, Found, Kind, Number, Pick
 from userdev.fuzz.levels import judge
 from vhost_user.frontend.conformance import CATALOGUE, Bench
 from vhost_user.frontend.errors import BackEndError, Disconnected, NoAnswer, Refused
@@ -48,7 +48,8 @@ def read_config(encounter: Encounter, size: int) -> None:
     """Configuration space can be read, as much of it as there is."""
     if encounter.front_end.has(P.CONFIG) and encounter.offered.config_size:
         data = encounter.front_end.read_config(1 + size % encounter.offered.config_size)
-        encounter.journal.append((f"{len(data)} bytes of configuration space", data.hex()))
+        place = "configuration space"
+        encounter.journal.append(Answer(f"{len(data)} bytes of {place}", "", bytes(data), place))
 
 
 def wrong(encounter: Encounter, request: int, payload: str, fds: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from userdev.conformance.check import CheckFailed
 from userdev.errors import UserdevError, UserError
@@ -34,11 +34,13 @@ class VhostUserSubject:
         *,
         timeout: float,
         reference: VhostUserSubject | None = None,
+        ignored: Callable[[Found], bool] = lambda _: False,
         level: str = DEFAULT,
     ) -> None:
         """Nothing is asked yet: `prepare` does that. `reference`, if any, has to answer the same.
 
-        level: what it is held to (`userdev.fuzz.levels`).
+        level: what it is held to (`userdev.fuzz.levels`)
+        ignored: differences from the reference behind which others are looked for
         """
         self._level = level
         self._target = target
@@ -50,6 +52,7 @@ class VhostUserSubject:
         self._watched = Watched()
         self._blocks: dict[int, bytes] = {}
         self._reference = reference
+        self._ignored = ignored
         self.journal: Journal = []
 
     @classmethod
@@ -109,7 +112,7 @@ class VhostUserSubject:
         if self._reference.play(steps) is not None:
             self._reference.renew()
             return None  # the reference is wrong by itself, and says nothing
-        return compared(REFERENCE, self.journal, self._reference.journal)
+        return compared(REFERENCE, self.journal, self._reference.journal, ignored=self._ignored)
 
     def _played(self, steps: Sequence[Step]) -> Found | None:
         name = "begin"
