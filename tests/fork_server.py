@@ -37,6 +37,7 @@ IMPORTED = (
     *(f"{package}.interposer.faults.scenario" for package in ("vfio_user", "vhost_user")),
     "vfio_user.interposer.control.controlled",
     "tests.flag",
+    "tests.forked_starts",
 )
 """What the programs that tests start need."""
 
@@ -51,13 +52,28 @@ JOB = (
     *("avocado_result_html", "avocado_varianter_cit.varianter_cit", "avocado_varianter_cit.Cit"),
 )
 """Of avocado, which looks for its plugins when a job begins."""
+FORKS = "vfio_user.avocado_job.forks"
+"""What a job has its tests forked by."""
 LATER = {
-    "tests.avocado_job": JOB,
-    "tests.night_of_plan": (*JOB, *(f"vfio_user.nightly.{name}" for name in ("night", "place", "slots", "staging"))),
+    FORKS: (*JOB, "vfio_user.avocado_test"),
+    "tests.avocado_job": (*JOB, "vfio_user.avocado_test"),
+    "tests.night_of_plan": (
+        *(*JOB, "vfio_user.avocado_test"),
+        *(f"vfio_user.nightly.{name}" for name in ("night", "place", "slots", "staging")),
+    ),
 }
 """What these need is imported when one is started first: a second for each, and few test files start them."""
+STARTERS = frozenset(LATER) - {FORKS}
+"""What these start is forked too."""
 
 ROOT = str(Path(__file__).parent.parent)
+
+
+def is_ours_alone(path: str) -> bool:
+    """Whether a PYTHONPATH leads to this checkout, however often, and nowhere else."""
+    return set(path.split(os.pathsep)) == {ROOT}
+
+
 MOST_BYTES = 1 << 17
 """Of a `Start`: arguments and an environment."""
 MOST_DESCRIPTORS = 250  # SCM_MAX_FD is 253
@@ -74,7 +90,7 @@ class Start(NamedTuple):
     """What the descriptors that come with this are in the child; the first three are stdin, stdout and stderr."""
     session: bool
     group: int
-    """-1: that of whoever starts it."""
+    """-1: a new session's."""
     umask: int
     """-1: that of whoever starts it."""
     before: bytes
@@ -142,7 +158,7 @@ class Fork:
 
 
 def main() -> None:
-    """Fork what is asked for until the other end is closed; in a child, be the program."""
+    """Import what is needed, and serve."""
     sys.path.pop(0)  # the folder that this was started in
     asked = socket.socket(fileno=int(sys.argv[1]))
     fork = Fork()
@@ -154,6 +170,11 @@ def main() -> None:
     gc.enable()
     importlib.metadata.entry_points()  # which keeps what it has read
     asked.send(b"ready")
+    serve(asked, fork)
+
+
+def serve(asked: socket.socket, fork: Fork) -> None:
+    """Fork what is asked for until the other end is closed; in a child, be the program."""
     while True:
         message, fds, _, _ = socket.recv_fds(asked, MOST_BYTES, MOST_DESCRIPTORS)
         if not message:
@@ -166,7 +187,23 @@ def main() -> None:
         for fd in fds:
             os.close(fd)
     _become(start, fds, asked.detach())
+    if start.module in STARTERS:
+        _have_forked(fork)
     _run(start)
+
+
+def _have_forked(fork: Fork) -> None:
+    """Have what this process starts forked by another such server, which is this process as it is now."""
+    from tests.forked_starts import ForkedStarts
+
+    ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    if os.fork():
+        its.close()
+        ForkedStarts(ours).install()
+        return
+    os.setpgid(0, 0)  # a terminal's Ctrl-C is for the program
+    serve(socket.socket(fileno=_take([], [], its.detach())), fork)
+    os._exit(0)
 
 
 def _become(start: Start, fds: Sequence[int], asked: int) -> None:
@@ -216,7 +253,7 @@ def _take(fds: Sequence[int], numbers: Sequence[int], asked: int) -> int:
 
 def _run(start: Start) -> None:
     """Be the program to its end. What ends it otherwise than by a status goes on to the interpreter, as ever."""
-    if start.environment.get("PYTHONPATH") == ROOT:
+    if is_ours_alone(start.environment.get("PYTHONPATH", "")):
         sys.path[:] = [ROOT, *(folder for folder in sys.path if folder != ROOT)]
     if not start.is_safe:
         sys.path.insert(0, str(Path.cwd()))

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.fork_server import LATER, ROOT, Start
+from tests.fork_server import LATER, ROOT, Start, is_ours_alone
 
 MODULES = frozenset({"vfio_user", "vhost_user", "tests.one_client_server", *LATER})
 ENOUGH = 2
@@ -43,11 +43,12 @@ NAMES = (
 class ForkedStarts:
     """Takes the place of `subprocess`'s system call. `starts` counts what can be forked, `forks` what has been."""
 
-    def __init__(self) -> None:
+    def __init__(self, asked: socket.socket | None = None) -> None:
+        """`asked`: the socket of a server that there is already."""
         self.forks = 0
         self.starts = 0
         self._plain: Callable[..., int] = subprocess._fork_exec  # type: ignore[attr-defined]
-        self._server: _Server | None = None
+        self._server = _Server(asked) if asked is not None else None
 
     def install(self) -> None:
         """Fork from now on."""
@@ -66,12 +67,10 @@ class ForkedStarts:
         """Start the server if it is worth it: between two tests, as some count descriptors."""
         if self._server is not None or self.starts < ENOUGH or "COVERAGE_PROCESS_START" in os.environ:
             return  # what a program does is measured by test, from its beginning
-        server = _Server()
-        if server.is_ready:
-            self._server = server
+        self._server = _started()
+        if self._server is not None:
             atexit.register(self.close)
-        else:  # it cannot import what it forks, say, which the program itself says best
-            server.close()
+        else:
             self.starts = -sys.maxsize
 
     def close(self) -> None:
@@ -105,7 +104,7 @@ class ForkedStarts:
             folder=str(Path.cwd() / os.fsdecode(asked["folder"] or "")),
             numbers=[0, 1, 2, *passed],
             session=asked["session"],
-            group=asked["group"],
+            group=os.getpgrp() if asked["group"] < 0 and not asked["session"] else asked["group"],
             umask=asked["umask"],
             before=b"",
         )
@@ -119,16 +118,13 @@ class ForkedStarts:
 class _Server:
     """The process that forks, as it is seen from here."""
 
-    def __init__(self) -> None:
+    def __init__(self, asked: socket.socket, process: subprocess.Popen[bytes] | None = None) -> None:
+        """`process`: itself, where it ends with this."""
         self.settings = settings(dict(os.environ))
-        self._asked, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        command = [sys.executable, "-m", "tests.fork_server", str(its.fileno())]
-        with its:
-            self._process = subprocess.Popen(command, cwd=ROOT, pass_fds=[its.fileno()], stdin=subprocess.DEVNULL)
+        self._process = process
+        self._asked = asked
         self._asked.settimeout(SECONDS)
         self._lock = threading.Lock()
-        self.is_ready = bool(self._asked.recv(16))
-        """Whether it has imported what it forks."""
 
     def fork(self, start: Start, fds: Sequence[int]) -> int:
         """Start a program; its number."""
@@ -139,7 +135,21 @@ class _Server:
     def close(self) -> None:
         """End it; what it has forked goes on."""
         self._asked.close()
-        self._process.wait()
+        if self._process is not None:
+            self._process.wait()
+
+
+def _started() -> _Server | None:
+    """A server that has imported what it forks; None: it cannot, which the program itself says best."""
+    asked, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    command = [sys.executable, "-m", "tests.fork_server", str(its.fileno())]
+    with its:
+        process = subprocess.Popen(command, cwd=ROOT, pass_fds=[its.fileno()], stdin=subprocess.DEVNULL)
+    server = _Server(asked, process)
+    if asked.recv(16):
+        return server
+    server.close()
+    return None
 
 
 def is_ours(words: Sequence[str], asked: dict[str, Any]) -> bool:
@@ -160,7 +170,7 @@ def settings(environment: dict[str, str]) -> tuple[object, ...]:
     own = sorted(
         (name, value)
         for name, value in environment.items()
-        if name.startswith(DECISIVE) and (name, value) != ("PYTHONPATH", ROOT)
+        if name.startswith(DECISIVE) and not (name == "PYTHONPATH" and is_ours_alone(value))
     )
     return os.getpid(), own, [resource.getrlimit(limit) for limit in LIMITS]
 

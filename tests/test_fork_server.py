@@ -81,6 +81,7 @@ def both(starts: ForkedStarts, start: Callable[[], Any]) -> tuple[Any, Any]:
         SimpleNamespace(cwd="/"),
         SimpleNamespace(env={"OF_THE_TEST": "1"}),
         SimpleNamespace(env={"PYTHONPATH": ROOT}),
+        SimpleNamespace(env={"PYTHONPATH": f"{ROOT}:{ROOT}"}),
         SimpleNamespace(stdin=subprocess.DEVNULL),
         SimpleNamespace(passes=True),
     ],
