@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.cases import for_each_row
-from tests.interposer_bench import request
+from tests.interposer_bench import request, write
 from tests.traced import CAUSES, DOWN, REGISTERS, UP, Written, flag_at_work
 from tests.vhost.between import Between, R, V
 from userdev.errors import UserError, VerdictError
 from userdev.trace.diff import alignment
 from userdev.trace.diff.alignment import hunks
+from userdev.transport import close_all
 from vfio_user.cli import cli
-from vfio_user.wire import Command
+from vfio_user.wire import Command, Message
 from vfio_user.wire import layouts as at
 from vhost_user.wire.payloads import VringState
 
@@ -170,6 +173,65 @@ def test_a_back_end_is_compared_too(tmp_path: Path) -> None:
             between.tell(R.SET_VRING_NUM, VringState(1, size))
     [(kind, text, _, _)] = differences(tmp_path / "a", tmp_path / "b")
     assert (kind, text) == ("asked", "SET_VRING_NUM ring 1: num=256 in A, num=128 in B")
+
+
+def test_whatever_one_side_alone_has_is_told_of_whichever_it_is(tmp_path: Path) -> None:
+    """What is in both as it is, and what only one has: a field, data, descriptors, the answer behind another question."""
+    version, eventfd, another, memory = b"\0\0\1\0", os.eventfd(0), os.eventfd(0), os.memfd_create("memory")
+    info = at.DEVICE_INFO.pack(16, 2, 9, 1)
+    done = at.REGION_ACCESS.pack(UP, 0, 4)
+
+    def irqs(data: bytes = b"") -> Message:
+        return request(Command.SET_IRQS, at.IRQ_SET.pack(20 + len(data), 0x24, 2, 0, 1) + data)
+
+    def register(value: int) -> Message:
+        return write(0, UP, value.to_bytes(4, "little"))
+
+    Side = tuple[Message, bytes | int | None, Sequence[int], Sequence[int]]
+    cases: dict[str, tuple[Side, Side, list[str]]] = {
+        "a capability": (
+            (request(Command.VERSION, version), version + b"{}\0", (), ()),
+            (request(Command.VERSION, version), version + b'{"capabilities":{}}\0', (), ()),
+            ["answer"],
+        ),
+        "data of a request": ((irqs(), b"", (), ()), (irqs(b"\1"), b"", (), ()), ["asked"]),
+        "data of an answer": (
+            (request(Command.GET_INFO, bytes(16)), info, (), ()),
+            (request(Command.GET_INFO, bytes(16)), info + b"more", (), ()),
+            ["answer"],
+        ),
+        "a descriptor of a request": ((irqs(), b"", (), ()), (irqs(), b"", (eventfd,), ()), ["asked"]),
+        "a second descriptor": ((irqs(), b"", (eventfd,), ()), (irqs(), b"", (eventfd, eventfd), ()), ["asked"]),
+        "a descriptor of an answer": (
+            (request(Command.GET_INFO, bytes(16)), info, (), ()),
+            (request(Command.GET_INFO, bytes(16)), info, (), (memory,)),
+            ["answer"],
+        ),
+        "a refusal": ((register(1), done, (), ()), (register(1), 22, (), ()), ["answer"]),
+        "a refusal of another value": ((register(1), done, (), ()), (register(2), 22, (), ()), ["asked", "answer"]),
+        "no answer to another value": ((register(1), done, (), ()), (register(2), None, (), ()), ["asked", "answer"]),
+        "another value": ((register(1), done, (), ()), (register(2), done, (), ()), ["asked"]),
+        "another descriptor": ((irqs(), b"", (eventfd,), ()), (irqs(), b"", (another,), ()), []),
+        "another kind of one": ((irqs(), b"", (eventfd,), ()), (irqs(), b"", (memory,), ()), ["asked"]),
+    }
+    for case, (of_a, of_b, kinds) in cases.items():
+        for name, (asked, answered, fds, reply_fds) in (("a", of_a), ("b", of_b)):
+            with Written(tmp_path / name, REGISTERS) as trace:
+                trace.ask(asked, answered, fds=fds, reply_fds=reply_fds)
+        for one, other in (("a", "b"), ("b", "a")):
+            told = diff(tmp_path / one, tmp_path / other)["differences"]
+            assert [each["kind"] for each in told] == kinds, f"{case}: {told}"
+            assert all(each["a"] != each["b"] for each in told), f"{case}: {told}"
+    close_all([eventfd, another, memory])
+
+
+def test_what_an_answer_only_says_again_is_told_once(tmp_path: Path) -> None:
+    """Another range was unmapped: that the answer repeats it is no second difference."""
+    for name, size in (("a", 4096), ("b", 8192)):
+        with Written(tmp_path / name) as trace:
+            unmap = at.DMA_UNMAP.pack(24, 0, 0x1000, size)
+            trace.ask(request(Command.DMA_UNMAP, unmap), unmap)
+    assert {kind for kind, *_ in differences(tmp_path / "a", tmp_path / "b")} == {"asked"}
 
 
 # -- asked for

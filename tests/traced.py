@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -49,13 +50,16 @@ class Written:
         direction: Direction = Direction.TO_SERVER,
         view: View = BOTH,
         replied: View = BOTH,
+        fds: Sequence[int] = (),
+        reply_fds: Sequence[int] = (),
     ) -> int:
-        """A request and its reply: a payload, an errno, or None where none comes."""
+        """A request and its reply: a payload, an errno, or None where none comes; each with what descriptors came."""
         self._ids = (self._ids + 1) & 0xFFFF
-        asked.id = self._ids
+        asked.id, asked.fds = self._ids, list(fds)
         number = self.writer.message(direction, view, asked)
         if answered is not None:
             reply = asked.error(answered) if isinstance(answered, int) else asked.reply(answered)
+            reply.fds = list(reply_fds)
             self.writer.message(direction.opposite, replied, reply, number)
         return number
 

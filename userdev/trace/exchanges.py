@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from userdev.descriptors import FdKind
 from userdev.errors import ProtocolError
 from userdev.relay.direction import Direction
-from userdev.trace.format import FD, PREFIX, Note, Raw, RecordKind, View
+from userdev.trace.format import FD, PREFIX, Note, Raw, RecordKind, View, descriptor_kinds
 from userdev.trace.reader import TraceReader
 
 REQUEST, POSTED = "request", "posted"
@@ -98,6 +99,9 @@ class Exchange:
     asked: bytes = b""
     answered: bytes = b""
     """The messages; kept only where that is wanted."""
+    asked_fds: tuple[FdKind, ...] = ()
+    answered_fds: tuple[FdKind, ...] = ()
+    """What their descriptors were, kept with them."""
 
 
 Event = Exchange | Note | Raw
@@ -167,7 +171,7 @@ class Exchanges:
                     place, value = found
                     exchange = Exchange(place, reader.number, time, view, value)
                     if keep:
-                        exchange.asked = record[at:]
+                        exchange.asked, exchange.asked_fds = record[at:], descriptor_kinds(record, count)
                     if tell is not None:
                         tell(exchange)
                     if place.kind == POSTED and view != View.RECEIVED:
@@ -180,7 +184,7 @@ class Exchanges:
                     answer(request, record, at)
                     request.reply, request.latency = reader.number, time - request.time
                     if keep:
-                        request.answered = record[at:]
+                        request.answered, request.answered_fds = record[at:], descriptor_kinds(record, count)
                     # A reply that was changed on the way comes again as it was sent on; to the interposer's own it is
                     # the only one.
                     if view != View.RECEIVED or request.view == View.SENT:

@@ -235,6 +235,15 @@ def _descriptors(record: bytes, count: int) -> Iterator[FdInfo]:
         yield FdInfo(FdKind(kind), size, inode)
 
 
+def descriptor_kinds(record: bytes, count: int) -> tuple[FdKind, ...]:
+    """What the `count` descriptors of a message's record were.
+
+    Raises:
+        ValueError, struct.error: the record does not say.
+    """
+    return tuple(fd.kind for fd in _descriptors(record, count)) if count else ()
+
+
 def channel_of(protocol: TracedProtocol[Any], towards: int) -> str:
     """The connection of a record, by its byte that says where it goes.
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from userdev.counted import times
+from userdev.descriptors import FdKind
 from userdev.trace.diff.alignment import Hunk, hunks
 from userdev.trace.diff.sequence import Sequence, Sequences, Tokens
 from userdev.trace.exchanges import Exchange, Reading
@@ -68,20 +69,11 @@ class _Texts:
         return self.tokens.examples[token].place.title
 
     def asked(self, token: int) -> str:
-        exchange = self.tokens.examples[token]
-        if exchange.place.is_access and exchange.place.writes and exchange.value is not None:
-            return f"{exchange.value:#x}"
-        return _words(self._reading.fields(exchange.asked, exchange))
+        return _words(self._asked(self.tokens.examples[token]))
 
     def answered(self, token: int) -> str:
         exchange = self.tokens.examples[token]
-        if not exchange.reply:
-            return ""
-        if exchange.error:
-            return exchange.error
-        if exchange.place.is_access and not exchange.place.writes and exchange.value is not None:
-            return f"{exchange.value:#x}"
-        return _words(self._reading.fields(exchange.answered, exchange)) or "an answer"
+        return _words(self._answer(exchange)) or ("an answer" if exchange.reply else "")
 
     def whole(self, token: int) -> str:
         """Title, what was written, and what was answered."""
@@ -90,19 +82,44 @@ class _Texts:
         answer = self.answered(token) if exchange.error or not exchange.place.writes else ""
         return f"{self.title(token)}{written}{f' -> {answer}' if answer else ''}"
 
-    def apart(self, a: int, b: int) -> tuple[str, str, str]:
-        """The kind of difference between two that are about the same place, and each one's words for it."""
+    def apart(self, a: int, b: int) -> Iterator[tuple[str, str, str]]:
+        """The kinds of difference between two that are about the same place, and each one's words for it."""
         one, other = self.tokens.examples[a], self.tokens.examples[b]
-        if self._reading.without_id(one.asked) != self._reading.without_id(other.asked):
-            return ASKED, *_only_different(self._fields(one, one.asked), self._fields(other, other.asked))
-        if one.reply and other.reply and not (one.error or other.error or one.place.is_access):
-            return ANSWER, *_only_different(self._fields(one, one.answered), self._fields(other, other.answered))
-        return ANSWER, self.answered(a), self.answered(b)
+        questions = self._asked(one), self._asked(other)
+        was_asked = self._said(one.asked, one.asked_fds) != self._said(other.asked, other.asked_fds)
+        if was_asked:
+            yield ASKED, *_only_different(*questions, but={})
+            if self._said(one.answered, one.answered_fds) == self._said(other.answered, other.answered_fds):
+                return
+        if not (one.reply and other.reply) or one.error or other.error:
+            told = self.answered(a), self.answered(b)
+            differs = told[0] != told[1]
+        else:  # what an answer has of its question is told of that
+            told = _only_different(self._answer(one), self._answer(other), but=_differing_fields(*questions))
+            differs = any(told)
+        if differs or not was_asked:
+            yield ANSWER, *told
 
-    def _fields(self, exchange: Exchange, message: bytes) -> dict[str, Any]:
-        if exchange.place.is_access and exchange.value is not None:
-            return {"": f"{exchange.value:#x}"}
-        return self._reading.fields(message, exchange)
+    def _said(self, message: bytes, fds: tuple[FdKind, ...]) -> tuple[bytes, tuple[FdKind, ...]]:
+        return self._reading.without_id(message) if message else b"", fds
+
+    def _asked(self, exchange: Exchange) -> dict[str, Any]:
+        if exchange.place.is_access and exchange.place.writes and exchange.value is not None:
+            said: dict[str, Any] = {"": f"{exchange.value:#x}"}
+        else:
+            said = self._reading.fields(exchange.asked, exchange)
+        return said | _kinds(exchange.asked_fds)
+
+    def _answer(self, exchange: Exchange) -> dict[str, Any]:
+        if not exchange.reply:
+            return {}
+        if exchange.error:
+            said: dict[str, Any] = {"": exchange.error}
+        elif exchange.place.is_access and not exchange.place.writes and exchange.value is not None:
+            said = {"": f"{exchange.value:#x}"}
+        else:
+            said = self._reading.fields(exchange.answered, exchange)
+        return said | _kinds(exchange.answered_fds)
 
 
 def compare(a: Sequences, b: Sequences, tokens: Tokens, reading: Reading, *, polls: bool = False) -> Comparison:
@@ -144,7 +161,7 @@ def _within(a: Sequence, b: Sequence, hunk: Hunk, texts: _Texts, pairs: dict[int
     at_a = at_b = 0
     for inner in [*hunks(of_a, of_b), Hunk(len(of_a), len(of_a), len(of_b), len(of_b))]:
         for one, other in zip(range(at_a, inner.a_from), range(at_b, inner.b_from), strict=True):
-            yield _differing(a, hunk.a_from + one, b, hunk.b_from + other, texts, pairs)
+            yield from _differing(a, hunk.a_from + one, b, hunk.b_from + other, texts, pairs)
         for one in range(inner.a_from, inner.a_to):
             place = hunk.a_from + one
             text = texts.whole(a.tokens[place])
@@ -156,12 +173,14 @@ def _within(a: Sequence, b: Sequence, hunk: Hunk, texts: _Texts, pairs: dict[int
         at_a, at_b = inner.a_to, inner.b_to
 
 
-def _differing(a: Sequence, one: int, b: Sequence, other: int, texts: _Texts, pairs: dict[int, int]) -> Difference:
-    kind, told_a, told_b = texts.apart(a.tokens[one], b.tokens[other])
+def _differing(
+    a: Sequence, one: int, b: Sequence, other: int, texts: _Texts, pairs: dict[int, int]
+) -> Iterator[Difference]:
     records = a.numbers[one], b.numbers[other]
     pairs[records[0]] = records[1]
     title = texts.title(a.tokens[one])
-    return Difference(kind, title, told_a, told_b, *records, a.replies[one], b.replies[other])
+    for kind, told_a, told_b in texts.apart(a.tokens[one], b.tokens[other]):
+        yield Difference(kind, title, told_a, told_b, *records, a.replies[one], b.replies[other])
 
 
 def _interrupts(a: Sequences, b: Sequences, pairs: Mapping[int, int], texts: _Texts) -> Iterator[Difference]:
@@ -192,12 +211,24 @@ def _often(count: int) -> str:
     return ("none", "one")[count] if count < 2 else f"{count:,}"
 
 
-def _only_different(a: dict[str, Any], b: dict[str, Any]) -> tuple[str, str]:
-    """The fields that differ, of each."""
-    names = [name for name in {**a, **b} if a.get(name) != b.get(name)]
+def _differing_fields(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The fields that differ, as each has them; None where one has not."""
+    return {name: (a.get(name), b.get(name)) for name in {**a, **b} if a.get(name) != b.get(name)}
+
+
+def _only_different(
+    a: Mapping[str, Any], b: Mapping[str, Any], *, but: Mapping[str, tuple[Any, Any]]
+) -> tuple[str, str]:
+    """The fields of each that differ, in words, without those that differ just so in `but`."""
+    names = [name for name, each in _differing_fields(a, b).items() if each != but.get(name)]
     return _words({name: a[name] for name in names if name in a}), _words(
         {name: b[name] for name in names if name in b}
     )
+
+
+def _kinds(fds: tuple[FdKind, ...]) -> dict[str, str]:
+    """Descriptors as a field, which only messages with some have."""
+    return {"fds": ",".join(kind.name.lower() for kind in fds)} if fds else {}
 
 
 def _words(fields: Mapping[str, Any]) -> str:

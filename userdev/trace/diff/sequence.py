@@ -30,7 +30,7 @@ class Tokens:
     def token(self, exchange: Exchange, asked: bytes, answered: bytes) -> int:
         """The number of an exchange; `asked` and `answered` are its messages without their ids."""
         place = exchange.place
-        key = (place.direction, place.channel, asked, answered)
+        key = (place.direction, place.channel, asked, exchange.asked_fds, answered, exchange.answered_fds)
         token = self._tokens.get(key)
         if token is None:
             token = self._tokens[key] = len(self.examples)
