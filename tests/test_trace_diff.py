@@ -175,8 +175,12 @@ def test_a_back_end_is_compared_too(tmp_path: Path) -> None:
     assert (kind, text) == ("asked", "SET_VRING_NUM ring 1: num=256 in A, num=128 in B")
 
 
+_Side = tuple[Message, bytes | int | None, Sequence[int], Sequence[int]]
+"""A request, what it is answered, and the descriptors of either."""
+
+
 def test_whatever_one_side_alone_has_is_told_of_whichever_it_is(tmp_path: Path) -> None:
-    """What is in both as it is, and what only one has: a field, data, descriptors, the answer behind another question."""
+    """What only one has is a difference: a field, data, descriptors, the answer behind another question."""
     version, eventfd, another, memory = b"\0\0\1\0", os.eventfd(0), os.eventfd(0), os.memfd_create("memory")
     info = at.DEVICE_INFO.pack(16, 2, 9, 1)
     done = at.REGION_ACCESS.pack(UP, 0, 4)
@@ -187,8 +191,7 @@ def test_whatever_one_side_alone_has_is_told_of_whichever_it_is(tmp_path: Path) 
     def register(value: int) -> Message:
         return write(0, UP, value.to_bytes(4, "little"))
 
-    Side = tuple[Message, bytes | int | None, Sequence[int], Sequence[int]]
-    cases: dict[str, tuple[Side, Side, list[str]]] = {
+    cases: dict[str, tuple[_Side, _Side, list[str]]] = {
         "a capability": (
             (request(Command.VERSION, version), version + b"{}\0", (), ()),
             (request(Command.VERSION, version), version + b'{"capabilities":{}}\0', (), ()),
