@@ -32,13 +32,13 @@ class _Errno(click.ParamType[int]):
     name = "errno"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        try:
-            return int(value)
-        except ValueError:
-            pass
-        if value not in errno.errorcode.values():
+        numbers = {name: number for number, name in errno.errorcode.items()}
+        number = numbers.get(str(value))
+        if number is None and str(value).isdecimal() and int(value) in errno.errorcode:
+            number = int(value)
+        if number is None:
             self.fail(f"{value!r} is no errno", param, ctx)
-        return int(getattr(errno, value))
+        return number
 
 
 def _scenario() -> type[Scenario]:
