@@ -34,7 +34,9 @@ def happened(page: Path) -> list[Happened]:
     embedded = dict(_EMBEDDED.findall(page.read_text()))
     about = json.loads(embedded["about"])
     blocks = [_whole(block).decode() for block in embedded["blocks"].split("\n") if block]
-    words: list[tuple[str, str, dict[str, Any]]] = [json.loads(line) for block in blocks for line in block.split("\n")]
+    words: list[tuple[str, str, dict[str, Any]]] = [
+        json.loads(line, parse_constant=_no_json) for block in blocks for line in block.split("\n")
+    ]
 
     def column(name: str, kind: str) -> array[int]:
         return array(kind, _whole(embedded[f"column-{name}"]))
@@ -53,6 +55,10 @@ def happened(page: Path) -> list[Happened]:
         seconds, took = now / 1e9, lasted / 1e9
         found.append(Happened((group, name), seconds, took, about["kinds"][kind], title, short, fields, record, answer))
     return found
+
+
+def _no_json(constant: str) -> Any:
+    raise AssertionError(f"a browser reads no {constant} in JSON, and shows nothing of the page")
 
 
 def _whole(text: str) -> bytes:

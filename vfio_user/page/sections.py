@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from userdev.counted import counted
 from userdev.printable import printable
 from userdev.process import tail
 from vfio_user.page.names import COMMANDS
@@ -27,6 +28,13 @@ class Said:
     left_out: int = 0
     noise: str = ""
     """The last of them."""
+
+    @property
+    def left_out_words(self) -> str:
+        """How much that is, in words."""
+        return counted(
+            self.left_out, "line of known harmless noise is left out", "lines of known harmless noise are left out"
+        )
 
     @property
     def short(self) -> bool:

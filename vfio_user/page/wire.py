@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from userdev.counted import counted
 from userdev.errors import ProtocolError
 from userdev.printable import printable
 from userdev.trace import Note, Raw, TraceLine, TraceReader, View, as_json, decoded_lines, text
@@ -134,7 +135,8 @@ class _Wire:
     def _tell_gap(self) -> None:
         """Say on the axis what is not there."""
         first, last = self._left_out[0], self._left_out[-1]
-        title = f"{len(self._left_out):,} accesses that went as usual are left out here"
+        count = counted(len(self._left_out), "access that went as usual is", "accesses that went as usual are")
+        title = f"{count} left out here"
         said = self._axis.said(title, {"records": f"{self._gap.start} to {self._gap.stop - 1}"})
         self._axis.add(self._axis.row(self._group, _INTERPOSER), first + self._zero, said, Kind.EVENT, last - first)
 
