@@ -194,12 +194,10 @@ def do_again(
     made = _made(place)
     if made is None:
         said = child.last_words()
-        elsewhere = "where a server's program is elsewhere here, --server-command says where; " * (
-            "cannot start" in said
-        )
+        elsewhere = "where a server's program is elsewhere here, --server-command says where; "
         raise UserError(
             f"what the bundle is of could not be done again: it {child.fate()}",
-            hint=f"{elsewhere * ('cannot start' in said)}its last lines:\n{said}",
+            hint=f"{elsewhere if 'cannot start' in said else ''}its last lines:\n{said}",
         )
     again = open_bundle(made)
     return Attempt(again, differences(found, again), time.monotonic() - began)

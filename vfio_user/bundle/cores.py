@@ -40,9 +40,8 @@ def _copy(source: IO[bytes], output: IO[bytes], secrets: Secrets, room: int, *, 
             packed.write(chunk)
             if output.tell() > room:
                 raise TooLarge
-        packed.flush(zstandard.FLUSH_FRAME)
-        if output.tell() > room:
-            raise TooLarge
+    if output.tell() > room:  # the end of the frame is in it only now
+        raise TooLarge
 
 
 def _clean(source: IO[bytes] | zstandard.ZstdDecompressionReader, secrets: Secrets) -> Iterator[bytes]:

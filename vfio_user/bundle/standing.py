@@ -59,18 +59,18 @@ def place_of(found: OpenBundle, text: str) -> Place:
     Raises:
         UserError: there is no such record, it is no message, or the bundle has no trace of vfio-user.
     """
-    server, colon, number = text.rpartition(":")
+    server, _, number = text.rpartition(":")
     traces = found.traces
     if not traces:
         raise UserError(f"{found.folder} has no trace, so that there is no record to stand still at")
-    if not colon and len(traces) > 1:
+    if not server and len(traces) > 1:
         raise UserError(
-            f"there are {len(traces)} traces", hint=f"say which: {', '.join(f'{name}:{text}' for name in traces)}"
+            f"there are {len(traces)} traces", hint=f"say which: {', '.join(f'{name}:{number}' for name in traces)}"
         )
     server = server or next(iter(traces))
     if server not in traces:
         raise UserError(f"there is no trace of {server!r}", hint=f"there are: {', '.join(traces)}")
-    if not number.isdigit():
+    if not number.isdecimal():
         raise UserError(f"{number!r} is no record's number", hint="`vfio-user trace show` has them")
     return _place(traces[server], server, int(number))
 
@@ -125,9 +125,8 @@ def _place(path: Path, server: str, number: int) -> Place:
 
 def _said(decoded: DecodedMessage) -> str:
     """What a message is, without what is another in each run."""
-    where = (
-        f"{decoded.fields.get('region')}+{decoded.offset:#x}" if decoded.region is not None and decoded.offset else ""
-    )
+    is_access = decoded.region is not None and decoded.offset is not None
+    where = f"{decoded.fields.get('region')}+{decoded.offset:#x}" if is_access else ""
     kind = "" if decoded.kind == "request" else decoded.kind
     return " ".join(filter(None, (decoded.command, decoded.register or where, kind)))
 
