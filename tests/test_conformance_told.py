@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
@@ -14,11 +15,13 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from userdev.conformance import Check, CheckResult, Level, Outcome
+from userdev.conformance import Check, CheckFailed, CheckResult, Level, Outcome
 from userdev.errors import UserdevError, UserError, VerdictError
-from vfio_user.cli import _conformance, conformance
+from userdev.fuzz import Find, Found, Oracle, Step
+from vfio_user.cli import _conformance, _fuzzing, conformance, vhost_conformance
 from vfio_user.cli._completion import complete_devices
 from vfio_user.cli._conformance import Asked, Suite, options
+from vfio_user.cli._own_checks import own_checks
 from vfio_user.client import NoAnswer
 from vfio_user.wire import CURRENT, DRAFT_V6, Dialect
 
@@ -101,6 +104,13 @@ def test_of_many_that_are_not_judged_for_one_reason_the_first_is_shown() -> None
     result = told(outcomes=[Outcome.NOT_JUDGED, Outcome.NOT_JUDGED, Outcome.FAIL, Outcome.NOT_JUDGED])
     assert result.stdout.count("It does not_judged") == 2
     assert "3 not judged" in result.stdout
+
+
+def test_what_became_of_two_in_a_row_is_shown_of_both() -> None:
+    """But for what is not judged: two failures with the same words are two."""
+    for outcome in Outcome:
+        shown = told(outcomes=[outcome, outcome, Outcome.PASS, outcome]).stdout.count(f"It does {outcome.name.lower()}")
+        assert shown == {Outcome.NOT_JUDGED: 2, Outcome.PASS: 4}.get(outcome, 3), outcome
 
 
 def test_each_outcome_is_counted_by_itself() -> None:
@@ -209,6 +219,93 @@ class Spoken(Target):
 
     def crashed(self) -> None:
         self.renewed.append("asked")
+
+
+def test_a_back_end_of_which_nothing_passed_is_asked_for_the_other_protocol(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every verdict is there before, and what is known to speak the right one is not asked."""
+    for outcomes, speaks, is_asked, is_other in (
+        ([Outcome.FAIL, Outcome.NOT_JUDGED], True, True, True),
+        ([Outcome.FAIL, Outcome.SKIP], False, True, False),
+        ([Outcome.FAIL, Outcome.PASS], True, False, False),
+        ([Outcome.PASS, Outcome.FAIL], True, False, False),
+        ([Outcome.SKIP, Outcome.DIFFERS], True, False, False),
+        ([], True, False, False),
+    ):
+        tried: list[float] = []
+        monkeypatch.setattr(
+            vhost_conformance,
+            "speaks_vfio_user",
+            lambda *_, timeout, it=speaks, tried=tried: tried.append(timeout) or it,
+        )
+        asked: Any = SimpleNamespace(address="a b", timeout=3.0)
+        judged: list[Outcome] = []
+        with pytest.raises(UserError, match="nothing of vhost-user") if is_other else nullcontext() as refused:
+            results = iter([RESULTS[outcome] for outcome in outcomes])
+            judged.extend(each.outcome for each in vhost_conformance._judged(results, Spoken({}), asked))
+        assert judged == outcomes
+        assert tried == [3.0] * is_asked, outcomes
+        assert not is_other or "`vfio-user conformance 'a b'`" in refused.value.hint  # type: ignore[union-attr]
+
+
+class Refinding:
+    """Plays a find, whatever that is like, and has to be given back in any case."""
+
+    def __init__(self, seen: BaseException | Found | None) -> None:
+        self.seen = seen
+        self.closed = 0
+
+    def prepare(self) -> list[Found]:
+        return []
+
+    def kinds(self) -> list[object]:
+        return [object()]
+
+    def play(self, steps: object) -> Found | None:
+        if isinstance(self.seen, Found | None):
+            return self.seen
+        raise self.seen
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def test_a_find_that_is_a_check_gives_its_server_back_whatever_it_sees(tmp_path: Path) -> None:
+    rule = Oracle("crash", "A server goes on.")
+    find = Find("vfio-user", "crash", rule.rule, "crash: SIGSEGV", "it ended", (Step("ping", {}),))
+    find.write(tmp_path)
+    same, another = Found(rule, "SIGSEGV", "it ended"), Found(rule, "SIGBUS", "it ended otherwise")
+    for seen, error, says in (
+        (None, None, None),
+        (same, CheckFailed, "it ended"),
+        (another, CheckFailed, "SIGBUS"),
+        (UserError("there is no server"), UserError, "no server"),
+        (KeyboardInterrupt(), KeyboardInterrupt, None),
+    ):
+        subject = Refinding(seen)
+        [check_of_it] = _fuzzing.corpus_checks(tmp_path, "vfio-user", lambda bench, find, it=subject: it, ())
+        with pytest.raises(error, match=says) if error is not None else nullcontext():
+            check_of_it.run(None)
+        assert subject.closed == 1, seen
+
+
+def test_checks_of_somebodys_own_are_those_of_each_group_once(tmp_path: Path) -> None:
+    """A group may have two names in its file, and one that is imported from elsewhere brings the catalogue's along."""
+    text = (
+        "from userdev.conformance import Group\n"
+        "GROUP = Group('mine', 'a rule')\n"
+        "AGAIN = GROUP\n"
+        "OTHER = Group('other', 'a rule')\n"
+        "@GROUP.check('one')\ndef one(bench): 'It does.'\n"
+        "@OTHER.check('two')\ndef two(bench): 'It does too.'\n"
+    )
+    (tmp_path / "own.py").write_text(text)
+    assert [each.id for each in own_checks(tmp_path / "own.py", CHECKS)] == ["mine/one", "other/two"]
+    for group, name, catalogue in (("group", "fail", CHECKS), ("mine", "one", [check("x")])):
+        (tmp_path / "taken.py").write_text(
+            f"from userdev.conformance import Group\nG = Group({group!r}, 'r')\n@G.check({name!r})\ndef f(b): 'It.'\n"
+        )
+        with pytest.raises(UserError, match="already") if catalogue is CHECKS else nullcontext():
+            own_checks(tmp_path / "taken.py", catalogue)
 
 
 def test_a_server_of_another_dialect_is_judged_by_none(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -73,7 +74,24 @@ def test_the_device_is_found_by_its_name_once_it_is_installed(protocol: str, tmp
     assert project["entry-points"] == {f"{protocol.replace('-', '_')}.devices": {"my-nic": "my_nic:MyNic"}}
 
 
-@for_each(["My", "1st", "a b", "a--b", "", "-x", "../x", "class", "json", "vfio_user", "tests", "a" * 31])
+@for_each(
+    [
+        "My",
+        "1st",
+        "a b",
+        "a--b",
+        "",
+        "-x",
+        "../x",
+        "class",
+        "json",
+        "vfio_user",
+        "tests",
+        "vfio-user",
+        "userdev-servers",
+        "a" * 31,
+    ]
+)
 def test_a_name_that_no_module_can_have_is_refused(name: str) -> None:
     with pytest.raises(UserError):
         Names.of(name)
@@ -86,6 +104,25 @@ def test_nothing_that_is_there_is_written_over(tmp_path: Path) -> None:
         made = CliRunner().invoke(command, [*words, "--folder", str(tmp_path / "project")])
         assert isinstance(made.exception, UserError)
     assert [path.name for path in (tmp_path / "project").iterdir()] == ["mine.txt"]
+
+
+def test_no_file_is_taken_for_a_place_and_an_empty_folder_is_one(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "to a file").symlink_to(tmp_path / "file")
+    for name in ("file", "to a file"):
+        made = CliRunner().invoke(command, ["mydevice", "--folder", str(tmp_path / name)])
+        assert made.exit_code, name
+        assert not isinstance(made.exception, OSError), f"{name}: {made.exception!r}"
+        assert (tmp_path / name).read_text() == "mine"
+    (tmp_path / "project").mkdir()
+    assert (new(tmp_path, "mydevice") / "mydevice.py").is_file()
+
+
+def test_what_it_says_to_type_next_is_one_word_of_a_shell_each(tmp_path: Path) -> None:
+    for name in ("plain", "with a blank", "it's", "$HOME"):
+        said = CliRunner().invoke(command, ["mydevice", "--folder", str(tmp_path / name)]).output
+        [line] = [line for line in said.splitlines() if line.strip().startswith("cd ")]
+        assert shlex.split(line) == ["cd", str(tmp_path / name)], name
 
 
 @for_each([True, False])

@@ -24,6 +24,7 @@ from userdev.transport import close_all
 from vfio_user.cli import cli
 from vfio_user.wire import Command, Message
 from vfio_user.wire import layouts as at
+from vfio_user.wire.constants import IrqIndex
 from vhost_user.wire.payloads import VringState
 
 
@@ -264,6 +265,17 @@ def test_what_is_ignored_is_no_difference(good: Path, tmp_path: Path) -> None:
     ):
         options = [word for name in names for word in ("--ignore", name)]
         assert len(differences(good, tmp_path / "other", *options)) == left
+
+
+def test_an_interrupt_of_each_index_is_left_out_by_either_way_to_say_it(tmp_path: Path) -> None:
+    for index in IrqIndex:
+        for name, count in (("a", 1), ("b", 2)):
+            with Written(tmp_path / name, REGISTERS) as trace:
+                trace.write(UP, 0x5A)
+                trace.writer.note("interrupt", index=int(index), vector=0, count=count)
+        assert differences(tmp_path / "a", tmp_path / "b"), index
+        for words in (f"{index.name}:0", f"{index.name}:0x0", f"{index.name} 0"):
+            assert not differences(tmp_path / "a", tmp_path / "b", "--ignore", words), words
 
 
 def test_a_name_that_neither_trace_has_is_refused(good: Path) -> None:

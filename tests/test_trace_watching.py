@@ -6,18 +6,25 @@ import os
 import pty
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Self
 
 import pytest
+from click.testing import CliRunner
 
 from tests.interposer_bench import DEADLINE
 from tests.test_harness_interposed import interposed
 from tests.test_trace_stats import run, stats
 from tests.traced import CAUSES, REGISTERS, Written
 from userdev.errors import UserError
+from vfio_user.cli import cli
+from vfio_user.cli._trace_stats import traced_file
 from vfio_user.client import Client
 
 
@@ -34,6 +41,53 @@ def test_an_interposer_that_records_nothing_says_how_it_would(tmp_path: Path) ->
     with interposed(tmp_path) as server, pytest.raises(UserError) as refused:
         run(server.interposer.control_path)
     assert "--trace" in refused.value.hint
+
+
+def test_what_an_interposer_records_is_a_file_or_there_is_a_word_why_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Control:
+        def __init__(self, path: Path) -> None:
+            self.closed = False
+
+        def __enter__(self) -> Self:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            closed.append(self)
+
+        def call(self, command: str) -> dict[str, object]:
+            return status
+
+    monkeypatch.setattr("userdev.control.client.ControlClient", Control)
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "s"))
+        for recorded, told in (
+            (None, "records nothing"),
+            ({"file": "fd:7"}, "descriptor"),
+            ({"file": "fd:12"}, "descriptor"),
+            ({"file": "/tmp/fd:7"}, ""),
+            ({"file": "t"}, ""),
+        ):
+            status, closed = {"trace": recorded} if recorded is not None else {}, []
+            with pytest.raises(UserError, match=told) if told else nullcontext():
+                assert traced_file(tmp_path / "s") == Path(recorded["file"] if recorded else "")
+            assert len(closed) == 1, recorded
+    assert traced_file(tmp_path / "t") == tmp_path / "t"
+
+
+def test_what_came_last_is_told_once_nobody_watches_any_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Written(tmp_path / "t", REGISTERS) as trace:
+        trace.read(CAUSES, 0x11)
+        trace.writer.flush()
+
+        def enough(_: float) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("vfio_user.cli._trace_stats.time", SimpleNamespace(sleep=enough))
+        done = CliRunner().invoke(cli, ["trace", "stats", str(tmp_path / "t"), "--watch"], env={"COLUMNS": "150"})
+    assert done.exit_code == 0, done.output
+    assert "causes" in done.stdout.rpartition("REGION_READ")[2], "the whole report is below"
 
 
 def test_a_growing_trace_is_watched_in_a_terminal_until_it_is_enough(tmp_path: Path) -> None:
