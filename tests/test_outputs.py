@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from tests.cases import for_each
 from tests.test_conformance_told import no_server, told
 from userdev.errors import UserError
+from userdev.trace import TraceWriter
 from userdev.writable import require_writable
 from vfio_user.bundle import Keeping, Recipe
 from vfio_user.cli import cli
@@ -49,6 +50,47 @@ def test_a_folder_below_a_file_is_refused_where_folders_are_made(tmp_path: Path)
         assert str(below) in str(said.exception), words
     require_writable(tmp_path / "a" / "b", makes_folders=True)
     assert not (tmp_path / "a").exists()
+
+
+_READ = (
+    # What is read, and what would be written over it.
+    "trace export {trace} --format perfetto --qmp-log {kept} -o {again}",
+    "trace export {trace} --format perfetto --console-log {kept} -o {again}",
+    "trace export {trace} --format json --registers {kept}.yaml -o {again}.yaml",
+    "show {trace} --no-open --registers {kept}.yaml -o {again}.yaml",
+    "minimize {trace} --server-command false --registers {kept}.yaml -o {again}.yaml",
+    "interpose --listen a --connect b --faults {kept} --trace {again}",
+    "interpose --listen a --connect b --registers {kept}.yaml --trace {again}.yaml",
+)
+
+
+def test_nothing_that_is_read_is_written_over_whichever_option_names_it(tmp_path: Path) -> None:
+    TraceWriter(tmp_path / "t", "vfio-user", {}).close()
+    for name in ("kept", "kept.yaml"):
+        (tmp_path / name).write_text("mine")
+        (tmp_path / name.replace("kept", "link")).symlink_to(tmp_path / name)
+    for line in _READ:
+        for name in ("kept", "link"):
+            again = tmp_path / name
+            words = line.format(trace=tmp_path / "t", kept=tmp_path / "kept", again=again).split()
+            said = CliRunner().invoke(cli, words)
+            assert isinstance(said.exception, UserError), (line, said.output)
+            assert "is read" in str(said.exception), (line, said.exception)
+            assert {(tmp_path / each).read_text() for each in ("kept", "kept.yaml")} == {"mine"}, line
+
+
+def test_the_results_of_conformance_are_files_apart_from_its_checks_and_each_other(tmp_path: Path) -> None:
+    for name in ("x", "./x"):
+        result = told("--junit", str(tmp_path / "x"), "--json", f"{tmp_path}/{name}")
+        assert isinstance(result.exception, UserError), name
+        assert not (tmp_path / "x").exists(), name
+    (tmp_path / "own.py").write_text("mine")
+    for option in ("--json", "--junit"):
+        result = told("--checks", str(tmp_path / "own.py"), option, f"{tmp_path}/./own.py")
+        assert isinstance(result.exception, UserError), option
+        assert (tmp_path / "own.py").read_text() == "mine", option
+    for words in (["--junit", "/dev/null", "--json", "/dev/null"], ["--junit", str(tmp_path / "x"), "--json", "-"]):
+        assert told(*words).exit_code == 0, words
 
 
 def test_what_may_not_be_written_is_refused_and_a_device_is_not(

@@ -18,7 +18,7 @@ from userdev.errors import UserError, VerdictError, about, meant
 from vfio_user.cli._choice import Choice
 from vfio_user.cli._completion import Completer
 from vfio_user.cli._hardware import DEVICE, device_option
-from vfio_user.cli._outputs import Output
+from vfio_user.cli._outputs import Output, refuse_overwriting
 from vfio_user.cli._progress import quiet_option
 from vfio_user.cli._served import command_of
 
@@ -138,6 +138,8 @@ class Suite(Generic[B]):
         """
         if asked.checks is not None and asked.corpus is not None:
             raise UserError("--checks and --corpus are two runs", hint="give one of them")
+        json_file = None if asked.json_path == _STDOUT else asked.json_path
+        refuse_overwriting(asked.junit, json_file, read=(asked.checks,))
         checks = self._chosen(asked.only, asked.level)
         if asked.list_only:
             self._list(checks)

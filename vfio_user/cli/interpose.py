@@ -12,6 +12,7 @@ from vfio_user.cli._beside import refuse_beside
 from vfio_user.cli._choice import Choice
 from vfio_user.cli._completion import complete_servers
 from vfio_user.cli._interposing import interposing, run
+from vfio_user.cli._outputs import refuse_overwriting
 from vfio_user.cli._registers import REGISTERS_HELP, registers
 from vfio_user.cli._served import device_as_command
 from vfio_user.interposer.interposer import Interposer, Setup
@@ -104,6 +105,7 @@ def command(
         )
     if not (keep_alive or reconnect):
         refuse_beside("without --keep-alive and --reconnect a session ends with its server", *_OF_SURVIVAL)
+    refuse_overwriting(trace, read=(faults, names))
     policy = Policy(
         msg_timeout=msg_timeout,
         pending=pending,

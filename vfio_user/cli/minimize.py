@@ -10,10 +10,9 @@ import click
 from userdev.counted import counted
 from userdev.errors import UserError
 from userdev.fuzz.finds import is_find
-from userdev.trace.view import apart_from
 from vfio_user.cli._completion import complete_servers
 from vfio_user.cli._durations import Duration
-from vfio_user.cli._outputs import Output
+from vfio_user.cli._outputs import Output, refuse_overwriting
 from vfio_user.cli._progress import Waiting, quiet_option
 from vfio_user.cli._registers import registers as named_registers
 from vfio_user.cli._replaying import comparing
@@ -65,7 +64,8 @@ def command(
             f"{trace} is a find of `fuzz`, which reduces by itself what it finds",
             hint="`vfio-user replay` plays it again; `fuzz --seed`, with the seed in it, finds and reduces it again",
         )
-    output = apart_from(trace, output or trace.with_name(trace.name + ".min"))
+    output = output or trace.with_name(trace.name + ".min")
+    refuse_overwriting(output, read=(trace, registers))
     with Waiting(quiet=quiet) as waiting:
         found = minimize(
             trace,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from vfio_user.cli._outputs import Output
+from vfio_user.cli._outputs import Output, refuse_overwriting
 from vfio_user.cli._registers import registers as names
 from vfio_user.page.document import write_page
 from vfio_user.page.names import INDEX
@@ -27,6 +27,7 @@ def command(what: Path, output: Path | None, registers: str | None, opened: bool
     One HTML file that needs no network: the first cause, all that happened on one axis, and the logs.
     """
     out = output or (what / INDEX if what.is_dir() else what.with_name(what.name + ".html"))
+    refuse_overwriting(out, read=(registers,))
     page = write_page(what, out, registers=names(registers) if registers is not None else None)
     for why in page.truncated:
         click.echo(f"{why}; everything before it is on the page", err=True)

@@ -16,10 +16,10 @@ from userdev import trace
 from userdev.errors import UserError, about
 from userdev.relay.direction import DIRECTIONS
 from userdev.trace import as_json, text
-from userdev.trace.view import TraceView, apart_from
+from userdev.trace.view import TraceView
 from vfio_user.cli._beside import refuse_beside
 from vfio_user.cli._choice import Choice
-from vfio_user.cli._outputs import Output
+from vfio_user.cli._outputs import Output, refuse_overwriting
 from vfio_user.cli._registers import REGISTERS_HELP
 from vfio_user.cli._registers import registers as names
 from vfio_user.cli._trace_diff import diff
@@ -106,8 +106,7 @@ def export(
     """Write a trace for Wireshark (pcapng), for programs (json) or as a picture (perfetto)."""
     if kind != "perfetto":
         refuse_beside(f"logs are for pictures (perfetto), and not in {kind}", "qmp_log", "console_log")
-    if output is not None:
-        apart_from(file, output)
+    refuse_overwriting(output, read=(file, registers, qmp_log, console_log))
     view = open_trace(file, names(registers) if registers is not None else None)
     header, shown = view.header, view.shown
     with about(output or "the standard output"), _output(output) as stream:

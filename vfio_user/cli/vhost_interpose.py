@@ -8,6 +8,7 @@ import click
 
 from vfio_user.cli._completion import complete_back_ends
 from vfio_user.cli._interposing import interposing, run
+from vfio_user.cli._outputs import refuse_overwriting
 from vfio_user.cli._served import device_as_command
 from vhost_user.interposer.interposer import Interposer, Setup
 
@@ -38,6 +39,7 @@ def command(
     Client and server are front-end and back-end; the back-end listens. Addresses are PATH, unix:PATH or fd:N. Prints
     one line once it listens; SIGTERM and SIGINT end it.
     """
+    refuse_overwriting(trace, read=(faults,))
     setup = Setup(
         listen=listen,
         connect=connect,
