@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +20,7 @@ from userdev.trace import View
 from vfio_user.bundle import Keeping, Outcome, Secrets, Seen, again, keeping, pack, standing
 from vfio_user.bundle.again import Command, do_again, prepare
 from vfio_user.bundle.cores import TooLarge, pack_core
-from vfio_user.bundle.difference import made_with_differences, outcome_differences
+from vfio_user.bundle.difference import Difference, made_with_differences, outcome_differences
 from vfio_user.bundle.model import QemuFacts
 from vfio_user.bundle.of_tests import keeping_test
 from vfio_user.bundle.packing import USUAL_MIB, checked_place
@@ -59,10 +59,14 @@ def test_what_is_otherwise_is_the_same_from_either_side(tmp_path: Path) -> None:
         Outcome(verdict="PASS", saw=(Seen(what="one", ok=False, seen="1"), Seen(what="two", ok=True))),
         Outcome(verdict="PASS", saw=(Seen(what="two", ok=True),)),
     ]
-    for compared, each in ((made_with_differences, recipes), (outcome_differences, outcomes)):
+    tables: list[tuple[Callable[[Any, Any], Iterator[Difference]], list[Any]]] = [
+        (made_with_differences, recipes),
+        (outcome_differences, outcomes),
+    ]
+    for compared, each in tables:
         for one, other in product(each, each):
-            there = {(found.about, found.what, found.first, found.second) for found in compared(one, other)}  # type: ignore[operator]
-            back = {(found.about, found.what, found.second, found.first) for found in compared(other, one)}  # type: ignore[operator]
+            there = {(found.about, found.what, found.first, found.second) for found in compared(one, other)}
+            back = {(found.about, found.what, found.second, found.first) for found in compared(other, one)}
             assert there == back, (one, other)
             assert one is not other or not there
     assert len([*made_with_differences(recipes[3], recipes[4])]) == 2, "an image that only the second has"
@@ -320,7 +324,7 @@ def test_what_is_done_again_is_ended_whatever_becomes_of_it(tmp_path: Path, monk
         assert Once.last.stopped == 1, error
         assert Once.last.environment["X"] == "1"
         if error is None:
-            assert "its last words" in ended.value.hint  # type: ignore[union-attr]
+            assert "its last words" in vars(ended.value)["hint"]
 
 
 # -- standing still

@@ -112,7 +112,7 @@ def test_what_is_asked_for_of_a_trace_is_shown_of_either_protocol(tmp_path: Path
 # -- campaigns of fuzzing
 
 FOUND = Find(
-    "vfio-user", "crash", "A server goes on.", "crash: SIGSEGV", "it ended", (Step("ping", {}),), reproduced=True
+    "vfio-user", "crash", "A server goes on.", "crash: SIGSEGV", "it ended", (Step("ping", ()),), reproduced=True
 )
 ASKED = Asked("s", None, None, 1.0, None, None, Path("finds"), False, 1.0, False, None, False, "must")
 
@@ -310,14 +310,19 @@ def test_a_page_is_opened_or_told_and_one_in_a_folder_is_known_too(
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("")
     for has_browser in (True, False):
-        monkeypatch.setattr(webbrowser, "open", lambda uri, it=has_browser: opened.append(uri) or it)
+
+        def browse(uri: str, has_browser: bool = has_browser) -> bool:
+            opened.append(uri)
+            return has_browser
+
+        monkeypatch.setattr(webbrowser, "open", browse)
         for page in ("devices", "docs/devices", "reference/environment"):
             for words in ([], ["--path"]):
                 opened.clear()
                 told = say("docs", page, *words).stdout.strip()
-                path = str(tmp_path / "docs" / f"{page.removeprefix('docs/')}.html")
-                assert opened == ([] if words else [f"file://{path}"]), (page, words)
-                assert told == (path if words or not has_browser else ""), (page, words)
+                file = str(tmp_path / "docs" / f"{page.removeprefix('docs/')}.html")
+                assert opened == ([] if words else [f"file://{file}"]), (page, words)
+                assert told == (file if words or not has_browser else ""), (page, words)
     for wrong, near in (("device", "devices"), ("reference/environmen", "reference/environment")):
         refused = say("docs", wrong).exception
         assert isinstance(refused, UserError), wrong

@@ -240,8 +240,9 @@ def test_a_back_end_of_which_nothing_passed_is_asked_for_the_other_protocol(monk
         asked: Any = SimpleNamespace(address="a b", timeout=3.0)
         judged: list[Outcome] = []
         with pytest.raises(UserError, match="nothing of vhost-user") if is_other else nullcontext() as refused:
-            results = iter([RESULTS[outcome] for outcome in outcomes])
-            judged.extend(each.outcome for each in vhost_conformance._judged(results, Spoken({}), asked))
+            results: Any = iter([RESULTS[outcome] for outcome in outcomes])
+            target: Any = Spoken({})
+            judged.extend(each.outcome for each in vhost_conformance._judged(results, target, asked))
         assert judged == outcomes
         assert tried == [3.0] * is_asked, outcomes
         assert not is_other or "`vfio-user conformance 'a b'`" in refused.value.hint  # type: ignore[union-attr]
@@ -271,7 +272,7 @@ class Refinding:
 
 def test_a_find_that_is_a_check_gives_its_server_back_whatever_it_sees(tmp_path: Path) -> None:
     rule = Oracle("crash", "A server goes on.")
-    find = Find("vfio-user", "crash", rule.rule, "crash: SIGSEGV", "it ended", (Step("ping", {}),))
+    find = Find("vfio-user", "crash", rule.rule, "crash: SIGSEGV", "it ended", (Step("ping", ()),))
     find.write(tmp_path)
     same, another = Found(rule, "SIGSEGV", "it ended"), Found(rule, "SIGBUS", "it ended otherwise")
     for seen, error, says in (
@@ -281,8 +282,12 @@ def test_a_find_that_is_a_check_gives_its_server_back_whatever_it_sees(tmp_path:
         (UserError("there is no server"), UserError, "no server"),
         (KeyboardInterrupt(), KeyboardInterrupt, None),
     ):
-        subject = Refinding(seen)
-        [check_of_it] = _fuzzing.corpus_checks(tmp_path, "vfio-user", lambda bench, find, it=subject: it, ())
+        subject: Any = Refinding(seen)
+
+        def made(bench: object, find: Find, subject: Any = subject) -> Any:
+            return subject
+
+        [check_of_it] = _fuzzing.corpus_checks(tmp_path, "vfio-user", made, ())
         with pytest.raises(error, match=says) if error is not None else nullcontext():
             check_of_it.run(None)
         assert subject.closed == 1, seen

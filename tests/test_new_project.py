@@ -106,13 +106,16 @@ def test_nothing_that_is_there_is_written_over(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "project").iterdir()] == ["mine.txt"]
 
 
-def test_no_file_is_taken_for_a_place_and_an_empty_folder_is_one(tmp_path: Path) -> None:
+def test_no_file_is_taken_for_a_place_and_an_empty_folder_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("mine")
-    (tmp_path / "to a file").symlink_to(tmp_path / "file")
-    for name in ("file", "to a file"):
-        made = CliRunner().invoke(command, ["mydevice", "--folder", str(tmp_path / name)])
-        assert made.exit_code, name
-        assert not isinstance(made.exception, OSError), f"{name}: {made.exception!r}"
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    for name in ("file", "link"):
+        made = CliRunner().invoke(command, [name])
+        assert isinstance(made.exception, UserError), name
+        assert made.exception.hint, name
         assert (tmp_path / name).read_text() == "mine"
     (tmp_path / "project").mkdir()
     assert (new(tmp_path, "mydevice") / "mydevice.py").is_file()

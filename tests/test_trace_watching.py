@@ -11,19 +11,21 @@ import subprocess
 import sys
 import time
 from contextlib import nullcontext
+from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Self
 
 import pytest
 from click.testing import CliRunner
+from rich.console import Console
 
 from tests.interposer_bench import DEADLINE
 from tests.test_harness_interposed import interposed
 from tests.test_trace_stats import run, stats
 from tests.traced import CAUSES, REGISTERS, Written
 from userdev.errors import UserError
-from vfio_user.cli import cli
+from vfio_user.cli import _console, cli
 from vfio_user.cli._trace_stats import traced_file
 from vfio_user.client import Client
 
@@ -57,7 +59,7 @@ def test_what_an_interposer_records_is_a_file_or_there_is_a_word_why_not(
             closed.append(self)
 
         def call(self, command: str) -> dict[str, object]:
-            return status
+            return {"trace": recorded} if recorded is not None else {}
 
     monkeypatch.setattr("userdev.control.client.ControlClient", Control)
     with socket.socket(socket.AF_UNIX) as listening:
@@ -69,7 +71,7 @@ def test_what_an_interposer_records_is_a_file_or_there_is_a_word_why_not(
             ({"file": "/tmp/fd:7"}, ""),
             ({"file": "t"}, ""),
         ):
-            status, closed = {"trace": recorded} if recorded is not None else {}, []
+            closed: list[object] = []
             with pytest.raises(UserError, match=told) if told else nullcontext():
                 assert traced_file(tmp_path / "s") == Path(recorded["file"] if recorded else "")
             assert len(closed) == 1, recorded
@@ -84,10 +86,16 @@ def test_what_came_last_is_told_once_nobody_watches_any_more(tmp_path: Path, mon
         def enough(_: float) -> None:
             raise KeyboardInterrupt
 
+        shown = StringIO()
+        terminal = Console(file=shown, force_terminal=True, width=150)
         monkeypatch.setattr("vfio_user.cli._trace_stats.time", SimpleNamespace(sleep=enough))
-        done = CliRunner().invoke(cli, ["trace", "stats", str(tmp_path / "t"), "--watch"], env={"COLUMNS": "150"})
+        monkeypatch.setattr(_console, "drawing_console", lambda: terminal)
+        done = CliRunner().invoke(cli, ["trace", "stats", str(tmp_path / "t"), "--watch"])
     assert done.exit_code == 0, done.output
-    assert "causes" in done.stdout.rpartition("REGION_READ")[2], "the whole report is below"
+    before, gone, behind = shown.getvalue().rpartition("\x1b[?1049l")
+    assert gone, "what was drawn is gone with the terminal's second screen"
+    assert "causes" in before
+    assert "causes" in behind
 
 
 def test_a_growing_trace_is_watched_in_a_terminal_until_it_is_enough(tmp_path: Path) -> None:

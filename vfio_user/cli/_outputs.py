@@ -49,8 +49,8 @@ def refuse_overwriting(*outputs: Path | str | None, read: Iterable[Path | str | 
     """
     written: set[Path] = set()
     for output in (Path(each) for each in outputs if each is not None):
-        for source in filter(None, read):
-            apart_from(Path(source), output)
+        for source in (Path(each) for each in read if each):
+            apart_from(source, output)
         if output.exists() and not output.is_file():  # such as /dev/null
             continue
         if output.resolve() in written:
