@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -221,7 +222,7 @@ def test_whatever_one_side_alone_has_is_told_of_whichever_it_is(tmp_path: Path) 
     for case, (of_a, of_b, kinds) in cases.items():
         for name, (asked, answered, fds, reply_fds) in (("a", of_a), ("b", of_b)):
             with Written(tmp_path / name, REGISTERS) as trace:
-                trace.ask(asked, answered, fds=fds, reply_fds=reply_fds)
+                trace.ask(replace(asked, fds=list(fds)), answered, reply_fds=reply_fds)
         for one, other in (("a", "b"), ("b", "a")):
             told = diff(tmp_path / one, tmp_path / other)["differences"]
             assert [each["kind"] for each in told] == kinds, f"{case}: {told}"

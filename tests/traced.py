@@ -50,12 +50,11 @@ class Written:
         direction: Direction = Direction.TO_SERVER,
         view: View = BOTH,
         replied: View = BOTH,
-        fds: Sequence[int] = (),
         reply_fds: Sequence[int] = (),
     ) -> int:
-        """A request and its reply: a payload, an errno, or None where none comes; each with what descriptors came."""
+        """A request and its reply: a payload, an errno, or None where none comes, with `reply_fds`."""
         self._ids = (self._ids + 1) & 0xFFFF
-        asked.id, asked.fds = self._ids, list(fds)
+        asked.id = self._ids
         number = self.writer.message(direction, view, asked)
         if answered is not None:
             reply = asked.error(answered) if isinstance(answered, int) else asked.reply(answered)
