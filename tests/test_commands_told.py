@@ -114,7 +114,7 @@ def test_what_is_asked_for_of_a_trace_is_shown_of_either_protocol(tmp_path: Path
 FOUND = Find(
     "vfio-user", "crash", "A server goes on.", "crash: SIGSEGV", "it ended", (Step("ping", ()),), reproduced=True
 )
-ASKED = Asked("s", None, None, 1.0, None, None, Path("finds"), False, 1.0, False, None, False, "must")
+ASKED = Asked("s", None, None, 1.0, None, None, Path("finds"), False, 1.0, False, None, False, "must", ())
 
 
 @for_each_row(product((False, True), (False, True), (False, True), (False, True)))
