@@ -35,7 +35,8 @@ def wire(encounter: Encounter, irq: int, start: int, count: int, spare: int) -> 
         encounter.good(reply, "wiring vectors")
         for vector, eventfd in enumerate(eventfds, start):
             encounter.wired[facts.index, vector] = eventfd
-        encounter.fired()  # what waited for an eventfd
+        if encounter.touched:
+            encounter.fired()  # what the device had sent by itself to those that are replaced
     else:
         encounter.refused(reply, "wiring vectors that the device has not got")
     _silent(encounter)
@@ -154,7 +155,7 @@ def _drain(encounter: Encounter) -> None:
 
 
 def _silent(encounter: Encounter) -> None:
-    """No eventfd that was replaced may be fired."""
+    """No eventfd that was replaced, or came with what was refused, may be fired."""
     known = set(encounter.wired.values())
     stray: list[EventFd] = [eventfd for eventfd in encounter.fired() if eventfd not in known]
     if stray:
