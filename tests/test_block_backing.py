@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import logging
+import mmap
 import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -48,6 +49,11 @@ class PageCache:
 
 def write(backing: Backing, offset: int, data: bytes) -> None:
     backing.write([memoryview(data)], offset)
+
+
+def write_from(backing: Backing, memory: mmap.mmap) -> None:
+    """As a request does: its views are gone with it."""
+    backing.write([memoryview(memory)], 0)
 
 
 # A flush that failed
@@ -185,6 +191,16 @@ def test_an_image_that_was_cut_while_another_had_it_is_as_large_as_it_was_and_wh
         image.read_bytes(512, size - 512)
     with pytest.raises(Lost):
         image.sync()
+
+
+def test_why_an_image_failed_keeps_no_memory_of_the_request_that_has_found_it(image: Backing) -> None:
+    """It is a guest's, which may want to unmap it, and the reason is there until the image is opened anew."""
+    memory = mmap.mmap(-1, 512)
+    os.truncate(image.path, 0)
+    with suppress(Lost):
+        write_from(image, memory)
+    assert image.failure is not None
+    memory.close()
 
 
 def test_what_is_left_of_an_image_that_was_cut_can_be_read(image: Backing) -> None:

@@ -332,10 +332,9 @@ class Backing:
 
     def _fail(self, number: int, what: str) -> Lost:
         log.error("image %s: %s; it is failed until a server opens it anew", self.path, what)
-        failure = Lost(number, what)
         if self.failure is None:
-            self.failure = failure
-        return failure
+            self.failure = Lost(number, what)
+        return Lost(number, what)  # another: what is raised has the memory of a request in its traceback
 
     def _check_whole(self) -> None:
         if self._left is None:
