@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -176,7 +177,11 @@ def test_a_short_config_space_reads_as_ones_behind_its_end() -> None:
 def test_what_a_request_has_no_use_for_is_zero_and_all_of_a_region_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with Server(Everything(), str(tmp_path / "s")) as server, Client.connect(str(server.listener.address)) as client:
+    with (
+        closing(Everything()) as device,
+        Server(device, str(tmp_path / "s")) as server,
+        Client.connect(str(server.listener.address)) as client,
+    ):
         sent: list[Message] = []
         submit = client.channel.submit
 

@@ -98,6 +98,8 @@ def test_so_is_one_that_another_mechanism_has_than_the_client_has_chosen() -> No
     with pytest.raises(ValueError, match="2 vectors"):
         device.interrupts.trigger(3)
     wires.close()
+    function_of(device).detach()
+    device.close()
 
 
 def test_a_device_that_has_no_interrupts_may_trigger_what_it_likes() -> None:
@@ -121,6 +123,8 @@ def test_a_device_whose_msix_is_off_and_has_nothing_else_stays_silent() -> None:
     wires = Vectors(device, MSIX)
     assert wires.fired() == [0]
     wires.close()
+    function_of(device).detach()
+    device.close()
 
 
 def test_a_blocking_eventfd_with_a_full_counter_does_not_hold_the_device_up(device: Ringer) -> None:
@@ -469,6 +473,7 @@ def test_each_vector_of_msi_has_its_own_mask_and_pending_bit(vector: int) -> Non
     write_register(device, CONFIG, masks, 4, 0)
     assert wires.fired() == [int(each == vector) for each in range(32)]
     wires.close()
+    function_of(device).detach()
     device.close()
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
@@ -81,8 +83,9 @@ class Board(PciDevice):
 
 
 @pytest.fixture
-def board() -> Board:
-    return Board()
+def board() -> Iterator[Board]:
+    with closing(Board()) as board:
+        yield board
 
 
 def test_a_device_of_25_lines_adds_up_and_interrupts() -> None:
@@ -93,6 +96,8 @@ def test_a_device_of_25_lines_adds_up_and_interrupts() -> None:
     assert read_register(device, 0, 0, 4) == 11
     assert wires.fired() == [2]
     wires.close()
+    function_of(device).detach()
+    device.close()
 
 
 def test_every_whole_register_is_in_the_tables_of_the_hot_path(board: Board) -> None:

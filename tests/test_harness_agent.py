@@ -52,6 +52,10 @@ class Port:
         """Send to the agent, before whatever comes next."""
         self._outer.sendall(data)
 
+    def say(self, data: bytes) -> None:
+        """Send to the host, as from the agent."""
+        self._hosts[-1].sendall(data)
+
     def close(self) -> None:
         self.agent.kill()
         self.agent.wait()
@@ -271,6 +275,13 @@ def test_half_a_line_of_another_host_does_no_harm(port: Port) -> None:
     guest = AgentGuest(port.connect())
     guest.hello(30)
     guest.close()
+
+
+def test_half_an_answer_that_a_reboot_has_cut_off_does_no_harm(guest: AgentGuest, port: Port) -> None:
+    """The connection stays, and what the agent before said last had no end."""
+    port.say(b'{"session": "of before", "id": 1, "ok": {"data": "' + b"x" * 1000)
+    guest.renew()
+    assert guest.hello(10)["pid"] == port.agent.pid
 
 
 def test_those_who_wait_are_told_when_the_connection_breaks(guest: AgentGuest, port: Port) -> None:

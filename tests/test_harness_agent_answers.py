@@ -30,6 +30,9 @@ class Liar:
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
 
+    def hang_up(self) -> None:
+        self._port.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
         self._thread.join(10)  # the guest has hung up
         self._port.close()
@@ -197,6 +200,42 @@ def test_what_is_asked_while_the_host_changes_is_asked_behind_what_another_host_
     assert asked[0].result(5)["ok"] == {}
     monkeypatch.undo()
     port.close()
+
+
+def test_an_answer_of_the_session_before_is_for_nobody(liar: Liar, guest: AgentGuest) -> None:
+    """The numbers of requests go on, and what a guest says late, or twice, is of what it was asked then."""
+    liar.say = lambda request: (
+        answered({**request, "session": "another"}, ok={**GOOD, "exit_code": 1}) + answered(request, ok=GOOD)
+    )
+    assert guest.run("true").exit_code == 0
+    before = liar.heard[-1]["session"]
+    guest.renew()
+    liar.say = lambda request: (
+        answered({**request, "session": before}, ok={**GOOD, "exit_code": 1}) + answered(request, ok=GOOD)
+    )
+    assert guest.run("true").exit_code == 0
+
+
+def test_a_guest_whose_connection_broke_is_reached_over_another(liar: Liar, guest: AgentGuest) -> None:
+    liar.hang_up()
+    with pytest.raises(GuestLost):
+        guest.run("true")
+    other = Liar()
+    guest.attach(other.host)
+    assert guest.run("true").ok
+    guest.close()
+    other.close()
+
+
+def test_who_asks_while_answers_are_given_up_is_told_so_and_waits_for_none(
+    liar: Liar, guest: AgentGuest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has begun to ask before: the guest may be gone that it meant."""
+    monkeypatch.setattr(guest, "_check", lambda _seconds: guest.give_up("it was reset"))
+    asked = guest._ask("hello")
+    assert asked.done()
+    with pytest.raises(GuestLost, match="given up"):
+        asked.result()
 
 
 def test_a_file_is_written_piece_by_piece_and_has_its_mode_with_the_last(

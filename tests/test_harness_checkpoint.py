@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -153,6 +154,19 @@ def test_those_not_used_for_longest_are_dropped(monkeypatch: pytest.MonkeyPatch)
     Checkpoint("one").ensure(lambda *_: pytest.fail("made again"))
     Checkpoint("three").ensure(writing("memory"))
     assert [name for name in ("one", "two", "three") if Checkpoint(name).is_valid()] == ["one", "three"]
+
+
+def test_what_others_are_making_is_not_among_those_that_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It counts for none either, though it is the newest."""
+    monkeypatch.setattr(checkpoint, "_KEPT", 2)
+    Checkpoint("one").ensure(writing("memory"))
+    makings = [Checkpoint("one").folder.parent / f".{name}.1.part" for name in ("old", "new", "newest")]
+    for making, age in zip(makings, (1, 2 << 30, 2 << 30), strict=True):
+        making.mkdir()
+        os.utime(making, (age, age))
+    Checkpoint("two").ensure(writing("memory"))
+    assert all(making.exists() for making in makings)
+    assert all(Checkpoint(name).is_valid() for name in ("one", "two"))
 
 
 def test_what_a_killed_run_left_of_a_whole_file_is_no_part_of_it() -> None:

@@ -7,6 +7,7 @@ import re
 import shlex
 import sys
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -222,6 +223,31 @@ def test_nothing_is_left_of_a_device_that_qemu_refuses(tmp_path: Path) -> None:
         "chardev-remove two",
         "chardev-remove one",
     ]
+
+
+class Refusing:
+    """A QMP in which one command is refused."""
+
+    def __init__(self, refused: str) -> None:
+        self.refused = refused
+        self.asked: list[str] = []
+
+    def execute(self, command: str, arguments: Mapping[str, object], *_: object, **__: object) -> None:
+        self.asked.append(f"{command} {arguments['id']}")
+        if self.asked[-1] == self.refused:
+            raise QmpError(command, "GenericError", "no")
+
+
+def test_whatever_qemu_refuses_of_a_device_what_was_there_before_it_alone_is_taken_back(tmp_path: Path) -> None:
+    needs = (SocketChardev("one", tmp_path / "1"), VhostUserNetdev("net", "one"), SocketChardev("two", tmp_path / "2"))
+    guest: Any = Machine.__new__(Machine)
+    adding = ["chardev-add one", "netdev_add net", "chardev-add two", "device_add vu0"]
+    removing = ["chardev-remove one", "netdev_del net", "chardev-remove two"]
+    for done, refused in enumerate(adding):
+        guest.qmp = Refusing(refused)
+        with pytest.raises(QmpError, match="no"):
+            guest.attach(Attachment({"driver": "virtio-net-pci", "id": "vu0"}, needs))
+        assert guest.qmp.asked == [*adding[: done + 1], *reversed(removing[:done])], refused
 
 
 def test_what_a_device_needed_goes_though_it_has_gone_itself(tmp_path: Path) -> None:

@@ -66,6 +66,43 @@ def test_a_machine_of_such_a_memory_could_not_be_restored(tmp_path: Path) -> Non
     waiting._memory.close()
 
 
+def test_it_is_whole_however_little_one_system_call_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with closing(MemoryFile(1)) as made:
+        os.pwrite(made.fd, content := os.urandom(3 * 4096), 8192)
+        made.keep(tmp_path / "memory")
+    sendfile = os.sendfile
+    monkeypatch.setattr(os, "sendfile", lambda to, source, at, count: sendfile(to, source, at, min(count, 5000)))
+    with closing(MemoryFile(1, tmp_path / "memory")) as restored:
+        restored.await_filled()
+        assert os.pread(restored.fd, len(content), 8192) == content
+
+
+def test_a_file_that_became_shorter_meanwhile_is_no_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "memory").write_bytes(b"x" * MIB)
+    monkeypatch.setattr(os, "sendfile", lambda *_: 0)
+    with closing(MemoryFile(1, tmp_path / "memory")) as restored, pytest.raises(OSError, match="shorter"):
+        restored.await_filled()
+
+
+def test_its_descriptor_is_closed_when_nobody_writes_to_it_any_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its number may be another file's then."""
+    (tmp_path / "memory").write_bytes(b"x" * MIB)
+    closed = threading.Event()
+    sendfile = os.sendfile
+
+    def slow(to: int, source: int, at: int, count: int) -> int:
+        assert not closed.wait(0.05), "it was closed meanwhile"
+        return sendfile(to, source, at, count)
+
+    monkeypatch.setattr(os, "sendfile", slow)
+    restored = MemoryFile(1, tmp_path / "memory")
+    restored.close()
+    closed.set()
+    restored.await_filled()
+
+
 def test_closing_leaves_nothing_open_also_while_it_is_filled(tmp_path: Path) -> None:
     with closing(MemoryFile(4)) as made:
         os.pwrite(made.fd, b"x" * (4 * MIB), 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import random
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -63,8 +63,12 @@ def served(device: PciDevice, directory: Path, dialect: Dialect = CURRENT) -> It
 
 @pytest.fixture
 def clients(tmp_path: Path) -> Iterator[tuple[Client, Client, Scribbler, Scribbler]]:
-    source, target = Scribbler(), Scribbler()
-    with served(source, tmp_path) as one, served(target, tmp_path) as other:
+    with (
+        closing(Scribbler()) as source,
+        closing(Scribbler()) as target,
+        served(source, tmp_path) as one,
+        served(target, tmp_path) as other,
+    ):
         yield one, other, source, target
 
 

@@ -182,7 +182,7 @@ class Agent:
         self.session = session
         self.jobs = {}
         self.answers = {}
-        self.outgoing.clear()
+        self.outgoing[:] = b"\n"  # ends what an agent before a reboot has said half
 
     def answer(self, identity: int, **body: object) -> None:
         line = encode({"session": self.session, "id": identity, **body}).encode() + b"\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,9 @@ from vfio_user.server import Server
 
 
 @pytest.fixture
-def device() -> Prober:
-    return Prober()
+def device() -> Iterator[Prober]:
+    with closing(Prober()) as device:
+        yield device
 
 
 @pytest.fixture

@@ -52,9 +52,10 @@ def test_several_writes_in_one_message_take_effect_in_their_order(device: Prober
 
 
 def test_a_write_among_several_may_have_eight_bytes(device: Prober, client: Client) -> None:
-    client.dma_map(GUEST, memory := GuestMemory(SIZE))
-    memory.view[:4] = number(7)
-    client.request(Command.REGION_WRITE_MULTI, writes((ADD, 4, number(5)), (FETCH, 8, number(GUEST, 8))))
+    with GuestMemory(SIZE) as memory:
+        client.dma_map(GUEST, memory)
+        memory.view[:4] = number(7)
+        client.request(Command.REGION_WRITE_MULTI, writes((ADD, 4, number(5)), (FETCH, 8, number(GUEST, 8))))
     assert (device.total, device.fetched) == (5, {GUEST: 7})
 
 
@@ -83,7 +84,8 @@ def test_the_first_of_several_writes_that_fails_ends_them(device: Prober, client
 def test_all_that_is_mapped_is_forgotten_without_address_and_size_alone(
     device: Prober, client: Client, iova: int, size: int
 ) -> None:
-    client.dma_map(GUEST, GuestMemory(SIZE))
+    with GuestMemory(SIZE) as memory:
+        client.dma_map(GUEST, memory)
     request = DMA_UNMAP.pack(DMA_UNMAP.size, UnmapFlags.ALL, iova, size)
     assert refused(client, Command.DMA_UNMAP, request) == errno.EINVAL
     assert device.dma.read(GUEST, 4) == bytes(4)
@@ -102,8 +104,9 @@ def test_a_bitmap_of_what_is_unmapped_comes_where_there_is_exactly_room_for_it(t
     with (
         Server(everything, str(tmp_path / "everything")) as server,
         Client.connect(str(server.listener.address)) as client,
+        GuestMemory(SIZE) as memory,
     ):
-        client.dma_map(GUEST, GuestMemory(SIZE))
+        client.dma_map(GUEST, memory)
         client.start_logging(4096)
         everything.dma.write(GUEST + 4096, b"x")
         bitmap = BITMAP.pack(4096, 8)

@@ -201,15 +201,16 @@ def test_what_a_device_does_before_it_stands_still_reaches_the_memory_of_the_cli
         device.dma.write_u32(0x1000, 7)
         answer.done()
 
-    client, memory = connect(server), GuestMemory(0x1000)
-    client.dma_map(0x1000, memory)
-    device.events.clear()
-    device.quiet = lambda: answer
-    client.close()
-    assert device.comes_to("quiesce")
-    device.call_soon(finish)
-    assert device.comes_to("quiesce", "lost-connection")
-    assert bytes(memory.view[:4]) == b"\7\0\0\0"
+    client = connect(server)
+    with GuestMemory(0x1000) as memory:
+        client.dma_map(0x1000, memory)
+        device.events.clear()
+        device.quiet = lambda: answer
+        client.close()
+        assert device.comes_to("quiesce")
+        device.call_soon(finish)
+        assert device.comes_to("quiesce", "lost-connection")
+        assert bytes(memory.view[:4]) == b"\7\0\0\0"
 
 
 def test_a_device_that_never_stands_still_does_not_keep_the_next_client_out(

@@ -169,7 +169,11 @@ def test_a_request_is_recorded_with_the_time_at_which_it_came(traced: Server, tr
 def test_descriptors_that_go_out_are_recorded_with_their_message(tmp_path: Path, trace: Path) -> None:
     """BAR 2 of this device may be mapped, BAR 0 not."""
     writer = TraceWriter(trace, "vfio-user", {"dialect": CURRENT.name})
-    with Server(Everything(), str(tmp_path / "s"), trace=writer) as server, closing(negotiated(server)) as stream:
+    with (
+        closing(Everything()) as device,
+        Server(device, str(tmp_path / "s"), trace=writer) as server,
+        closing(negotiated(server)) as stream,
+    ):
         framer = Framer(Message)
         for bar in (0, 2):
             ask = REGION_INFO.pack(4096, 0, bar, 0, 0, 0)

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -50,8 +51,9 @@ class Writer(Prober):
 
 
 @pytest.fixture
-def device() -> Writer:
-    return Writer()
+def device() -> Iterator[Writer]:
+    with closing(Writer()) as device:
+        yield device
 
 
 def served(device: Writer, folder: Path, dialect: Dialect) -> Iterator[tuple[Client, GuestMemory]]:
@@ -113,7 +115,7 @@ def test_the_report_behind_the_stop_has_the_last_page(device: Writer, v2: tuple[
 
 STILL: dict[str, Callable[[Client], object]] = {
     "an unmap": lambda client: client.dma_unmap(GUEST, PAGES * PAGE),
-    "a map": lambda client: client.dma_map(0x10000000, GuestMemory(PAGE)),
+    "a map": lambda client: client.dma_map(0x10000000, GuestMemory(PAGE, shared=False)),
     "a reset": lambda client: client.reset(),
 }
 
