@@ -17,6 +17,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests.cases import for_each, for_each_row
+from tests.descriptors import fd_count
 from userdev.errors import UserError
 from userdev_servers.block import backing
 from userdev_servers.block.backing import MAX_PIECES, Backing, WouldBlock
@@ -191,6 +192,21 @@ def test_an_image_that_was_cut_while_another_had_it_is_as_large_as_it_was_and_wh
         image.read_bytes(512, size - 512)
     with pytest.raises(Lost):
         image.sync()
+
+
+def test_an_image_that_cannot_be_used_is_not_kept_open(tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    (tmp_path / "small").write_bytes(bytes(512))
+    before = fd_count()
+    for name, size, how in (
+        ("empty", None, {}),
+        ("small", 1024, {"read_only": True}),
+        ("memory", None, {"in_memory": True}),
+        ("large", (1 << 63) - 1, {}),
+    ):
+        with pytest.raises(UserError):
+            Backing(tmp_path / name, size, **how)
+    assert fd_count() == before
 
 
 def test_why_an_image_failed_keeps_no_memory_of_the_request_that_has_found_it(image: Backing) -> None:

@@ -159,9 +159,20 @@ def test_whoever_waits_sleeps_until_all_have_ended_and_again_after_a_signal(monk
         patch.setattr("userdev_servers.block.uring._call", enter)
         waiting.update({1: None, 2: None})
         ring.wait()
+        assert len(asked) == 2, "who is interrupted waits on"
         ring.wait()
     assert [counts for _fd, *counts in asked] == [[0, 2, 1 | 2]] * 2  # IORING_ENTER_GETEVENTS, IORING_ENTER_SQ_WAKEUP
     ring.close()
+
+
+def test_the_kernel_is_done_with_all_memory_before_its_thread_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    ring, close = Uring(2), os.close
+    with monkeypatch.context() as patch:
+        patch.setattr(ring, "wait", lambda: done.append("waited"))
+        patch.setattr(os, "close", lambda fd: done.append("closed") or close(fd))  # type: ignore[func-returns-value]
+        ring.close()
+    assert done == ["waited", "closed"]
 
 
 def test_what_is_read_is_held_until_its_end_is_told(image: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import queue
+import signal
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -13,10 +14,11 @@ from pathlib import Path
 import pytest
 
 from tests.device_kit import open_fds
+from userdev.serving import program
 from userdev.serving.background import THREADS, Background
 from userdev.serving.server import Server
 from userdev.serving.worker import Worker
-from userdev.transport import Stream, connect
+from userdev.transport import Stream, close_all, connect
 
 
 class Held:
@@ -105,6 +107,53 @@ def test_threads_that_are_closed_do_what_waits_and_all_of_it_is_told() -> None:
     assert sorted(told) == [*range(1, 2 * THREADS + 1)]  # type: ignore[type-var]
     assert background.outstanding == 0
     assert "ending" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_work_whose_end_is_told_is_not_outstanding_any_more_whatever_becomes_of_telling_it() -> None:
+    """Who is told may look whether anything is left, begin more, or fail."""
+    background = Background[int](lambda: None, "test")
+    seen: list[int] = []
+
+    def fail(_: int | Exception) -> None:
+        seen.append(background.outstanding)
+        raise KeyError("its owner's")
+
+    background.submit(lambda: 1, fail)
+    background.wait()
+    with pytest.raises(KeyError):
+        background.reap()
+    assert (seen, background.outstanding) == ([0], 0)
+    background.close()
+
+
+def test_a_descriptor_that_is_watched_no_longer_wakes_nobody_though_another_has_its_file() -> None:
+    """The kernel goes on for as long as anybody has the file, and a worker would turn for ever."""
+    done = threading.Event()
+    worker, fd = Worker(lambda work: work()), os.eventfd(1)
+    kept = os.dup(fd)
+    worker.watch(fd, done.set)
+    assert done.wait(5)
+    worker.unwatch(fd)
+    assert worker._selector is not None
+    assert fd not in {key.fd for key in worker._selector.get_map().values()}
+    worker.close()
+    for each in (fd, kept):
+        os.close(each)
+
+
+def test_a_program_that_has_ended_leaves_signals_to_who_had_them() -> None:
+    read, write = os.pipe2(os.O_NONBLOCK)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    try:
+        with program._Ending() as ending:
+            ending.set()
+            ending.wait()
+        assert signal.set_wakeup_fd(before) == write
+        assert {number: signal.getsignal(number) for number in handlers} == handlers
+    finally:
+        signal.set_wakeup_fd(before)
+        close_all([read, write])
 
 
 def test_whoever_waits_for_threads_waits_for_what_they_have_not_begun() -> None:

@@ -100,7 +100,11 @@ def test_a_device_can_be_used_when_each_of_its_bars_has_its_file(guest: Guest) -
     seen: list[int] = []
 
     def give(index: int) -> Event:
-        return lambda: (seen.append(index), (function / f"resource{index}").touch())
+        def appears() -> None:
+            seen.append(index)
+            (function / f"resource{index}").touch()
+
+        return appears
 
     guest.news = [give(0), lambda: None, give(2)]
     found = wait_for_device("0000:01:??.?", 5)

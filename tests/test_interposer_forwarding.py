@@ -16,7 +16,7 @@ from tests.fuzzing_interposer import campaign
 from tests.interposer_bench import Bench, Peer, answer, dma_map, kept_back, read, request, write
 from userdev.relay import Outlet, Pump
 from userdev.relay.direction import Direction
-from userdev.transport import Stream
+from userdev.transport import Stream, close_all
 from vfio_user.interposer.codec import CODEC, MessageHeader
 from vfio_user.wire import DIALECTS, HEADER, Command, Dialect, Message
 
@@ -169,6 +169,27 @@ def test_garbage_is_passed_through(bench: Bench, size: int) -> None:
     assert bench.server.receive_bytes(32 + len(garbage)) == read(0, 0).encode() + garbage
     bench.server.send(answer(read(0, 0), b"good"))
     assert bench.client.receive() == answer(read(0, 0), b"good")
+
+
+def test_descriptors_that_come_with_garbage_are_passed_through_and_not_kept(bench: Bench) -> None:
+    bench.negotiate()
+    bench.client.socket.send(garbage := HEADER.pack(1, 9, 0xFFFFFFFF, 0, 0))
+    assert bench.server.receive_bytes(len(garbage)) == garbage
+    before, event = fd_count(), os.eventfd(0)
+    bench.server.socket.setblocking(False)
+    socket.send_fds(bench.client.socket, [b"more"], [event])
+    data, fds = bench.until(lambda: _with_descriptors(bench.server.socket))
+    assert (data, len(fds)) == (b"more", 1)
+    close_all([event, *fds])
+    assert fd_count() == before
+
+
+def _with_descriptors(sock: socket.socket) -> tuple[bytes, list[int]] | None:
+    try:
+        data, fds, *_ = socket.recv_fds(sock, 100, 4)
+    except BlockingIOError:
+        return None
+    return data, fds
 
 
 @for_each(range(20))

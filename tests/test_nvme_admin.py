@@ -16,6 +16,7 @@ from tests.cases import for_each, for_each_row
 from tests.nvme_kit import PAGE, Host, controller
 from userdev.errors import UserError
 from userdev_servers.nvme import Nvme
+from userdev_servers.nvme.features import TEMPERATURE
 from userdev_servers.nvme.spec import Admin, Feature, Io, LogPage, Status
 
 NAMESPACE_NOTICES = 0x100
@@ -249,6 +250,22 @@ def test_heat_is_told_once_until_the_log_is_read(host: Host) -> None:
     assert second not in host.admin.arrived
     assert host.log_page(LogPage.SMART)[0] == 2
     assert host.admin.wait(second).result & 0xFF == 1
+
+
+def test_it_is_too_hot_from_the_upper_threshold_on_and_too_cold_down_to_the_lower(host: Host) -> None:
+    """Section 5.21.1.4: greater than or equal to, and less than or equal to."""
+    lower = 1 << 20
+    for threshold, value, warned in (
+        (0, TEMPERATURE + 1, 0),
+        (0, TEMPERATURE, 2),
+        (0, TEMPERATURE - 1, 2),
+        (0, 0xFFFF, 0),
+        (lower, TEMPERATURE - 1, 0),
+        (lower, TEMPERATURE, 2),
+        (lower, TEMPERATURE + 1, 2),
+    ):
+        host.admin.do(Admin.SET_FEATURES, cdw10=Feature.TEMPERATURE_THRESHOLD, cdw11=threshold | value)
+        assert host.log_page(LogPage.SMART)[0] == warned, (threshold, value)
 
 
 def test_any_part_of_a_log_that_is_read_counts_as_the_log(host: Host) -> None:

@@ -7,6 +7,8 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -15,7 +17,7 @@ from tests.nvme_kit import ACQ, AQA, ASQ, CC, CSTS, ENABLE, PAGE, READY, Host, c
 from userdev.errors import UserError
 from userdev_servers.nvme import Nvme
 from userdev_servers.nvme.doorbell_page import DoorbellPage
-from userdev_servers.nvme.doorbells import LOOKS
+from userdev_servers.nvme.doorbells import LOOKS, Doorbells
 from userdev_servers.nvme.model import MAX_QUEUES
 from userdev_servers.nvme.queues import CompletionQueue, Shadow, SubmissionQueue
 from userdev_servers.nvme.spec import Admin, Io
@@ -313,6 +315,28 @@ def put(host: Host, count: int = 5) -> list[int]:
     cids = [host.queues[1].put(Io.FLUSH, ring=False, nsid=1) for _ in range(count)]
     host.queues[1].ring()
     return cids
+
+
+def test_with_the_state_of_another_page_no_doorbell_of_this_one_is_taken_for_rung() -> None:
+    """One of a queue that the state has not got would be told to the guest as a bad one."""
+    page = DoorbellPage("memfd", 8, 2 * PAGE)
+    admin, cq = CompletionQueue(0, 0, 16), CompletionQueue(1, 0x1000, 16)
+    sq = SubmissionQueue(1, 0x2000, 16, cq)
+    sq.tail, cq.head = 5, 3
+    queues: Any = SimpleNamespace(
+        completion={0: admin, 1: cq}, submission={0: SubmissionQueue(0, 0x3000, 16, admin), 1: sq}
+    )
+    controller_of: Any = SimpleNamespace(queues=queues, state=SimpleNamespace(enabled=True))
+    doorbells = Doorbells(page, controller_of, cast(Any, None), lambda *_: None, 0.01)
+    saved = [[cq.save()], [sq.save()]]
+    page.sign(saved)
+    for theirs in (True, False):
+        page.rung[2], page.rung[6] = 9, 4
+        doorbells.load(saved if theirs else [[admin.save()], []])
+        assert list(page.seen[2:4]) == [5, 3]
+        assert (page.rung[2], page.rung[6]) == ((9, 4) if theirs else (5, 0)), theirs
+        assert theirs or list(page.seen) == list(page.rung)
+    page.close()
 
 
 def test_what_is_rung_when_a_controller_is_about_to_move_is_not_lost(

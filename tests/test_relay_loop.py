@@ -162,6 +162,19 @@ def test_an_error_of_a_task_that_nobody_awaits_ends_the_loop(loop: Loop) -> None
         loop.run()
 
 
+def test_of_several_errors_the_first_is_told(loop: Loop) -> None:
+    """Others in its turn may come of it."""
+
+    async def fail(name: str) -> None:
+        await loop.sleep(0)
+        raise KeyError(name)
+
+    for name in ("first", "second"):
+        loop.spawn(fail(name))
+    with pytest.raises(KeyError, match="first"):
+        loop.run()
+
+
 def test_an_error_that_somebody_knows_what_to_do_about_does_not(loop: Loop) -> None:
     told: list[Exception] = []
 

@@ -189,6 +189,19 @@ def test_a_message_towards_the_client_goes_on_when_it_is_whole(bench: Bench) -> 
     assert bench.receive(bench.client)[0] == data
 
 
+def test_another_server_that_stops_within_a_message_keeps_nobody_waiting(bench: Bench) -> None:
+    """Nor does its connection, whatever that was made for."""
+    bench.server.close()
+    bench.server, near = socket.socketpair()
+    bench.relay.replace_server(Stream(near))
+    bench.relay.update()
+    data = Memo(1, b"in two pieces").encode()
+    bench.server.sendall(data[:14])
+    assert bench.loop.turn(0.02)
+    bench.server.sendall(data[14:])
+    assert bench.receive(bench.client)[0] == data
+
+
 def test_its_end_is_the_other_sides(bench: Bench) -> None:
     bench.server.close()
     assert bench.receive(bench.client) == (b"", [])

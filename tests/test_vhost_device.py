@@ -103,6 +103,21 @@ def test_its_options_are_those_of_its_constructor() -> None:
     assert [option.name for option in device_options(Echo)] == ["capacity", "lanes"]
 
 
+def test_a_device_is_told_once_that_it_is_given_back_even_if_it_fails_at_that() -> None:
+    class Failing(Echo):
+        closed = 0
+
+        def on_close(self) -> None:
+            self.closed += 1
+            raise OSError("its file")
+
+    device = Failing()
+    with pytest.raises(OSError, match="its file"):
+        device.close()
+    device.close()
+    assert device.closed == 1
+
+
 def test_work_that_is_posted_without_a_front_end_is_done_when_one_comes() -> None:
     class Link:
         def __init__(self) -> None:

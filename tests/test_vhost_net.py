@@ -128,6 +128,15 @@ def test_a_driver_of_before_virtio_1_has_a_header_of_10_bytes(wire: Wire) -> Non
     assert said[10 + 14 :] == answer(PING)
 
 
+@pytest.mark.parametrize("front_end", [V.PROTOCOL_FEATURES | MERGED], indirect=True)
+def test_a_driver_of_before_virtio_1_that_merges_buffers_has_a_header_of_12_bytes(wire: Wire) -> None:
+    wire.give(30, 2048)
+    wire.send(PING)
+    pieces = wire.received(2)
+    assert pieces[0][:12] == HEADER[:10] + b"\2\0"
+    assert b"".join(pieces)[12 + 14 :] == answer(PING)
+
+
 def test_a_frame_that_is_longer_than_a_buffer_has_several(wire: Wire) -> None:
     wire.give(30, 30)
     ping = ipv4(icmp(data=bytes(range(140))))

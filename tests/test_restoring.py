@@ -1,0 +1,105 @@
+"""A machine for a checkpoint: whatever host it is on, what it loads is there, and nothing that made it is left."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from vfio_user.harness import cache
+from vfio_user.harness.checkpoint import Checkpoint
+from vfio_user.harness.command_line import MachineConfig
+from vfio_user.harness.guest_spec import GuestSpec
+from vfio_user.harness.hosts.host import LOCAL, Host
+from vfio_user.harness.memory_file import MemoryFile
+from vfio_user.harness.restoring import loadable, waiting_for
+
+MAKING = ["load state", "save"]
+SPEC = GuestSpec("guest", cast(Any, None), MachineConfig("q35", "tcg", memory=128))
+
+
+class Elsewhere:
+    """A host that cannot be handed a file."""
+
+    name = "elsewhere"
+    shares_memory = False
+
+
+class Lab:
+    """Starts machines, each of which notes what it was asked; one thing fails."""
+
+    def __init__(self, fails: str = "") -> None:
+        self.fails = fails
+        self.done: list[str] = []
+        self.provided: list[Path] = []
+
+    def __call__(self, spec: GuestSpec, /, *, restore: bool, memory: MemoryFile | None) -> Any:
+        assert restore
+        self.done.append(f"start on {spec.host.name} {'with' if memory is not None else 'without'} memory")
+        if memory is not None:
+            memory.close()
+        return self
+
+    def provide(self, host: Host, path: Path) -> None:
+        self.provided.append(path)
+
+    def load(self, path: Path) -> None:
+        self._do(f"load {path.name}")
+
+    def save(self, path: Path) -> None:
+        path.write_text("all")
+        self._do("save")
+
+    def stop(self) -> None:
+        self.done.append("stop")
+
+    def _do(self, what: str) -> None:
+        self.done.append(what)
+        if what == self.fails:
+            raise OSError(what)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Checkpoint:
+    monkeypatch.setenv(cache.ENVIRONMENT, str(tmp_path))
+    made = Checkpoint("name")
+
+    def write(memory: Path, state: Path) -> None:
+        memory.write_bytes(bytes(1 << 20))
+        state.write_text("state")
+
+    made.ensure(write)
+    return made
+
+
+def elsewhere() -> GuestSpec:
+    return replace(SPEC, host=cast(Any, Elsewhere()))
+
+
+def test_here_a_machine_has_the_memory_and_loads_the_devices(checkpoint: Checkpoint) -> None:
+    lab = Lab()
+    waiting_for(checkpoint, SPEC, lab)
+    assert loadable(checkpoint, SPEC, lab, lab.provide) == checkpoint.state
+    assert (lab.done, lab.provided) == ([f"start on {LOCAL.name} with memory"], [])
+
+
+def test_elsewhere_it_loads_one_file_which_is_made_here_once(checkpoint: Checkpoint) -> None:
+    lab = Lab()
+    waiting_for(checkpoint, elsewhere(), lab)
+    whole = [loadable(checkpoint, elsewhere(), lab, lab.provide) for _ in range(2)]
+    assert lab.done == ["start on elsewhere without memory", f"start on {LOCAL.name} with memory", *MAKING, "stop"]
+    assert whole == lab.provided == [checkpoint.folder / "whole"] * 2
+    assert whole[0].read_text() == "all"
+
+
+def test_a_machine_that_could_not_make_it_is_stopped_and_it_is_made_the_next_time(checkpoint: Checkpoint) -> None:
+    for number, fails in enumerate(MAKING, 1):
+        lab = Lab(fails)
+        with pytest.raises(OSError, match=fails):
+            loadable(checkpoint, elsewhere(), lab, lab.provide)
+        assert lab.done[1:] == [*MAKING[:number], "stop"]
+        assert lab.provided == []
+    lab = Lab()
+    assert loadable(checkpoint, elsewhere(), lab, lab.provide).read_text() == "all"
