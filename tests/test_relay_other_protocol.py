@@ -193,6 +193,7 @@ def test_another_server_that_stops_within_a_message_keeps_nobody_waiting(bench: 
     """Nor does its connection, whatever that was made for."""
     bench.server.close()
     bench.server, near = socket.socketpair()
+    near.settimeout(0.2)
     bench.relay.replace_server(Stream(near))
     bench.relay.update()
     data = Memo(1, b"in two pieces").encode()
