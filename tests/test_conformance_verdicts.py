@@ -138,6 +138,39 @@ def test_what_needs_what_went_wrong_is_not_judged_however_far_behind_it(level: L
     ]
 
 
+class Undone(UserdevError):
+    """A request was not done."""
+
+    def __init__(self, request: str) -> None:
+        super().__init__(f"{request} is refused")
+        self.request = request
+
+
+@for_each_row([(Level.MUST, Outcome.FAIL, Outcome.NOT_JUDGED), (Level.OPEN, Outcome.DIFFERS, Outcome.FAIL)])
+def test_what_fails_of_a_request_that_another_check_failed_of_is_not_judged(
+    level: Level, first: Outcome, second: Outcome
+) -> None:
+    """What only differs is no failure that would stand for others."""
+
+    def fails_of(request: str) -> Callable[[Bench], None]:
+        def check(_: Bench) -> None:
+            """It is done."""
+            raise Undone(request)
+
+        return check
+
+    group = Group[Bench]("group", "a rule")
+    group.check("first", level=level)(fails_of("STOP"))
+    group.check("second")(fails_of("STOP"))
+    group.check("third")(fails_of("STOP"))
+    group.check("other")(fails_of("START"))
+    group.check("unnamed")(wrong)
+    told = [*run(list(group), Server(), Bench, dialect="any", settle=lambda: None)]
+    assert [result.outcome for result in told] == [first, second, Outcome.NOT_JUDGED, Outcome.FAIL, Outcome.FAIL]
+    owner = told[0] if second is Outcome.NOT_JUDGED else told[1]
+    assert f"STOP, of which {owner.check.id} failed" in told[2].detail
+
+
 def test_a_crash_is_told_beside_what_the_check_had_found() -> None:
     killed = Crash("it was killed")
     assert outcome(wrong, Level.MUST, killed)[1] == "it does otherwise; it was killed"

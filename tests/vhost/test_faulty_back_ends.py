@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -15,10 +17,13 @@ from tests.vhost.faults.faulty import Usual, nothing
 from tests.vhost.reverse import REVERSE, Reverse
 from tests.vhost.test_conformance_suite import results
 from userdev.conformance import Level, Outcome
+from userdev.errors import ProtocolError
 from userdev.process import Deadline
+from vhost_user.backend.commands import COMMANDS
 from vhost_user.frontend import Queue, conformance
 from vhost_user.frontend.conformance import CATALOGUE
 from vhost_user.rings import Ring, SplitInflight, SplitRing
+from vhost_user.wire import FrontEndRequest
 
 SERVES_NOBODY_ANY_MORE = {("session/cut-off", ""), *((id, words) for id, words, _ in CLAUSES if words == NOT_SERVED)}
 """Checks and words whose fault is the end of all conversations: whatever their level, nothing can be judged behind."""
@@ -120,3 +125,26 @@ def test_what_most_others_need_is_one_finding(
     wrong = {result.check.id for result in found if result.outcome in (Outcome.FAIL, Outcome.DIFFERS)}
     assert wrong == {cause}
     assert sum(result.outcome is Outcome.NOT_JUDGED for result in found) > 10
+
+
+def test_a_request_that_a_back_end_never_does_is_one_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One handler that fails, of requests that many checks need: answered, or ended with the connection."""
+
+    def refuse(*_: object) -> NoReturn:
+        raise ProtocolError("it is broken", errno.EIO)
+
+    needed = {
+        FrontEndRequest.GET_VRING_BASE: ("messages", "rings", "kinds"),
+        FrontEndRequest.SET_MEM_TABLE: ("rings", "memory"),
+        FrontEndRequest.SET_OWNER: ("features", "messages"),
+        FrontEndRequest.GET_CONFIG: ("config",),
+    }
+    for number, (request, groups) in enumerate(needed.items()):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        monkeypatch.setattr("vhost_user.backend.session.COMMANDS", {**COMMANDS, request: refuse})
+        some = [check for check in CATALOGUE if check.group in groups and check.level is not Level.OPEN]
+        found = results(folder, Reverse, REVERSE, *some, timeout=1)
+        wrong = [result.check.id for result in found if result.outcome is Outcome.FAIL]
+        assert len(wrong) == 1, (request, wrong)
+        assert sum(result.outcome is Outcome.NOT_JUDGED for result in found) > 1, request

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Generic, NamedTuple, Protocol, TypeVar
@@ -89,6 +89,8 @@ class CheckResult(Generic[B]):
     seconds: float = 0.0
     relied_on: tuple[str, ...] = ()
     """Ids of checks without whose rules nothing is known of this one's."""
+    request: str = ""
+    """What of the protocol the server did not do, where it is that: one finding, whichever checks need it."""
 
 
 def run(
@@ -106,24 +108,28 @@ def run(
     `settle` waits until the server has dealt with what its clients have sent and that they left, or has died of it: a
     server that dies fails the check that it dies of. `started` is told of each check before it begins.
 
-    A check that goes wrong is not judged where one before it that it needs has gone wrong: every cause is one failure.
+    A check that goes wrong is not judged where one before it that it needs has gone wrong, or has failed of the same
+    request: every cause is one failure.
     None is tried where one has gone wrong and the server begins no conversation with anybody.
     """
     first = ""  # the check that the server was fresh for
     tainted = False  # one that it has served has gone wrong
     unsound: set[str] = set()
+    undone: dict[str, str] = {}  # requests of which a check has failed: which
     speaks = False  # it has begun a conversation since a check went wrong, and has not died since
     mute = ""  # what became of the conversations that it does not begin
 
     def judged(result: CheckResult[B], since: str = "") -> CheckResult[B]:
         nonlocal first, tainted, speaks, mute
         crash = target.crashed()
-        result = _judge(_blame(result, crash, since), unsound)
+        result = _judge(_blame(result, crash, since), unsound, undone)
         if crash is not None:
             first = ""
         if result.outcome in _WRONG:
             tainted = True
             unsound.add(result.check.id)
+            if result.outcome is Outcome.FAIL and result.request:
+                undone.setdefault(result.request, result.check.id)
             if crash is not None or not speaks:
                 refusal = _refusal(bench)
                 speaks = refusal is None
@@ -164,7 +170,7 @@ def _run(check: Check[B], bench: Callable[[], B], dialect: str) -> CheckResult[B
         return CheckResult(check, Outcome.SKIP, f"not a rule of {dialect}")
     own = bench()
     begin = time.monotonic()
-    relied_on = check.needs
+    relied_on, request = check.needs, ""
     try:
         check.run(own)
         outcome, detail = Outcome.PASS, ""
@@ -174,11 +180,12 @@ def _run(check: Check[B], bench: Callable[[], B], dialect: str) -> CheckResult[B
         outcome, detail, relied_on = _verdict(check), str(unmet), (unmet.id, *relied_on)
     except UserdevError as error:
         outcome, detail = _verdict(check), _said(error)
+        request = getattr(error, "request", "")
     except Exception as error:  # the other checks are worth running all the same
         outcome, detail = Outcome.BROKEN, f"the check itself broke: {error!r}{_line_of(error)}"
     finally:
         own.close()
-    return CheckResult(check, outcome, detail, time.monotonic() - begin, relied_on)
+    return CheckResult(check, outcome, detail, time.monotonic() - begin, relied_on, request)
 
 
 def _refusal(bench: Callable[[], B]) -> str | None:
@@ -230,10 +237,18 @@ def _blame(result: CheckResult[B], crash: Crash | None, since: str) -> CheckResu
     return result
 
 
-def _judge(result: CheckResult[B], unsound: Collection[str]) -> CheckResult[B]:
-    """The result, or none where a check that it relies on has gone wrong before; a crash is a finding all the same."""
-    causes = [id for id in dict.fromkeys(result.relied_on) if id in unsound]
-    if result.outcome not in (Outcome.FAIL, Outcome.DIFFERS) or not causes:
+def _judge(result: CheckResult[B], unsound: Collection[str], undone: Mapping[str, str]) -> CheckResult[B]:
+    """The result, or none where a check that it relies on has gone wrong before, or has failed of the same request.
+
+    A crash is a finding all the same.
+    """
+    if result.outcome not in (Outcome.FAIL, Outcome.DIFFERS):
         return result
-    detail = f"{result.detail}; that needs {', '.join(causes)}, which failed"
+    causes = [id for id in dict.fromkeys(result.relied_on) if id in unsound]
+    if causes:
+        detail = f"{result.detail}; that needs {', '.join(causes)}, which failed"
+    elif result.request in undone:
+        detail = f"{result.detail}; that needs {result.request}, of which {undone[result.request]} failed"
+    else:
+        return result
     return replace(result, outcome=Outcome.NOT_JUDGED, detail=detail)

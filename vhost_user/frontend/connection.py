@@ -8,7 +8,7 @@ from typing import Any, Self
 from userdev.errors import ProtocolError
 from userdev.process import Deadline
 from userdev.transport import DescriptorsLost, Framer, Stream, close_all
-from vhost_user.frontend.errors import Disconnected, NoAnswer, NotOffered, Refused, WrongAnswer
+from vhost_user.frontend.errors import BackEndError, Disconnected, NoAnswer, NotOffered, Refused, WrongAnswer
 from vhost_user.wire import (
     MAX_FDS,
     FrontEndRequest,
@@ -108,12 +108,13 @@ class Connection:
             return
         except TimeoutError:
             self.stream.close()
-            raise NoAnswer(f"the back-end does not answer {what} within {deadline.seconds:g} s") from None
+            raise NoAnswer(f"the back-end does not answer {what} within {deadline.seconds:g} s").at(what) from None
         except OSError as error:
-            raise Disconnected(f"the back-end has ended the connection at {what}: {error.strerror}") from None
+            said = f"the back-end has ended the connection at {what}: {error.strerror}"
+            raise Disconnected(said).at(what) from None
         self._framer.received(count, fds)
         if not count:
-            raise Disconnected(f"the back-end has ended the connection at {what}")
+            raise Disconnected(f"the back-end has ended the connection at {what}").at(what)
 
     def ask(
         self, request: FrontEndRequest, value: Any = None, fds: Sequence[int] = (), *, need_reply: bool = False
@@ -149,7 +150,11 @@ class Connection:
             answer: int = self.ask(request, value, fds, need_reply=True)
             return answer
         self.send(request, value, fds)
-        self.settle()
+        try:
+            self.settle()
+        except BackEndError as error:
+            error.request = request.name
+            raise
         return 0
 
     def do(self, request: FrontEndRequest, value: Any = None, fds: Sequence[int] = ()) -> None:
@@ -168,7 +173,11 @@ class Connection:
         Raises:
             BackEndError: the back-end has gone meanwhile, or does not come to that.
         """
-        self.ask(R.GET_FEATURES)
+        try:
+            self.ask(R.GET_FEATURES)
+        except BackEndError as error:
+            error.request = ""  # whatever was said before
+            raise
 
     def close(self) -> None:
         """End the connection without a word, as libblkio does; idempotent."""

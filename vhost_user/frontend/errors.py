@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import errno as _errno
 import os
+from typing import Self
 
 from userdev.errors import UserdevError
 
 
 class BackEndError(UserdevError):
     """The back-end did, or did not do, what the text says."""
+
+    request = ""
+    """What it does not do, where one request is to blame: who fails of the same is told of once."""
+
+    def at(self, request: str) -> Self:
+        """Itself, with the request that is to blame."""
+        self.request = request
+        return self
 
 
 class Refused(BackEndError):
@@ -20,6 +29,7 @@ class Refused(BackEndError):
         said = f"{name} ({os.strerror(number)})" if name else f"{number:#x}"
         super().__init__(f"the back-end answers {request} with {said}")
         self.errno = number
+        self.request = request
 
 
 class NotOffered(BackEndError):

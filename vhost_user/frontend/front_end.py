@@ -131,12 +131,16 @@ class FrontEnd(Connection):
                 agreed_protocol = protocol & offered_protocol
                 self.send(R.SET_PROTOCOL_FEATURES, int(agreed_protocol))
         self.offered = Offer(offered, offered_protocol)
-        if not self._owns:  # rust-vmm's ends the connection at a second one
-            self.send(R.SET_OWNER)
-            self._owns = True
         agreed = features & offered
-        self.negotiated = Negotiated(agreed, agreed_protocol)
-        self.do(R.SET_FEATURES, int(agreed))
+        try:
+            if not self._owns:  # rust-vmm's ends the connection at a second one
+                self.send(R.SET_OWNER)
+                self._owns = True
+            self.negotiated = Negotiated(agreed, agreed_protocol)
+            self.do(R.SET_FEATURES, int(agreed))
+        except BackEndError as error:
+            error.request = R.SET_FEATURES.name  # the first that tells how those without an answer were taken
+            raise
         if self.has(_P.STATUS):
             self.set_status(_BEFORE_START)
         return self.negotiated

@@ -11,7 +11,9 @@ from vhost_user.frontend.front_end import FrontEnd
 from vhost_user.wire import DeviceStatus, FrontEndRequest, ProtocolFeature
 from vhost_user.wire.payloads import MAX_CONFIG, Config
 
-config = Group[Bench]("config", "spec: Front-end message types, GET_CONFIG", needs=ACKNOWLEDGED)
+config = Group[Bench](
+    "config", "spec: Front-end message types, GET_CONFIG", needs=(*ACKNOWLEDGED, "config/as-long-as-asked")
+)
 status = Group[Bench]("status", "spec: Front-end message types, SET_STATUS", needs=SERVED)
 reset = Group[Bench]("reset", "spec: Front-end message types, RESET_DEVICE", needs=SERVED)
 

@@ -158,7 +158,7 @@ def pipelined(bench: Bench) -> None:
     front_end = bench.agreed()
     asked = [encode_request(R.GET_FEATURES), encode_request(R.GET_VRING_BASE, VringState(0, 0))] * 4
     front_end.send_bytes(b"".join(message.encode() for message in asked))
-    answers = [front_end.receive("messages at once").request for _ in asked]
+    answers = [front_end.receive(FrontEndRequest(message.request).name).request for message in asked]
     require(answers == [message.request for message in asked], f"requests {answers} are answered")
 
 

@@ -37,7 +37,9 @@ def same_protocol(bench: Bench) -> None:
     require(before == after, f"{before:#x} are offered first, and {after:#x} later")
 
 
-@features.check("before-set-features", rule="spec: Front-end message types, SET_PROTOCOL_FEATURES")
+@features.check(
+    "before-set-features", rule="spec: Front-end message types, SET_PROTOCOL_FEATURES", needs=("features/same",)
+)
 def before_set_features(bench: Bench) -> None:
     """Protocol features are told and agreed on before SET_FEATURES."""
     front_end = bench.stranger()
@@ -47,7 +49,12 @@ def before_set_features(bench: Bench) -> None:
     front_end.settle()
 
 
-@features.check("after-set-features", level=Level.REFERENCE, rule="libblkio, rust-vmm: SET_FEATURES comes first")
+@features.check(
+    "after-set-features",
+    level=Level.REFERENCE,
+    rule="libblkio, rust-vmm: SET_FEATURES comes first",
+    needs=("features/same",),
+)
 def after_set_features(bench: Bench) -> None:
     """Protocol features are told and agreed on after SET_FEATURES too."""
     front_end = bench.stranger()

@@ -85,7 +85,7 @@ def log_data(bench: Bench) -> None:
     require(not missing, f"what was written to pages {sorted(missing)} is not marked")
 
 
-@log.check("used-ring")
+@log.check("used-ring", needs=("log/data",))
 def log_used_ring(bench: Bench) -> None:
     """What a device writes to the used ring is marked, where SET_VRING_ADDR asks for that."""
     queue, pages = _logging(bench)
@@ -95,7 +95,7 @@ def log_used_ring(bench: Bench) -> None:
     require(page in pages.pages(), f"the used ring, page {page}, is not marked")
 
 
-@log.check("another")
+@log.check("another", needs=("log/data", "log/used-ring"))
 def log_another(bench: Bench) -> None:
     """Another log, given while rings run, is marked from then on."""
     queue, pages = _logging(bench)
