@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -173,9 +174,28 @@ def test_another_server_is_put_where_the_command_says_it(
     before, server, after = OTHER_SERVERS[name]
     make_bundle(tmp_path / "kept", recipe=Recipe(command=name, arguments=before))
     guests = Guests(FAILED)
-    repeated(monkeypatch, tmp_path / "kept", "--server-command", server, guests=guests)
-    words = guests.commands[0]
-    assert tuple(words[words.index(name) + 1 : words.index("--bundle")]) == after
+    for option in ("--server-command", "--server", "--device"):
+        repeated(monkeypatch, tmp_path / "kept", option, server, guests=guests)
+        words = guests.commands.pop()
+        assert tuple(words[words.index(name) + 1 : words.index("--bundle")]) == after, option
+
+
+def test_a_device_is_another_server_as_it_is_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it is where that is a guest's device, as its command where that is a server, with its name for a test."""
+    edu = "edu --dma-mask 0xffff"
+    said = []
+    for name, before in {"soak": ("--device", "edu"), "run": ("--device", "edu"), "test-e2e": ("dma",)}.items():
+        make_bundle(tmp_path / name, recipe=Recipe(command=name, arguments=before))
+        guests = Guests(FAILED)
+        repeated(monkeypatch, tmp_path / name, "--device", edu, guests=guests)
+        said.append(guests.commands[0])
+    of_soak, of_run, of_test = said
+    assert of_soak[of_soak.index("--device") + 1] == edu
+    served = shlex.split(of_run[of_run.index("--server") + 1])
+    assert served[-5:] == ["edu", "--socket-path", "{socket}", *edu.split()[1:]]
+    assert json.loads(of_test[of_test.index("--cell") + 1])["servers"].keys() == {"edu"}
+    for words in (("--device", "qemu:edu"), ("--device", edu, "--server-command", "./mine {socket}")):
+        assert isinstance(repeated(monkeypatch, tmp_path / "run", *words).exception, UserError), words
 
 
 def test_another_server_of_a_test_is_said_with_its_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from vfio_user.harness.accelerator import probe_accelerator
 from vfio_user.harness.artifacts import RESULTS_VARIABLE
 from vfio_user.harness.cell import Cell, parse_servers
 from vfio_user.harness.debian import Progress
+from vfio_user.harness.device import Device, command_line
 from vfio_user.harness.image import ensure_image
 from vfio_user.harness.qemu import Qemu, ensure_qemu
 
@@ -54,11 +55,25 @@ class Command:
             UserError: that is not said where this command says it.
         """
         if self.name == "pytest":
-            raise UserError("a test of pytest says by itself which server it has", hint="leave out --server-command")
+            raise UserError(
+                "a test of pytest says by itself which server it has", hint="leave out --server and --device"
+            )
         if self.name in _TESTS:
             return replace(self, cell=replace(self.cell, servers={**self.cell.servers, **parse_servers([server])}))
         option = _OF_SERVER[self.name]
         return replace(self, arguments=(*without_option(self.arguments, option), option, server))
+
+    def with_device(self, device: str) -> Command:
+        """The same with the server of a device, said as where guests have devices.
+
+        Raises:
+            UserError: there is no such device, or it has no server.
+        """
+        if _OF_SERVER.get(self.name) == "--device":
+            return self.with_server(device)
+        wanted = Device.parse(device)
+        line = command_line(wanted)
+        return self.with_server(f"{wanted.served}={line}" if self.name in _TESTS else line)
 
     def with_qemu(self, qemu: str) -> Command:
         """The same with another QEMU; "": the one that is found here."""
@@ -98,7 +113,7 @@ class Prepared:
     here: list[Difference]
 
 
-def prepare(found: OpenBundle, *, server: str = "", qemu: str = "", say: Progress) -> Prepared:
+def prepare(found: OpenBundle, *, server: str = "", device: str = "", qemu: str = "", say: Progress) -> Prepared:
     """Have QEMU and images, and compare them with what the bundle was made with, before anything starts.
 
     Raises:
@@ -107,6 +122,8 @@ def prepare(found: OpenBundle, *, server: str = "", qemu: str = "", say: Progres
     command, recipe = Command.of(found), found.bundle.recipe
     if server:
         command = command.with_server(server)
+    if device:
+        command = command.with_device(device)
     chosen, used = _provided(command, recipe, qemu, say)
     command = command.with_qemu(chosen)
     images = {name: ensure_image(name, progress=say).digest for name in recipe.images}
@@ -115,7 +132,7 @@ def prepare(found: OpenBundle, *, server: str = "", qemu: str = "", say: Progres
         update={
             "qemu": qemu_facts(used) if recipe.qemu else None,
             "images": images,
-            "files": {name: files.get(name, "") for name in recipe.files if name in files or not server},
+            "files": {name: files.get(name, "") for name in recipe.files if name in files or not (server or device)},
             "versions": own_versions(),
             "accelerator": probe_accelerator(used) if recipe.accelerator else "",
         }

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-import shlex
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import click
@@ -26,19 +24,15 @@ def command_of(device: str, protocol: str) -> str:
     from vfio_user.extras import needing
 
     with needing("harness", "--device"):
-        from vfio_user.harness.device import SOCKET, Device, server_command
+        from vfio_user.harness.device import Device, command_line
         from vfio_user.harness.family import VHOST_USER
 
     bare = f"{protocol}-{device.split(' ')[0]}"
     wanted = Device.parse(f"{protocol}-{device}" if bare in VHOST_USER.devices() else device)
-    if wanted.driver:
-        raise UserError(f"{device!r} is inside QEMU, and has no server", hint="give a device of `serve`")
-    if wanted.command:
-        return wanted.command
-    if wanted.family.name != protocol:
+    if wanted.served and wanted.family.name != protocol:
         hint = f"the command `{wanted.family.name}` has the same for it"
         raise UserError(f"{device!r} is a {wanted.family.name} device, not a {protocol} one", hint=hint)
-    return shlex.join(server_command(wanted, Path(SOCKET)))
+    return command_line(wanted)
 
 
 def device_as_command(protocol: str, complete: Completer) -> Callable[[F], F]:

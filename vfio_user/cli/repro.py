@@ -13,11 +13,14 @@ from pathlib import Path
 
 import click
 
+from userdev.errors import UserError
 from userdev.process import Child
 from vfio_user.bundle import OpenBundle, open_bundle
 from vfio_user.bundle.again import Attempt, Prepared, do_again, prepare
 from vfio_user.bundle.standing import Place, Standing, first_place, gdb_command, place_of, run_gdb, stand
 from vfio_user.cli._choice import Choice
+from vfio_user.cli._completion import complete_servers
+from vfio_user.cli._hardware import DEVICE, device_option
 from vfio_user.cli._progress import quiet_option
 from vfio_user.cli.bundle import told
 from vfio_user.harness.artifacts import results_folder
@@ -35,11 +38,13 @@ from vfio_user.harness.interruption import interruptible
 )
 @click.option(
     "--server-command",
+    "--server",
     "server",
     metavar="CMD",
     default="",
     help="Another server: its command line with {socket}; of a test DEVICE=COMMAND.",
 )
+@device_option(help=f"The server of this in place of the bundle's. {DEVICE}", shell_complete=complete_servers)
 @click.option("--qemu", default="", help="Another QEMU than the bundle's: a path, a command or a name.")
 @click.option(
     "--break-at",
@@ -58,6 +63,7 @@ def command(
     times: int | None,
     until: str | None,
     server: str,
+    device: str | None,
     qemu: str,
     record: str | None,
     gdb: bool,
@@ -73,9 +79,11 @@ def command(
     """
     if gdb and gdb_qemu:
         raise click.UsageError("one debugger at a time: --gdb or --gdb-qemu")
+    if server and device:
+        raise UserError("one server, please: --device and --server-command are two", hint="leave one of them out")
     found = open_bundle(bundle)
     place = place_of(found, record) if record is not None else first_place(found) if gdb or gdb_qemu else None
-    prepared = prepare(found, server=server, qemu=qemu, say=unsaid if quiet else _say)
+    prepared = prepare(found, server=server, device=device or "", qemu=qemu, say=unsaid if quiet else _say)
     folder = results_folder("repro")
     if not as_json and not quiet:
         _tell_before(found.bundle.outcome.verdict, found.bundle.of, prepared)

@@ -149,5 +149,17 @@ def server_command(device: Device, path: Path, fds: Sequence[int | str] = (), ho
     return device.family.serving(device.served, inherited or ["--socket-path", str(path)], options)
 
 
+def command_line(device: Device) -> str:
+    """The same in one line, with {socket} in it, of a device that is none of QEMU's own.
+
+    Raises:
+        UserError: it is one.
+    """
+    if device.driver:
+        what = f"{_IN_QEMU}{device.driver} is inside QEMU, and has no server"
+        raise UserError(what, hint="give a device of `serve`")
+    return device.command or shlex.join(server_command(device, Path(SOCKET)))
+
+
 def _filled_in(text: str, host: str, socket: str, scratch: str) -> str:
     return text.replace(SOCKET, socket).replace(HOST, host).replace(SCRATCH, scratch)
