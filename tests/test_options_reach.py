@@ -251,6 +251,48 @@ def test_programs_are_told_the_bytes_of_an_image_and_people_its_megabytes(monkey
     assert [line.split()[:3] for line in lines] == [["there", "the-digest", "12"], ["missing", "no", "another"]]
 
 
+# -- numbers
+
+ANY_TIME = {"--since", "--until"}
+"""Options that name a moment, of which a trace need not have one."""
+
+
+def numbers() -> Iterator[tuple[str, click.Option]]:
+    """Every option of both programs that takes a number with a fraction, such as seconds."""
+    for program, root in PROGRAMS.items():
+        left: list[tuple[str, click.Command]] = [(program, root)]
+        while left:
+            name, command = left.pop()
+            options = [option for option in command.params if isinstance(option, click.Option)]
+            yield from ((f"{name} {each.opts[0]}", each) for each in options if _converted(each, "1.5") == 1.5)
+            if isinstance(command, click.Group) and not isinstance(command, _devices.DeviceGroup):
+                context = click.Context(command)
+                below = {each: command.get_command(context, each) for each in command.list_commands(context)}
+                left += [(f"{name} {each}", one) for each, one in below.items() if one is not None]
+
+
+def _converted(option: click.Option, text: str) -> object:
+    """What a text is for an option; None where it is refused."""
+    try:
+        return option.type(text, option, click.Context(click.Command("x")))
+    except (click.BadParameter, UserError):
+        return None
+
+
+def test_no_time_is_none_endless_or_no_number() -> None:
+    """With no time for its answer the best server would be found to be wrong."""
+    found = dict(numbers())
+    assert {"vfio-user probe --timeout", "vhost-user fuzz --timeout", "vfio-user replay --patience"} <= found.keys()
+    for name, option in found.items():
+        for text in ("nan", "inf", "-inf", "1e300", "-1e300", "1,5", ""):
+            assert _converted(option, text) is None, (name, text)
+        if option.opts[0] not in ANY_TIME:
+            assert _converted(option, "-1") is None, name
+        if "timeout" in name or "patience" in name:
+            assert _converted(option, "0") is None, name
+        assert _converted(option, "3") == 3, name
+
+
 # -- options of devices
 
 
@@ -265,7 +307,12 @@ def test_an_option_of_a_device_says_its_default_whatever_that_is() -> None:
 def test_a_setting_of_serve_takes_what_it_may_be_and_shows_what_that_is() -> None:
     """The default is shown where it is one of a few."""
     for setting, good, bad, shown in (
-        (Setting("seconds", "Help.", float, 1.0, at_least=0.5), ["0.5", "2"], ["0.4", "0", "-1", "x"], False),
+        (
+            Setting("seconds", "Help.", float, 1.0, at_least=0.5),
+            ["0.5", "2"],
+            ["0.4", "0", "-1", "x", "nan", "inf"],
+            False,
+        ),
         (Setting("way", "Help.", default="a", choices=("a", "b")), ["a", "b"], ["c", ""], True),
         (Setting("fd", "Help.", int, flags=("-f",)), ["3"], ["x"], False),
         (Setting("path", "Help."), ["", "x"], [], False),
@@ -273,9 +320,19 @@ def test_a_setting_of_serve_takes_what_it_may_be_and_shows_what_that_is() -> Non
         command = click.Command("serve", params=[_devices._setting_option(setting)], callback=lambda **_: None)
         for text in good + bad:
             for flag in (setting.flag, *setting.flags):
+                assert _is_taken(setting, text) is (text in good), (setting.name, text)
                 status = CliRunner().invoke(command, [flag, text]).exit_code
                 assert status == (0 if text in good else 2), (setting.name, flag, text)
         assert ("default" in CliRunner().invoke(command, ["--help"]).output) is shown, setting.name
+
+
+def _is_taken(setting: Setting, text: str) -> bool:
+    """Whether `serve` takes it where a command line is plain, and no person is asked."""
+    try:
+        setting.value(text)
+    except ValueError:
+        return False
+    return True
 
 
 def test_a_device_that_is_broken_hides_no_other() -> None:

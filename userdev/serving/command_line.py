@@ -60,7 +60,7 @@ class Setting(NamedTuple):
         value = self.type(text)
         if self.choices and value not in self.choices:
             raise ValueError(text)
-        if self.at_least is not None and not value >= self.at_least:
+        if self.at_least is not None and not self.at_least <= value < float("inf"):
             raise ValueError(text)
         return value
 

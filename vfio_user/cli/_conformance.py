@@ -17,6 +17,7 @@ from userdev.counted import counted
 from userdev.errors import UserError, VerdictError, about, meant
 from vfio_user.cli._choice import Choice
 from vfio_user.cli._completion import Completer
+from vfio_user.cli._durations import LEAST, Finite
 from vfio_user.cli._hardware import DEVICE, device_option
 from vfio_user.cli._outputs import Output, refuse_overwriting
 from vfio_user.cli._progress import quiet_option
@@ -94,7 +95,7 @@ def options(argument: str, *, complete: Completer, device: str = "") -> Callable
         ),
         quiet_option("Show only what is not as it should be, and the count."),
         click.option(
-            "--timeout", type=float, default=5.0, show_default=True, help="Seconds that each answer may take."
+            "--timeout", type=Finite(LEAST), default=5.0, show_default=True, help="Seconds that each answer may take."
         ),
         click.option(
             "--checks",

@@ -13,6 +13,7 @@ from userdev.declare.options import Option
 from userdev.errors import UserError
 from userdev.serving.command_line import Serving, Setting
 from vfio_user.cli._choice import Choice
+from vfio_user.cli._durations import Finite
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -69,7 +70,7 @@ def _setting_option(setting: Setting) -> click.Parameter:
     if setting.choices:
         kind = Choice(list(setting.choices))
     elif setting.at_least is not None:
-        kind = click.FloatRange(setting.at_least)
+        kind = Finite(setting.at_least)
     option = click.Option(declared, type=kind, default=setting.default, help=setting.help or None)
     option.metavar = setting.metavar
     option.show_default = bool(setting.choices)

@@ -1,13 +1,31 @@
-"""How long something may take, as an option has it."""
+"""How long something may take, as an option has it: no number of a command line is endless, or none."""
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
 import click
 
 _FORM = re.compile(r"(?=\d)(?:(\d+)h)?(?:(\d+)m(?:in)?)?(?:(\d+)s?)?")
+
+
+LEAST = 0.001
+"""Seconds that an answer may be given at least: with none the best server answers nothing."""
+MOST = 1e6
+"""Of any number, such as seconds: what waits for that long takes milliseconds as an int (epoll_wait(2))."""
+
+
+class Finite(click.FloatRange):
+    """A number, within bounds if there are any."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Read it; what is none, or endless, is refused."""
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number) or abs(number) > MOST:
+            self.fail(f"{value!r} is not between {-MOST:,.0f} and {MOST:,.0f}", param, ctx)
+        return number
 
 
 class Duration(click.ParamType[float]):

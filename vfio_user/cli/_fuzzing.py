@@ -23,7 +23,7 @@ from userdev.fuzz.levels import DEFAULT, LEVELS
 from vfio_user.cli._choice import Choice
 from vfio_user.cli._completion import Completer
 from vfio_user.cli._conformance import Target, server
-from vfio_user.cli._durations import Duration
+from vfio_user.cli._durations import LEAST, Duration, Finite
 from vfio_user.cli._hardware import DEVICE, device_option
 from vfio_user.cli._outputs import Output
 from vfio_user.cli._progress import Waiting, quiet_option
@@ -106,7 +106,7 @@ def options(argument: str, served: str, *, complete: Completer, device: str = ""
         ),
         click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON; progress goes to stderr."),
         click.option(
-            "--timeout", type=float, default=5.0, show_default=True, help="Seconds that each answer may take."
+            "--timeout", type=Finite(LEAST), default=5.0, show_default=True, help="Seconds that each answer may take."
         ),
         click.option(
             "--level",

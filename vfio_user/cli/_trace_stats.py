@@ -15,6 +15,7 @@ from userdev.trace.stats import Report, Stats, report
 from userdev.trace.view import opened
 from userdev.trace.writer import INHERITED
 from vfio_user.cli._beside import refuse_beside
+from vfio_user.cli._durations import Finite
 from vfio_user.cli._registers import REGISTERS_HELP, registers
 from vfio_user.traces import PROTOCOLS, shown_by
 
@@ -27,7 +28,7 @@ FINDINGS = 30
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--registers", "names", metavar="MAP", help=REGISTERS_HELP)
 @click.option("--watch", is_flag=True, help="Show tables of it as it grows, until Ctrl-C.")
-@click.option("--interval", type=click.FloatRange(min=0.05), default=1.0, show_default=True, help="Seconds (--watch).")
+@click.option("--interval", type=Finite(0.05), default=1.0, show_default=True, help="Seconds (--watch).")
 @click.option("--all", "everything", is_flag=True, help="All rows, and all that is odd.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object; times are in ns.")
 def stats(file: Path, names: str | None, watch: bool, interval: float, everything: bool, as_json: bool) -> None:

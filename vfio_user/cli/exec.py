@@ -11,6 +11,7 @@ import click
 
 from userdev.errors import UserError
 from vfio_user.cli._completion import complete_images
+from vfio_user.cli._durations import LEAST, MOST, Finite
 from vfio_user.cli._errors import explain
 from vfio_user.cli._hardware import devices_option, guest_hardware, image_option
 from vfio_user.cli._progress import Waiting, quiet_option
@@ -25,7 +26,6 @@ TOO_LONG = 124
 NOT_RUN = 125
 """Exit status where the command did not come to an end in a guest: 1 and 2 may be its own."""
 _SIGNALLED = 128  # a shell's exit status of what a signal ended, less the signal's number
-_UNBOUNDED = 1e6  # seconds, as the guest can wait (epoll_wait takes milliseconds as an int)
 MINIMAL = "minimal"
 _STDIN = "/tmp/stdin"
 
@@ -59,7 +59,7 @@ class _WithCommand(click.Command):
 @image_option(help=f"The guest image.  [default: {MINIMAL}]")
 @guest_hardware()
 @click.option("--stdin", "with_stdin", is_flag=True, help="Give COMMAND the standard input, once that has ended.")
-@click.option("--timeout", type=click.FloatRange(min=0.001), help=f"Seconds until it is ended, with status {TOO_LONG}.")
+@click.option("--timeout", type=Finite(LEAST), help=f"Seconds until it is ended, with status {TOO_LONG}.")
 @click.option("--fresh", is_flag=True, help="Boot from the beginning, not from a checkpoint.")
 @quiet_option("Say nothing beside what COMMAND says.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object: status, stdout, stderr, seconds.")
@@ -136,7 +136,7 @@ def _result(guest: BootedGuest, command: Command, stdin: bytes | None, timeout: 
         guest.put(stdin, _STDIN)
         line = command if isinstance(command, str) else shlex.join(command)
         command = f"exec < {_STDIN}; rm {_STDIN}; {line}"
-    return guest.start(command, (timeout or _UNBOUNDED) / guest.patience).wait()
+    return guest.start(command, (timeout or MOST) / guest.patience).wait()
 
 
 def _status(result: Result) -> int:

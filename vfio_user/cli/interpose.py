@@ -11,6 +11,7 @@ from userdev.errors import UserError
 from vfio_user.cli._beside import refuse_beside
 from vfio_user.cli._choice import Choice
 from vfio_user.cli._completion import complete_servers
+from vfio_user.cli._durations import LEAST, Finite
 from vfio_user.cli._interposing import interposing, run
 from vfio_user.cli._outputs import refuse_overwriting
 from vfio_user.cli._registers import REGISTERS_HELP, registers
@@ -57,7 +58,11 @@ def _scenario() -> type[Scenario]:
 @click.option("--keep-alive", is_flag=True, help="When the server dies, start another; the client never knows.")
 @click.option("--reconnect", is_flag=True, help="The same for a server that somebody else starts again.")
 @click.option(
-    "--msg-timeout", default=5.0, show_default=True, help="Seconds the client waits for a reply (x-msg-timeout)."
+    "--msg-timeout",
+    type=Finite(LEAST),
+    default=5.0,
+    show_default=True,
+    help="Seconds the client waits for a reply (x-msg-timeout).",
 )
 @click.option(
     "--pending",
@@ -69,8 +74,10 @@ def _scenario() -> type[Scenario]:
 @click.option("--pending-errno", type=_Errno(), default="EIO", show_default=True, help="What they fail with.")
 @click.option("--kick/--no-kick", default=True, show_default=True, help="Trigger all interrupts after a crash.")
 @click.option("--signal-error", is_flag=True, help="Trigger the ERR interrupt after a crash (QEMU stops the guest).")
-@click.option("--hang-timeout", type=float, help="Kill a server that has not answered for so many seconds.")
-@click.option("--give-up-after", default=30.0, show_default=True, help="Seconds a new server may take.")
+@click.option("--hang-timeout", type=Finite(LEAST), help="Kill a server that has not answered for so many seconds.")
+@click.option(
+    "--give-up-after", type=Finite(LEAST), default=30.0, show_default=True, help="Seconds a new server may take."
+)
 @device_as_command("vfio-user", complete_servers)
 def command(
     listen: str,

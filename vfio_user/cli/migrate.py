@@ -15,6 +15,7 @@ from userdev.writable import require_writable
 from vfio_user.bundle import Keeping
 from vfio_user.cli._bundling import bundled
 from vfio_user.cli._choice import Choice
+from vfio_user.cli._durations import LEAST, Finite
 from vfio_user.cli._hardware import devices_option, guest_hardware, image_option, qemu_option
 from vfio_user.cli._progress import Waiting, quiet_option
 from vfio_user.harness.booted_guest import BootedGuest
@@ -55,14 +56,12 @@ from vfio_user.harness.migration.workload import NONE, Assignment, all_kinds, im
     help="To be enabled; `interrupts` needs no word.",
 )
 @click.option("--bandwidth", type=click.IntRange(min=1), help="MiB/s that QEMU may use; without limit if not given.")
-@click.option(
-    "--downtime", type=click.FloatRange(min=0.001), default=0.05, show_default=True, help="Seconds, aimed at."
-)
+@click.option("--downtime", type=Finite(LEAST), default=0.05, show_default=True, help="Seconds, aimed at.")
 @click.option("--channels", type=click.IntRange(min=0), default=0, help="Streams of multifd; 0: one, without it.")
 @click.option("--file", type=click.Path(path_type=Path), help="Let the memory go through this file.")
 @qemu_option("--to-qemu", help="Another QEMU for the destination; as --qemu.")
-@click.option("--limit", type=click.FloatRange(min=1), default=120.0, show_default=True, help="Seconds, for all of it.")
-@click.option("--after", type=click.FloatRange(min=0), default=1.0, show_default=True, help="Seconds to work on there.")
+@click.option("--limit", type=Finite(1), default=120.0, show_default=True, help="Seconds, for all of it.")
+@click.option("--after", type=Finite(0), default=1.0, show_default=True, help="Seconds to work on there.")
 @click.option("--trace", is_flag=True, help="Record every message on both sides.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @quiet_option("Say nothing but what was lost.")

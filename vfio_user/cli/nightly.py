@@ -17,6 +17,7 @@ from vfio_user.avocado_job.selection import package_folders, suite_folder
 from vfio_user.avocado_job.surroundings import prepare_environment
 from vfio_user.cli._beside import refuse_beside
 from vfio_user.cli._bundling import place_of_bundles, with_bundle_options
+from vfio_user.cli._durations import LEAST, Finite
 from vfio_user.cli._progress import quiet_option
 from vfio_user.harness.artifacts import RESULTS_VARIABLE
 from vfio_user.harness.debian import Progress
@@ -39,7 +40,9 @@ from vfio_user.nightly.summary import Comparison, Status, Summary, read_summary
 @click.option("--dry-run", is_flag=True, help="Say how many cases the cells have and how long they will take.")
 @click.option("--locked", is_flag=True, help="Refuse to add combinations to the plan's lock file.")
 @click.option("--wait", is_flag=True, help="Where a night runs already, wait until it has ended.")
-@click.option("--timeout-factor", type=float, default=1.0, show_default=True, help="Wait so much longer everywhere.")
+@click.option(
+    "--timeout-factor", type=Finite(LEAST), default=1.0, show_default=True, help="Wait so much longer everywhere."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the night's summary.json; all else goes to stderr.")
 @quiet_option("Say only what is wrong, the page, and the counts.")
 @partial(with_bundle_options, recorded="Messages are recorded in cells that have an interposer.")

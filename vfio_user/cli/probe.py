@@ -14,6 +14,7 @@ from userdev.errors import ProtocolError, UserError
 from vfio_user.cli._choice import Choice
 from vfio_user.cli._completion import complete_servers
 from vfio_user.cli._conformance import Target, server
+from vfio_user.cli._durations import LEAST, Finite
 from vfio_user.cli._hardware import DEVICE, device_option
 from vfio_user.cli._other_protocol import probe_command, speaks_vhost_user
 from vfio_user.cli._probed_registers import as_yaml, probed_registers
@@ -52,7 +53,9 @@ class NoVersion(UserError):
     is_flag=True,
     help="Print instead the registers that it has as every PCI device has them, for --registers of other commands.",
 )
-@click.option("--timeout", type=float, default=5.0, show_default=True, help="Seconds that each answer may take.")
+@click.option(
+    "--timeout", type=Finite(LEAST), default=5.0, show_default=True, help="Seconds that each answer may take."
+)
 def command(
     socket: str | None,
     server_command: str | None,

@@ -33,6 +33,7 @@ from vfio_user.avocado_job.surroundings import prepare_environment, provision
 from vfio_user.bundle import bundle_of, moved
 from vfio_user.cli._bundling import bundled_cell, place_of_bundles, with_bundle_options
 from vfio_user.cli._completion import complete_tests
+from vfio_user.cli._durations import LEAST, Finite
 from vfio_user.cli._hardware import capture_dma_option, guest_hardware
 from vfio_user.cli._progress import Waiting, quiet_option
 from vfio_user.harness.artifacts import RESULTS_VARIABLE
@@ -58,7 +59,9 @@ MOST_AT_ONCE = 2
     "--server", "servers", multiple=True, metavar="DEVICE=COMMAND", help="Another server of a device, with {socket}."
 )
 @click.option("--parallel", type=click.IntRange(1, MOST_AT_ONCE), default=MOST_AT_ONCE, show_default=True)
-@click.option("--timeout-factor", type=float, default=1.0, show_default=True, help="Wait so much longer everywhere.")
+@click.option(
+    "--timeout-factor", type=Finite(LEAST), default=1.0, show_default=True, help="Wait so much longer everywhere."
+)
 @click.option("--list", "list_only", is_flag=True, help="Name the tests, and run none.")
 @click.option("-o", "--option", "options", multiple=True, metavar="KEY=VALUE", help="Any setting of avocado's.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for programs; what fails goes to stderr.")

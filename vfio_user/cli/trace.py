@@ -19,6 +19,7 @@ from userdev.trace import as_json, text
 from userdev.trace.view import TraceView
 from vfio_user.cli._beside import refuse_beside
 from vfio_user.cli._choice import Choice
+from vfio_user.cli._durations import Finite
 from vfio_user.cli._outputs import Output, refuse_overwriting
 from vfio_user.cli._registers import REGISTERS_HELP
 from vfio_user.cli._registers import registers as names
@@ -43,8 +44,8 @@ def command() -> None:
 @click.option("--offset", help="Only accesses that touch this offset, or range 0x10-0x1f (vfio-user).")
 @click.option("--register", default="", help="Only accesses to this register: NAME, NAME[3], NAME+2 (vfio-user).")
 @click.option("--ring", type=int, help="Only what is about this ring (vhost-user).")
-@click.option("--since", type=float, help="Only from this second of the trace on.")
-@click.option("--until", type=float, help="Only up to this second of the trace.")
+@click.option("--since", type=Finite(), help="Only from this second of the trace on.")
+@click.option("--until", type=Finite(), help="Only up to this second of the trace.")
 @click.option("--direction", type=Choice(list(DIRECTIONS)))
 @click.option("--registers", metavar="MAP", help=REGISTERS_HELP)
 @click.option("--json", "as_lines", is_flag=True, help="A JSON object a line.")

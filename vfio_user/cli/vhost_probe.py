@@ -9,6 +9,7 @@ import click
 from userdev.errors import UserError
 from vfio_user.cli._completion import complete_back_ends
 from vfio_user.cli._conformance import server
+from vfio_user.cli._durations import LEAST, Finite
 from vfio_user.cli._hardware import DEVICE, device_option
 from vfio_user.cli._other_protocol import probe_command
 from vfio_user.cli._served import one_command
@@ -22,7 +23,9 @@ from vhost_user.frontend.description import as_json, describe, render
 @click.option("--server-command", metavar="'CMD {socket}'", help="Start the back-end.")
 @device_option(help=f"Start the back-end of this. {DEVICE}", shell_complete=complete_back_ends)
 @click.option("--json", "wants_json", is_flag=True, help="Print JSON.")
-@click.option("--timeout", type=float, default=5.0, show_default=True, help="Seconds that each answer may take.")
+@click.option(
+    "--timeout", type=Finite(LEAST), default=5.0, show_default=True, help="Seconds that each answer may take."
+)
 def command(
     address: str | None, server_command: str | None, device: str | None, wants_json: bool, timeout: float
 ) -> None:
