@@ -10,6 +10,7 @@ import pytest
 
 from tests.cases import for_each, for_each_row
 from userdev.declare.class_check import framework_names
+from userdev.declare.unused import UnusedAttribute
 from userdev.errors import DeclarationError
 from vfio_user import (
     PciDevice,
@@ -21,6 +22,7 @@ from vfio_user.client import Client
 from vfio_user.device import function_of
 from vfio_user.server import Server
 from vfio_user.wire.constants import MigrationState
+from vhost_user.device import Chain, Queues, VhostDevice, queue
 
 HEAD = """\
 import functools
@@ -438,3 +440,64 @@ def test_declarations_made_elsewhere_are_found_too() -> None:
 
     device: Any = type("Made", (PciDevice,), {"ids": PciIds(1, 2), "speed": speed()})()
     assert device.speed == 9
+
+
+SLIPS = {
+    "migratble = False": "migratable",
+    "migrateable = True": "migratable",
+    "state_versoin = 2": "state_version",
+    "dma_by_messages = 1": "dma_by_message",
+    "@property\ndef one(self):\n    return 1\nmigratble = False": "migratable",
+}
+MEANT = (
+    "migratable = True\nmigratble = False",
+    "migratble = False\ndef own(self):\n    return self.migratble",
+    "migratble = False\ndef own(self):\n    return [each for each in (1,) if self.migratble]",
+    "migratble = False\n@property\ndef own(self):\n    return D.migratble",
+    "migratble = 1\n@register(bar=0, offset=8, width=4)\ndef own(self, value: int) -> None:\n    print(self.migratble)",
+    "state_versions = 2\nother = state_versions + 1",
+    "bar = 0\nMIGRATABLE = False\n_migratble = False\nmigratble = 'no'\nram = 4096",
+)
+
+
+@for_each_row(SLIPS.items())
+def test_an_attribute_that_nobody_uses_and_that_is_called_nearly_as_one_of_every_device_is_told(
+    body: str, meant: str, tmp_path: Path
+) -> None:
+    with pytest.warns(UnusedAttribute, match=f"did you mean {meant}") as told:
+        make(body, tmp_path)
+    [warning] = told
+    assert warning.filename == str(tmp_path / "nic.py")
+    assert warning.lineno == FIRST + body.count("\n")
+
+
+@for_each(MEANT)
+def test_an_attribute_of_an_authors_own_is_left_to_him(body: str, tmp_path: Path) -> None:
+    """One that is used, that is beside the one of every device, or that could not be that."""
+    make(body, tmp_path)
+
+
+def test_an_attribute_that_a_base_uses_is_its_authors_own() -> None:
+    class Asks(PciDevice):
+        ids = PciIds(1, 2)
+
+        def answer(self) -> bool:
+            return bool(getattr(self, "on", False) or self.migratble)  # type: ignore[attr-defined]
+
+    class Answers(Asks):
+        migratble = False
+
+    assert not Answers().answer()
+
+
+def test_it_is_told_of_a_virtio_device_too() -> None:
+    with pytest.warns(UnusedAttribute, match="did you mean features"):
+
+        class Slips(VhostDevice):
+            virtio_id = 4
+            queues = Queues(1)
+            feature = 1 << 9
+
+            @queue(0)
+            def take(self, chain: Chain) -> int:
+                return 0

@@ -8,13 +8,15 @@ default can be saved. What else a protocol's devices say in class attributes is 
 from __future__ import annotations
 
 import inspect
-from types import FunctionType
+from collections.abc import Mapping
+from types import FunctionType, MappingProxyType
 from typing import NoReturn
 
 from userdev.declare.declared import MADE, Declaration, Source, authors_frame, runs_later, source_of, wrapper_of
 from userdev.declare.options import constructor_options
 from userdev.declare.plain import NotPlain
 from userdev.declare.state import State
+from userdev.declare.unused import warn_of_unused
 from userdev.errors import DeclarationError
 
 HOOK = "on_"
@@ -32,6 +34,8 @@ class ClassCheck:
     """
 
     said: frozenset[str] = frozenset()
+    plain: Mapping[str, tuple[type, ...]] = MappingProxyType({})
+    """Of these names, those whose values are such as authors have for themselves, with their types."""
     guide = "docs/devices.md"
 
     def __init__(self, device_class: type, framework: type) -> None:
@@ -51,6 +55,7 @@ class ClassCheck:
         for name, value in vars(self._class).items():
             self._check_hook(name, value)
         self._check_options()
+        warn_of_unused(self._class, self._framework, self.plain, authors_frame())
         for base in self._class.__mro__:
             if not issubclass(base, self._framework) and base not in self._framework.__mro__:
                 self._check_body(base)  # one that has declarations for several devices

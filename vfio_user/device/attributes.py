@@ -37,6 +37,8 @@ ATTRIBUTES = {
 
 _PLAIN = (bytes, int, bool)
 """What an author's own attributes are of, too."""
+PLAIN = {name: attribute.kinds for name, attribute in ATTRIBUTES.items() if attribute.kinds[0] in _PLAIN}
+"""Attributes that only their names tell from an author's own."""
 _ALIKE = 0.75
 """Of two names, from 0 to 1: bar and bars are, LEGACY_BARS and bars are not."""
 

@@ -6,7 +6,7 @@ from userdev.declare.class_check import ClassCheck
 from userdev.declare.declared import authors_frame, source_of
 from userdev.declare.values import shown
 from userdev.errors import DeclarationError
-from vfio_user.device.attributes import ATTRIBUTES, check_attribute, meant_attribute
+from vfio_user.device.attributes import ATTRIBUTES, PLAIN, check_attribute, meant_attribute
 from vfio_user.device.mechanism import Mechanism
 
 
@@ -22,6 +22,7 @@ def check_class(device_class: type, framework: type) -> None:
 class _Check(ClassCheck):
     said = frozenset({"ids"})
     """What every device has because its author says it in the class."""
+    plain = PLAIN
 
     def check_attribute(self, name: str, value: object) -> None:
         if name not in ATTRIBUTES and (meant := meant_attribute(name, value)):

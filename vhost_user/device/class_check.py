@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import IntFlag
+from types import MappingProxyType
 
 from userdev.declare.class_check import ClassCheck
 from userdev.declare.declared import declarations
@@ -58,6 +59,7 @@ def takers_of(device_class: type, queues: Queues) -> dict[int, QueueHandler | Su
 
 class _Check(ClassCheck):
     said = SAID
+    plain = MappingProxyType({"virtio_id": (int,), "features": (int,)})
     guide = "docs/vhost-user.md"
 
     def run(self) -> None:
