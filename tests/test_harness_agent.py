@@ -34,7 +34,9 @@ class Port:
         self._inner.setblocking(False)
         number = self._inner.fileno()
         self.agent = subprocess.Popen(
-            [sys.executable, "-B", "-c", SERVE, str(programs), str(number)], pass_fds=[number]
+            [sys.executable, "-B", "-c", SERVE, str(programs), str(number)],
+            pass_fds=[number],
+            stdin=subprocess.PIPE,  # its programs have another, which is at its end
         )
         self._hosts: list[socket.socket] = []
         self.deaf = threading.Event()  # what the agent says is lost, as in a machine that is gone
@@ -59,7 +61,8 @@ class Port:
     def close(self) -> None:
         self.agent.kill()
         self.agent.wait()
-        for end in (self._inner, self._outer, *self._hosts):
+        assert self.agent.stdin is not None
+        for end in (self._inner, self._outer, *self._hosts, self.agent.stdin):
             end.close()
 
     def _to_agent(self, port: socket.socket) -> None:

@@ -102,12 +102,16 @@ class Agent:
         self.listen_for_host()
         self.watch_port()
         while True:
-            for key, events in self.selector.select(self.until_next_deadline()):
-                key.data(events)
-            now = time.monotonic()
-            for job in list(self.jobs.values()):
-                if job.deadline <= now:
-                    job.press()
+            self.turn()
+
+    def turn(self) -> None:
+        """Wait for what comes next, and deal with it."""
+        for key, events in self.selector.select(self.until_next_deadline()):
+            key.data(events)
+        now = time.monotonic()
+        for job in list(self.jobs.values()):
+            if job.deadline <= now:
+                job.press()
 
     # -- the port ------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,171 @@
+"""The guest's agent, turn by turn: what it keeps, sends, writes and ends, whatever the host and the kernel do."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+from base64 import b64decode
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.descriptors import fd_count
+from vfio_user.harness.image.recipe import ROOM
+
+SMALL = 4096
+LONG = 0.5
+"""Seconds of a turn in which nothing comes."""
+
+
+class Host:
+    """A host, and the agent in the same thread: one turn of it after the other."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        import agent
+
+        self.program = agent
+        self.end, self._port = socket.socketpair()
+        for end in (self.end, self._port):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SMALL)
+            end.setblocking(False)
+        self.agent = agent.Agent(self._port.fileno())
+        self.agent.watch_port()
+        usual = self.agent.until_next_deadline
+        monkeypatch.setattr(
+            self.agent, "until_next_deadline", lambda: LONG if (due := usual()) is None else min(LONG, due)
+        )
+        self._came = b""
+        self._asked = 0
+
+    def send(self, do: str, *, id: int = 0, session: str = "one", **arguments: object) -> int:
+        """Ask for something; its number."""
+        self._asked = id or self._asked + 1
+        request = {"session": session, "id": self._asked, "do": do, **arguments}
+        self.end.sendall(json.dumps(request).encode() + b"\n")
+        return self._asked
+
+    def answer(self, *, turns: int = 200) -> Any:
+        """The next answer, which has come within so many turns of the agent."""
+        for _ in range(turns):
+            while b"\n" in self._came:
+                line, _, self._came = self._came.partition(b"\n")
+                if line:
+                    return json.loads(line)
+            try:
+                self._came += self.end.recv(1 << 16)
+            except BlockingIOError:
+                self.agent.turn()
+        raise AssertionError("the agent has said nothing")
+
+    def ask(self, do: str, **arguments: Any) -> Any:
+        number = self.send(do, **arguments)
+        answer = self.answer()
+        assert answer["id"] == number
+        return answer.get("ok") or answer
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        for _ in range(200):
+            if condition():
+                return
+            self.agent.turn()
+        raise AssertionError("it does not come to that")
+
+    def close(self) -> None:
+        self.agent.begin("the end")
+        self.agent.selector.close()
+        self.end.close()
+        self._port.close()
+
+
+@pytest.fixture
+def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
+    monkeypatch.syspath_prepend(str(ROOM / "programs"))
+    made = Host(monkeypatch)
+    yield made
+    made.close()
+    for name in ("agent", "agent_forks", "agent_json"):
+        sys.modules.pop(name, None)
+
+
+def test_an_answer_is_kept_until_the_host_says_that_it_has_it(host: Host) -> None:
+    for done in ([], [], [1, 2], [3]):
+        host.ask("hello", done=done)
+    assert host.agent.answers.keys() == {4}
+    host.send("signal", id=4, job=7, signal=1)
+    assert host.answer()["ok"]["pid"] == os.getpid(), "it is not done again, but answered again"
+    host.ask("hello", id=1, session="two")
+    assert host.agent.answers.keys() == {1}
+
+
+def test_what_the_port_does_not_take_at_once_is_sent_when_it_does(host: Host, tmp_path: Path) -> None:
+    """However much that is, and without a word from the host meanwhile."""
+    (tmp_path / "file").write_bytes(content := os.urandom(20 * SMALL))
+    numbers = [host.send("get", path=str(tmp_path / "file"), offset=0, size=1 << 20) for _ in range(3)]
+    host.until(lambda: len(host.agent.answers) == 3)
+    assert host.agent.outgoing
+    for number in numbers:
+        answer = host.answer()
+        assert answer["id"] == number
+        assert b64decode(answer["ok"]["data"]["bytes"]) == content
+    host.until(lambda: not host.agent.outgoing)
+
+
+def test_a_piece_of_a_file_is_whole_however_little_the_disk_takes(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pwrite = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, at: pwrite(fd, data[:3], at))
+    for offset, data in ((0, "MDEyMzQ1Njc4OQ=="), (10, "YWJj")):
+        host.ask("put", path=str(tmp_path / "file"), offset=offset, data={"bytes": data}, mode=0o640)
+    assert (tmp_path / "file").read_bytes() == b"0123456789abc"
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
+
+
+def test_a_job_that_does_not_end_when_it_is_asked_to_is_ended(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host.program, "GRACE", 0.05)
+    for command, number in (("trap '' TERM; echo begun; sleep 100", signal.SIGKILL), ("sleep 100", signal.SIGTERM)):
+        host.send("run", command=command, timeout=100)
+        host.until(lambda: bool(host.agent.jobs))
+        [job] = host.agent.jobs.values()
+        if number == signal.SIGKILL:
+            host.until(lambda job=job: bool(job.output["stdout"]))  # type: ignore[misc]
+        job.deadline = 0.0
+        ended = host.answer()["ok"]
+        assert (ended["exit_code"], ended["timed_out"]) == (-number, True), command
+
+
+def test_as_much_of_a_jobs_output_is_kept_as_may_be_and_all_of_it_read(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host.program, "OUTPUT_LIMIT", 10)
+    os.mkfifo(tmp_path / "said")
+    host.send("run", command=["cat", str(tmp_path / "said")], timeout=100)
+    host.until(lambda: bool(host.agent.jobs))
+    [job] = host.agent.jobs.values()
+    with (tmp_path / "said").open("wb", buffering=0) as said:
+        for data, kept in ((b"0123456", b"0123456"), (b"789", b"0123456789"), (b"abc", b"0123456789")):
+            said.write(data)
+            host.until(lambda kept=kept: bytes(job.output["stdout"]) == kept)  # type: ignore[misc]
+        said.write(b"x" * (1 << 15))
+    assert b64decode(host.answer()["ok"]["stdout"]["bytes"]) == b"0123456789"
+
+
+def test_a_program_that_is_not_there_leaves_nothing_open(host: Host) -> None:
+    host.ask("hello")
+    before = fd_count()
+    for _ in range(3):
+        assert "FileNotFoundError" in host.ask("run", command=["/none"], timeout=1)["error"]
+    assert fd_count() == before
+    assert host.agent.jobs == {}
+
+
+def test_what_is_no_request_is_passed_over(host: Host) -> None:
+    """As the end of a line is that was meant for another agent, whatever that happens to be."""
+    for line in (b"", b"7", b"[]", b'"x"', b"null", b"{}", b'{"session": "one"}', b"\xff\xfe", b'"id": 3}'):
+        host.end.sendall(line + b"\n")
+        assert host.ask("hello")["pid"] == os.getpid(), line
