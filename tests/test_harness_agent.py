@@ -62,7 +62,8 @@ class Port:
         self.agent.kill()
         self.agent.wait()
         assert self.agent.stdin is not None
-        for end in (self._inner, self._outer, *self._hosts, self.agent.stdin):
+        self.agent.stdin.close()
+        for end in (self._inner, self._outer, *self._hosts):
             end.close()
 
     def _to_agent(self, port: socket.socket) -> None:

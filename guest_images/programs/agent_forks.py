@@ -164,7 +164,8 @@ def call_source(request: Request) -> object:
 def compiled(file: str, source: str, line: int) -> types.CodeType:
     """The code of a function that stands in a file of the host's from this line on."""
     flags = __future__.annotations.compiler_flag  # its annotations may name what only the host has
-    return compile("".join(_lines(source, line)), file, "exec", flags, dont_inherit=True)
+    code: types.CodeType = compile("".join(_lines(source, line)), file, "exec", flags, dont_inherit=True)
+    return code
 
 
 def _lines(source: str, line: int) -> list[str]:
