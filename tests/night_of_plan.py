@@ -22,6 +22,9 @@ from vfio_user.nightly.plan import read_plan
 from vfio_user.nightly.staging import staged
 from vfio_user.nightly.summary import Slot
 
+NEVER = 900.0
+"""Seconds behind which a night of tests that take a moment does not end any more, however busy the machine is."""
+
 
 class Furnished(Here):
     """This machine, as if every QEMU were there but the one called gone."""

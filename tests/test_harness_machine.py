@@ -131,12 +131,12 @@ def test_nothing_stays_open_of_a_machine_that_fails_to_start(
     monkeypatch.setattr(machine, "Child", start)
     if in_the_way.endswith("log"):
         (tmp_path / in_the_way).mkdir()
-    before, threads = open_sockets(), threading.active_count()
+    before, threads = open_sockets(), {*threading.enumerate()}
     with pytest.raises((OSError, UserdevError)) as failure:
         Machine(Script(("sh", "-c", "exec sleep 60")), launch(tmp_path))
-    assert open_sockets() == before
+    assert open_sockets() <= before, "what ends meanwhile is another test's"
     assert not started[0].group_is_alive()
-    assert threading.active_count() == threads
+    assert {*threading.enumerate()} <= threads
     del failure
 
 

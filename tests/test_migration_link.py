@@ -158,7 +158,7 @@ def test_state_of_another_device_is_refused_and_the_source_goes_on(stack: ExitSt
 
 def test_a_silent_server_is_given_up_in_time(stack: ExitStack, tmp_path: Path) -> None:
     pair = Pair(stack, tmp_path)
-    pair.destination.child.signal(signal.SIGSTOP)
+    pair.destination.child.pause()
     with pytest.raises(UserdevError, match=f"within {pair.link.patience:g} s"):
         pair.link.await_state()
     pair.destination.child.signal(signal.SIGCONT)

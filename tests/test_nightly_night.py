@@ -12,6 +12,7 @@ import psutil
 import pytest
 from junitparser import JUnitXml
 
+from tests.night_of_plan import NEVER
 from vfio_user.nightly.summary import CaseResult, Status, Summary, Verdict, read_summary
 
 ROOT = Path(__file__).parent.parent
@@ -122,7 +123,7 @@ def summary_of(folder: Path) -> Summary:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
     running = started(folder, TESTS)
-    said, _ = running.communicate(timeout=150)
+    said, _ = running.communicate(timeout=NEVER)
     assert running.returncode == 0, said
     (folder / "said.txt").write_text(said)
     return folder
@@ -218,7 +219,7 @@ def test_what_a_night_calls_a_test_has_nothing_of_the_machine(whole: Path) -> No
 
 
 def test_artifacts_of_what_passed_are_given_up_for_space_and_it_is_said(tmp_path: Path) -> None:
-    said, _ = started(tmp_path, TESTS, str(1 << 40), plan=PLAN.partition("  two:")[0]).communicate(timeout=150)
+    said, _ = started(tmp_path, TESTS, str(1 << 40), plan=PLAN.partition("  two:")[0]).communicate(timeout=NEVER)
     night = summary_of(tmp_path)
     assert any("nearly full" in remark for remark in night.remarks), said
     assert {bool(one.evidence) for one in night.results if one.verdict is Verdict.PASS} == {False}
@@ -232,7 +233,7 @@ def test_a_night_that_is_ended_before_its_first_case_says_so(tmp_path: Path) -> 
     )
     with (tmp_path / "begun").open():
         running.send_signal(signal.SIGTERM)
-        said, _ = running.communicate(timeout=100)
+        said, _ = running.communicate(timeout=NEVER)
     assert running.returncode == 0, said
     assert (summary_of(tmp_path).status, summary_of(tmp_path).reason) == (Status.ENDED, "before its first case")
 
@@ -249,7 +250,7 @@ def test_a_night_that_is_ended_says_so_and_has_what_it_came_to(twice: bool, tmp_
         running.send_signal(signal.SIGINT)
         if twice:
             running.send_signal(signal.SIGTERM)
-        said, _ = running.communicate(timeout=100)
+        said, _ = running.communicate(timeout=NEVER)
     assert running.returncode == (3 if twice else 0), said
     night = summary_of(tmp_path)
     assert night.status is Status.ENDED

@@ -20,6 +20,7 @@ import psutil
 import pytest
 
 from tests.cases import for_each, for_each_row
+from tests.night_of_plan import NEVER
 from userdev.errors import UserError
 from userdev.process import Deadline
 from vfio_user.harness.hosts import SshHost
@@ -113,7 +114,7 @@ def running_there(folder: Path) -> list[psutil.Process]:
 def nights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("slots")
     running = started(folder, PLAN, TESTS)
-    said, _ = running.communicate(timeout=280)
+    said, _ = running.communicate(timeout=NEVER)
     print(said)
     assert running.returncode == 0, said
     return folder / "nights"
@@ -239,7 +240,7 @@ class TestBadDays:
 
     def test_a_slot_that_falls_silent_has_gone_and_its_test_is_run_elsewhere(self, tmp_path: Path) -> None:
         running = started(tmp_path, TWO_SLOTS, FALLS_SILENT)
-        said, _ = running.communicate(timeout=200)
+        said, _ = running.communicate(timeout=NEVER)
         assert running.returncode == 0, said
         (case,) = summary_of(tmp_path / "nights").results
         assert (case.verdict, case.slot, case.attempts) == (Verdict.PASS, "b", 2), said
@@ -253,7 +254,7 @@ class TestBadDays:
         running.send_signal(signal.SIGINT)
         if twice:
             running.send_signal(signal.SIGTERM)
-        said, _ = running.communicate(timeout=100)
+        said, _ = running.communicate(timeout=NEVER)
         assert running.returncode == (3 if twice else 0), said
         night = summary_of(tmp_path / "nights")
         assert (night.status, night.planned) == (Status.ENDED, 4)

@@ -20,7 +20,6 @@ from typing import Any, cast
 
 import pytest
 
-from tests.device_kit import open_fds
 from userdev.errors import UserError
 from userdev.process import Child
 from vfio_user.harness.hosts import LocalHost, SshHost, namespace, relay, ssh
@@ -448,18 +447,27 @@ def test_files_that_do_not_arrive_say_why(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("made", [0, 1])
 def test_of_namespaces_that_cannot_be_made_whole_nothing_is_left(monkeypatch: pytest.MonkeyPatch, made: int) -> None:
-    left = iter(range(made))
+    left, writers = iter(range(made)), list[int]()
+
+    def enter() -> int:
+        reader, writer = os.pipe()
+        writers.append(writer)
+        return reader
 
     def routes(work: object) -> None:
         if next(left, None) is None:
             raise OSError("no netlink")
 
-    monkeypatch.setattr(namespace, "_enter_new_namespace", lambda: os.open("/dev/null", os.O_RDONLY))
+    monkeypatch.setattr(namespace, "_enter_new_namespace", enter)
     monkeypatch.setattr(namespace, "_with_routes", routes)
-    before = open_fds(), threading.active_count()
     with pytest.raises(OSError, match="no netlink"), namespace.joined_namespaces():
         raise AssertionError("unreachable")
-    assert (open_fds(), threading.active_count()) == before
+    assert len(writers) == made + 1
+    for writer in writers:
+        with pytest.raises(BrokenPipeError):
+            os.write(writer, b".")
+        os.close(writer)
+    assert not any(thread.name.startswith("host-") for thread in threading.enumerate())
 
 
 def test_what_a_program_writes_into_a_file_that_it_inherits_is_in_that_file_here(near: Near, tmp_path: Path) -> None:
