@@ -6,6 +6,7 @@ import gc
 import json
 import os
 import signal
+import sys
 import tempfile
 from collections.abc import Generator, Iterator
 from typing import Any
@@ -106,15 +107,27 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(autouse=True)
 def _same_environment() -> Iterator[None]:
-    """Fail who leaves variables to the tests behind it, where they decide what is forked, found and waited for."""
-    before = dict(os.environ)
+    """Fail who leaves variables to the tests behind it, where they decide what is forked, found and waited for.
+
+    What is left of folders to import from is taken away: avocado 113 adds one for each import that it looks at,
+    hundreds after a few tests, and all that is imported later is looked for in each.
+    """
+    before, path = _environment(), sys.path[:]
     yield
-    left = {name for name, _ in before.items() ^ os.environ.items()} - {"PYTEST_CURRENT_TEST"}
+    if sys.path != path:
+        sys.path[:] = path
+    after = _environment()
+    left = {os.fsdecode(name) for name, _ in before.items() ^ after.items()} - {"PYTEST_CURRENT_TEST"}
     if left:
         for name in left:
             os.environ.pop(name, None)
-        os.environ.update({name: before[name] for name in left & before.keys()})
+        os.environb.update({name: value for name, value in before.items() if os.fsdecode(name) in left})
         pytest.fail(f"this test leaves the environment otherwise: {', '.join(sorted(left))}")
+
+
+def _environment() -> dict[bytes, bytes]:
+    """All variables, without what `os.environ` does for each: it took 0.2 ms for each test."""
+    return dict(os.environ._data)  # type: ignore[attr-defined]
 
 
 @pytest.fixture

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from tests.cases import for_each, for_each_row
+from userdev.declare import values
 from userdev.declare.plain import NESTED
-from userdev.declare.values import MAX_BITS, MAX_ITEMS, MAX_SIZE, decode, encode
+from userdev.declare.values import MAX_BITS, MAX_SIZE, decode, encode
 from userdev.errors import DeclarationError
 from vfio_user import Client, PciDevice, PciIds, ProtocolError, state, stored_register
 from vfio_user.client import RemoteError
@@ -171,12 +172,19 @@ def test_what_would_not_arrive_is_refused_by_name_when_it_is_saved(
 
 
 TOO_MUCH: dict[str, tuple[str, Callable[[], object], str]] = {
-    "more items than a state may have": ("items", lambda: [None] * (MAX_ITEMS + 1), "items: lists and dicts"),
+    "more items than a state may have": ("items", lambda: [None] * (values.MAX_ITEMS + 1), "items: lists and dicts"),
     "a key that is too long": ("table", lambda: {1 << 70: 1}, "table: an int of 71 bits as a key"),
     "more bytes than a state may have": ("label", lambda: "x" * (MAX_SIZE + 1), "label: "),
 }
 
 
+@pytest.fixture
+def fewer_items(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as there may be take seconds."""
+    monkeypatch.setattr(values, "MAX_ITEMS", 1 << 12)
+
+
+@pytest.mark.usefixtures("fewer_items")
 @for_each_row(TOO_MUCH.values(), ids=TOO_MUCH)
 def test_what_is_more_than_a_saved_state_may_have_is_refused_by_name(
     name: str, value: Callable[[], object], words: str
@@ -187,9 +195,10 @@ def test_what_is_more_than_a_saved_state_may_have_is_refused_by_name(
         function_of(device).check_savable()
 
 
+@pytest.mark.usefixtures("fewer_items")
 def test_values_that_are_too_much_together_are_refused_too() -> None:
     device = Mixed()
-    device.items, device.table = [None] * (MAX_ITEMS - 30), {"more": [None] * 29}
+    device.items, device.table = [None] * (values.MAX_ITEMS - 30), {"more": [None] * 29}
     with pytest.raises(ProtocolError, match="Mixed cannot be saved: all state together: lists"):
         function_of(device).check_savable()
 

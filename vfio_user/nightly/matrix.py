@@ -130,15 +130,21 @@ def _pairs(row: Row) -> frozenset[_Pair]:
 
 def _by_cit(axes: Axes, everything: Sequence[Row]) -> list[Row]:
     """What avocado's varianter draws, without what is left out."""
-    with needing("test", "drawing combinations"):
-        from avocado_varianter_cit.Cit import Cit  # brings avocado
     varied = [axis for axis, values in axes.items() if len(values) > 1]
     if len(varied) < 2:
         return list(everything)
     try:
-        table = Cit([len(axes[axis]) for axis in varied], 2, set()).compute()
+        table = _table(tuple(len(axes[axis]) for axis in varied))
     except ValueError:  # of 2 x 2 x 2 every third time (avocado 113): it takes away the last row, and draws from none
         return list(everything)
     fixed = {axis: values[0] for axis, values in axes.items() if len(values) == 1}
     drawn = [fixed | {axis: axes[axis][index] for axis, index in zip(varied, row, strict=True)} for row in table]
     return [row for row in everything if row in drawn] or list(everything)
+
+
+def _table(sizes: tuple[int, ...]) -> Sequence[Sequence[int]]:
+    """Of so many values, numbers of theirs in which each two meet."""
+    with needing("test", "drawing combinations"):
+        from avocado_varianter_cit.Cit import Cit  # brings avocado
+    table: Sequence[Sequence[int]] = Cit(list(sizes), 2, set()).compute()
+    return table
