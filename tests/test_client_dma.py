@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 
 import pytest
 
@@ -20,6 +21,15 @@ from vfio_user.wire import (
 )
 from vfio_user.wire.constants import DmaFlags
 from vfio_user.wire.layouts import DMA_ACCESS, DMA_ACCESS_32
+
+
+def test_memory_that_is_shared_keeps_its_size() -> None:
+    """A server that has mapped it is not to be killed by a client that makes it smaller."""
+    with GuestMemory(0x2000) as ram:
+        assert ram.fd is not None
+        for size in (0x1000, 0x3000):
+            with pytest.raises(PermissionError):
+                os.ftruncate(ram.fd, size)
 
 
 @BOTH_COUNTS

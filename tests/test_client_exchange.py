@@ -8,14 +8,14 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import replace
 
 import pytest
 
 from tests.cases import for_each, for_each_row
 from tests.descriptors import fd_count
-from tests.scripted_server import Script, ScriptedServer
+from tests.scripted_server import Answer, Script, ScriptedServer
 from userdev.errors import ProtocolError, UserdevError, UserError
 from userdev.transport import Framer, Stream, close_all
 from vfio_user.client import Client, Disconnected, GuestMemory, Mapping, NoAnswer, RemoteError, channel
@@ -399,6 +399,25 @@ def test_the_servers_requests_may_come_on_a_twin_socket(index: int) -> None:
         client.negotiate(twin_socket=True)
         reply = client.request(Command.DEVICE_RESET)
         assert reply.payload[-2:] == b"hi"
+
+
+def test_a_message_of_the_server_has_the_same_bound_on_either_socket() -> None:
+    for on_twin in (False, True):
+        for size, fails in ((channel.MAX_RECEIVED, None), (channel.MAX_RECEIVED + 1, ProtocolError)):
+
+            def announce(server: ScriptedServer, message: Message, twin: bool = on_twin, size: int = size) -> Answer:
+                stream = server.twin if twin else server.stream
+                assert stream is not None
+                stream.send(HEADER.pack(5, server.number(Command.DMA_WRITE), size, 0, 0))
+                if twin:
+                    return message.reply()
+                stream.shutdown(socket.SHUT_WR)
+                return None
+
+            with ScriptedServer(announce, twin=True) as server, Client(server.client_stream) as client:
+                client.negotiate(twin_socket=True)
+                with nullcontext() if (on_twin and not fails) else pytest.raises(fails or Disconnected):
+                    client.request(Command.DEVICE_RESET)
 
 
 @for_each([lambda: os.memfd_create("none"), lambda: socket.socket(type=socket.SOCK_DGRAM).detach()])

@@ -419,7 +419,10 @@ def test_probe_describes_the_device(tmp_path: Path, dialect: Dialect) -> None:
     bars = {region.index: (region.size, region.kind, region.access) for region in found.regions if region.size}
     assert bars[2] == (0x8000, "64-bit prefetchable", "rwm")
     assert bars[5] == (32, "I/O", "rw-")
-    assert [irq.vectors for irq in found.irqs][:3] == [1, 4, 8]
+    assert [(irq.name, irq.vectors) for irq in found.irqs][:3] == [("INTx", 1), ("MSI", 4), ("MSI-X", 8)]
+    assert [region.name for region in found.regions if region.size][-1] == (
+        "migration" if dialect.migration_region else "region 9"
+    )
     assert found.migration.how == ("region" if dialect.migration_region else "messages")
     assert found.problems == []
     assert "may be mapped: 0x4000 to 0x6000 (8 KiB)" in render(found)

@@ -206,6 +206,7 @@ def test_the_states_that_a_function_has_are_those_that_it_says_and_enters(d1: bo
 def test_who_waits_for_a_device_is_told_in_the_order_of_coming() -> None:
     """A reset that a guest was promised, say, before the migration that was asked for later."""
     quiesce, told = Quiesce(), list[str]()
+    assert (quiesce.finished, quiesce.errno) == (False, 0)
     standstill = Standstill("device", lambda: quiesce, lambda: None, lambda work: work())
     for name in ("first", "second", "third"):
         standstill.hold().then(partial(told.append, name))

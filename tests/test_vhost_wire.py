@@ -135,6 +135,15 @@ def example(payload: payloads.Payload[Any]) -> Any:
     raise AssertionError(payload)
 
 
+def test_a_table_has_as_many_entries_as_are_allowed_and_no_more() -> None:
+    for table in (*payloads.REGIONS.choices, payloads.SHMEM_CONFIG):
+        assert isinstance(table, payloads.Table)
+        (entry,) = example(table)
+        assert table.decode(table.encode((entry,) * table.most)) == (entry,) * table.most
+        with pytest.raises(ProtocolError, match="at most"):
+            table.decode(bytes([table.most + 1 & 0xFF, table.most + 1 >> 8]) + bytes(6 + 4096))
+
+
 def rows(table: str) -> Iterable[list[str]]:
     return (line.split() for line in table.strip().splitlines())
 

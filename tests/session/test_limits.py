@@ -16,11 +16,11 @@ from tests.everything_device import Everything
 from tests.session_kit import GUEST, Prober, comes_to_read, message_memory
 from userdev.errors import ProtocolError
 from userdev.transport import Stream, connect
-from vfio_user.client import Client, GuestMemory, RemoteError
+from vfio_user.client import Client, Disconnected, GuestMemory, RemoteError
 from vfio_user.server import Offer, Server
 from vfio_user.server import server as program
 from vfio_user.server.connection import ServerConnection
-from vfio_user.wire import CURRENT, Capabilities, Command, Message, encode_version
+from vfio_user.wire import CURRENT, HEADER_SIZE, Capabilities, Command, Message, encode_version
 from vfio_user.wire.constants import UnmapFlags
 from vfio_user.wire.layouts import BITMAP, DMA_UNMAP, IRQ_INFO, REGION_ACCESS, WRITE_MULTI
 
@@ -129,6 +129,24 @@ def test_as_much_is_read_and_written_at_once_as_the_server_has_said(device: Prob
             data = REGION_ACCESS.pack(0x100, 0, size, tail=bytes(size))
             writing = client.wait(client.submit(Command.REGION_WRITE, data))
             assert (reading.errno, writing.errno) == (errors, errors)
+
+
+def test_a_message_that_is_longer_than_the_server_said_ends_the_session_by_its_header(
+    device: Prober, tmp_path: Any
+) -> None:
+    """64 KiB go beside the data that it takes at once."""
+    longest, number = 64 + (64 << 10), CURRENT.number(Command.REGION_WRITE)
+    with (
+        Server(device, str(tmp_path / "few"), offer=Offer(max_data_xfer_size=64)) as server,
+        Client.connect(str(server.listener.address)) as client,
+    ):
+        assert client.raw(number, bytes(longest - HEADER_SIZE)) is not None
+        assert client.load(0, ADD, 4) == 0
+        refusal = client.raw(number, size=longest + 1)
+        assert refusal is not None
+        assert refusal.failed
+        with pytest.raises(Disconnected):
+            client.load(0, ADD, 4)
 
 
 def test_a_client_that_is_refused_is_nothing_to_the_device(device: Prober, server: Server) -> None:

@@ -85,6 +85,8 @@ def test_the_socket_is_private_and_gone_at_the_end(device: Prober, tmp_path: Pat
 
 def test_the_twin_socket_carries_the_servers_requests(device: Prober, server: Server) -> None:
     with Client.connect(str(server.listener.address), twin_socket=True) as client:
+        assert client.server is not None
+        assert client.server.capabilities.twin_socket_fd_index == 0
         memory = message_memory(client)
         memory.view[:4] = (77).to_bytes(4, "little")
         client.store(0, 8, 8, GUEST)

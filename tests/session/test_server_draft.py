@@ -61,6 +61,15 @@ def test_what_was_mapped_is_unmapped_by_the_same_table(client: Client) -> None:
         client.dma_map_all([Mapping(iova, SIZE, ram) for iova in places])  # they are free
 
 
+def test_several_ranges_are_unmapped_by_one_table(client: Client) -> None:
+    with GuestMemory(3 * SIZE) as ram:
+        mappings = [Mapping(BASE + 2 * place * SIZE, SIZE, ram, place * SIZE) for place in range(3)]
+        client.dma_map_all(mappings)
+        client.dma_unmap_each([(mapping.iova, SIZE) for mapping in mappings[:2]])
+        assert list(client.memory) == mappings[2:]
+        client.dma_map_all(mappings[:2])  # they are free
+
+
 def test_a_bitmap_may_be_larger_than_its_bits(client: Client) -> None:
     with GuestMemory(SIZE) as ram:
         client.dma_map(BASE, ram)

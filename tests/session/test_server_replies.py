@@ -19,7 +19,7 @@ from vfio_user.client.service import Service
 from vfio_user.device import Quiesce
 from vfio_user.server import Server
 from vfio_user.wire import CURRENT, DRAFT_V6, ERROR, REPLY, Command, Message
-from vfio_user.wire.layouts import DEVICE_INFO, DMA_ACCESS
+from vfio_user.wire.layouts import DEVICE_INFO, DMA_ACCESS, REGION_ACCESS
 
 RING = 0x20
 
@@ -34,6 +34,14 @@ def test_a_reply_that_nobody_asked_for_is_dropped_and_said_once(
     assert client.load(0, 0, 4) == 5  # a client that had been sent something for it would have raised
     said = [record.levelno for record in caplog.records if "nobody asked" in record.message]
     assert said == [logging.WARNING]
+
+
+def test_bytes_behind_a_register_access_are_no_message_of_their_own(client: Client) -> None:
+    """However short the way of an access that is just a register is."""
+    client.store(0, 0, 4, 5)
+    for command, tail in ((Command.REGION_READ, b""), (Command.REGION_WRITE, b"\5\0\0\0")):
+        client.raw(CURRENT.number(command), REGION_ACCESS.pack(0, 0, 4, tail=tail + bytes(4)))
+        assert client.load(0, 0, 4) == 5, command
 
 
 def test_a_reply_while_the_device_gets_quiet_is_dropped(device: Prober, client: Client) -> None:

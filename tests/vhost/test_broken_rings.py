@@ -286,9 +286,10 @@ def test_a_ring_runs_on_while_its_memory_is_shared_again(kind: type[AnyDriver]) 
 
 SHRINKING = """
 import mmap, os
-from tests.vhost_kit import Guest, PackedDriver, SplitDriver, inflight, inflight_region, take
-from vhost_user.memory import FileMapping
+from tests.vhost_kit import Guest, PackedDriver, SplitDriver, take
+from vhost_user.backend.inflight import InflightRegion
 from vhost_user.rings import BrokenRing
+from vhost_user.wire.payloads import Inflight
 
 def attempt(kind, work):
     guest = Guest()
@@ -324,8 +325,8 @@ def WORK(guest, driver):
 REGION = """
     fd = os.memfd_create("inflight")
     os.ftruncate(fd, 4096)
-    mapping = FileMapping(fd, 0, 4096)
-    region = type(inflight(memoryview(inflight_region(driver)), driver))(mapping.view, driver.size, mapping.check)
+    of_rings = InflightRegion(Inflight(4096, 0, 1, driver.size), fd, packed=driver.packed, queues=1)
+    region = of_rings.packed(0) if driver.packed else of_rings.split(0)
 """
 RECOVERED = f"""
 def WORK(guest, driver):{REGION}

@@ -350,8 +350,9 @@ def test_a_front_end_that_does_not_read_a_state_has_a_bound(
 
 
 def test_a_front_end_that_goes_away_with_a_state_under_way_is_survived(
-    server: Server, migrating: FrontEnd, device: Keeper, pipe: tuple[int, int]
+    server: Server, migrating: FrontEnd, device: Keeper, pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(transfer, "CHECK_SECONDS", 3600.0)  # it is its going that ends it
     reader, writer = pipe
     begin(migrating, LOAD, reader)
     os.close(reader)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 
 import pytest
@@ -22,7 +23,7 @@ from tests.vhost_kit import (
     finish,
     take,
 )
-from vhost_user.rings import BrokenRing, Chain, RingAddresses, WrongLength
+from vhost_user.rings import BrokenRing, Chain, RingAddresses, SplitRing, WrongLength
 
 
 @BOTH
@@ -51,6 +52,14 @@ def test_a_ring_goes_round_and_round(guest: Guest, kind: type[AnyDriver], size: 
         driver.request(writable=(), indirect=True)
         assert finish_last(ring, driver)
     assert driver.seen == driver.added
+
+
+def test_a_split_ring_has_as_many_descriptors_as_virtio_allows_and_no_more() -> None:
+    with Guest(0x200000) as guest:
+        addresses = RingAddresses(USER, USER + 0x100000, USER + 0x180000)
+        for size, is_allowed in ((32768, True), (65536, False)):
+            with contextlib.nullcontext() if is_allowed else pytest.raises(BrokenRing):
+                assert SplitRing(size, addresses, guest.table, ALL).pop() is None
 
 
 def finish_last(ring: AnyRing, driver: AnyDriver) -> bool:

@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from userdev.errors import ProtocolError
 from userdev.transport import Framer, Stream, close_all
@@ -26,6 +27,8 @@ Serve = Callable[[Message], Message | None]
 
 MAX_OWED = 16 << 20
 """Bytes of answers that a server has not taken, after which it is asked no more questions."""
+MAX_RECEIVED = 4 * MAX_MESSAGE
+"""Bytes of a message of the server's, which may say more than its own bound allows."""
 _ENTRY = 64
 """Bytes that each is counted as beside its own."""
 Outgoing = tuple[memoryview, Sequence[int], int]
@@ -55,7 +58,7 @@ class _Lane:
     """One socket of the channel: the main one or the twin."""
 
     stream: Stream
-    framer: Framer[Message]
+    framer: Framer[Message] = field(default_factory=partial(Framer, Message, max_message=MAX_RECEIVED))
     out: deque[Outgoing] = field(default_factory=deque)
     """What waits to be sent."""
     owed: int = 0
@@ -83,13 +86,12 @@ class Channel:
     once.
     """
 
-    def __init__(self, stream: Stream, serve: Serve, *, timeout: float, max_message: int = MAX_MESSAGE) -> None:
+    def __init__(self, stream: Stream, serve: Serve, *, timeout: float) -> None:
         self.timeout = timeout
         self._serve = serve
-        self._max_message = max_message
         self._open = OpenRequests[Pending]()
         self._last_id = 0
-        self._main = _Lane(stream, Framer(Message, max_message=max_message))
+        self._main = _Lane(stream)
         self._lanes = [self._main]
 
     @property
@@ -120,8 +122,7 @@ class Channel:
         if found.type != socket.SOCK_STREAM:
             found.close()
             raise ProtocolError("VERSION: the twin socket is no stream")
-        twin = Stream(found)
-        self._lanes.append(_Lane(twin, Framer(Message, max_message=self._max_message)))
+        self._lanes.append(_Lane(Stream(found)))
 
     @property
     def has_twin(self) -> bool:

@@ -17,7 +17,6 @@ from vfio_user.wire import (
     HEADER,
     HEADER_SIZE,
     MAX_DATA,
-    MAX_MESSAGE,
     NO_REPLY,
     Capabilities,
     Command,
@@ -47,7 +46,7 @@ class ClientConnection:
         self.dialect = dialect
         self.memory = AddressSpace()
         self.service = Service(dialect, self.memory)
-        self.channel = Channel(stream, self.service.answer, timeout=timeout, max_message=4 * MAX_MESSAGE)
+        self.channel = Channel(stream, self.service.answer, timeout=timeout)
         self.server: Proposal | None = None
         """What the server answered to VERSION."""
         self._region_fds: dict[int, int] = {}

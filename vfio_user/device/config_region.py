@@ -23,9 +23,7 @@ class ConfigRegion:
     ) -> None:
         self._config = config
         self._refresh = refresh
-        overridden = type(hooks)
-        self._before_read = hooks.on_config_read if overridden.on_config_read is not Hooks.on_config_read else None
-        self._after_write = hooks.on_config_write if overridden.on_config_write is not Hooks.on_config_write else None
+        self._hooks = hooks
         self._pieces = Windows(
             RegionIndex.CONFIG,
             lambda _, offset, count: config.read(offset, count),
@@ -38,15 +36,13 @@ class ConfigRegion:
     def read(self, offset: int, count: int) -> bytes:
         """The `count` bytes at `offset` of the space, after the status bits and the author's hook had their turn."""
         self._refresh()
-        if self._before_read is not None:
-            self._before_read(offset, count)
+        self._hooks.on_config_read(offset, count)
         return self._pieces.read(offset, count)
 
     def write(self, offset: int, data: bytes) -> None:
         """Write bytes where a client may; the author's hook is told of all of them afterwards."""
         self._pieces.write(offset, data)
-        if self._after_write is not None:
-            self._after_write(offset, data)
+        self._hooks.on_config_write(offset, data)
 
 
 class _Callback:

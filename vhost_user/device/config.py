@@ -22,6 +22,9 @@ F = TypeVar("F", int, bytes)
 class ConfigField(State):
     """A field of configuration space: declared state that has a place there."""
 
+    offset: int
+    """Where it is; known once its class is there (`place`)."""
+
     def __init__(self, size: int, default: int | bytes, offset: int | None, writable: bool) -> None:
         super().__init__(
             default,
@@ -32,8 +35,6 @@ class ConfigField(State):
         self.size = size
         self.writable = writable
         self.wanted = offset
-        self.offset = offset or 0
-        """Where it is; known once its class is there (`place`)."""
 
     def mistake(self) -> str:  # noqa: D102 - Declaration has it
         if type(self.default) is int and self.size not in WIDTHS:

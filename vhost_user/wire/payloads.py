@@ -7,6 +7,7 @@ where the bytes are no such payload, and nothing else; writing takes values of o
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from enum import IntEnum, IntFlag
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -207,10 +208,8 @@ class Either(Payload[Any]):
     def chosen(self, data: bytes) -> tuple[Payload[Any], Any]:
         """The first of the payloads that takes the bytes, and what they say; see `decode`."""
         for choice in self.choices[:-1]:
-            try:
+            with suppress(ProtocolError):
                 return choice.chosen(data)
-            except ProtocolError:
-                continue
         return self.choices[-1].chosen(data)
 
     def encode(self, value: Any) -> bytes:
