@@ -222,7 +222,7 @@ def test_of_a_trace_that_is_too_long_what_went_as_usual_is_left_out_in_its_middl
     monkeypatch.setattr(wire, "MOST_RECORDS", 400)
     found = page_of(tmp_path / "dev.trace", tmp_path / "page.html")
     accesses = [each for each in found if each.where[0].endswith("BAR0")]
-    assert len(accesses) < 210
+    assert 190 < len(accesses) < 210, "as many as may be, at its beginning and its end"
     assert [each.kind for each in accesses].count("refused") == 1, "what did not go as usual is there"
     assert accesses[-1].answer == 2001, "the end is there"
     [gap] = [each for each in found if "left out" in each.title]

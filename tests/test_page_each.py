@@ -12,7 +12,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from tests.interposer_bench import write
+from tests.interposer_bench import request, write
 from tests.pages import happened
 from tests.test_page_moments import at, iso, lines
 from tests.traced import BOTH, REGISTERS, UP, Written
@@ -22,6 +22,8 @@ from vfio_user.interposer.trace.registers import NamedRegister, RegisterMap
 from vfio_user.page.document import write_page
 from vfio_user.page.names import COLLECTED
 from vfio_user.page.texts import seconds_of
+from vfio_user.wire import Command
+from vfio_user.wire import layouts as at_wire
 
 STEP = json.dumps([{"what": "boot", "when": at(0), "seconds": 1}])
 
@@ -208,6 +210,23 @@ def test_each_outcome_of_an_access_is_told_though_another_of_its_kind_came_befor
     unanswered = [each for each in accesses if each.short == "never answered"]
     last = max(each.when for each in accesses)
     assert all(each.when + each.lasted >= last for each in unanswered), "nobody answers until the end"
+
+
+def test_a_message_has_its_own_answer_or_none_and_a_note_all_that_it_says(tmp_path: Path) -> None:
+    info = request(Command.GET_INFO, at_wire.DEVICE_INFO.pack(16, 0, 0, 0))
+    with Written(tmp_path / "dev.trace", REGISTERS) as trace:
+        trace.ask(info, at_wire.DEVICE_INFO.pack(16, 2, 9, 5))
+        silent = trace.ask(info, None)
+        trace.writer.note("fault", rule="late", acts=["delay", "drop"], nth=2, more={"a": 1})
+        trace.ask(info, errno.EINVAL)
+        trace.write(UP, 1)
+    write_page(tmp_path / "dev.trace", tmp_path / "page.html")
+    found = happened(tmp_path / "page.html")
+    answers = {each.record: each.fields.get("answer", {}).get("num_irqs") for each in found if "GET_INFO" in each.title}
+    assert sorted(answers.values(), key=str) == [5, None, None]
+    assert answers[silent] is None
+    assert "answer" not in next(each.fields for each in found if each.record == silent)
+    assert [each.title for each in found if each.kind == "fault"] == ["fault rule=late acts=delay, drop nth=2"]
 
 
 def test_what_is_odd_is_told_with_records_and_without(tmp_path: Path) -> None:
