@@ -246,5 +246,12 @@ def test_a_secret_behind_an_option_is_taken_out_however_options_are_written() ->
             assert not any("xyz" in word for word in told), words
             assert len(told) == len(words), words
             assert "xyz" not in secrets.text(" ".join(words)), words
-    for words in (["--tokens-file", "--xyz"], ["token", "xyz"], ["--verbose", "xyz"], ["-t", "xyz"]):
+    for words in (
+        ["--token", "--verbose"],
+        ["--api-key", "-v", "run"],
+        ["--tokens-file", "--xyz"],
+        ["token", "xyz"],
+        ["--verbose", "xyz"],
+        ["-t", "xyz"],
+    ):
         assert secrets.words(words) == words

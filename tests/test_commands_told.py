@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import webbrowser
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -168,6 +169,46 @@ def test_a_seed_is_the_one_that_was_given(capsys: pytest.CaptureFixture[str], tm
             _fuzzing._campaign(replace(ASKED, seed=5, quiet=quiet, output=tmp_path), cast(Any, Probed(True)))
         assert getattr(interrupted.value, "__notes__", []) == ["seed 5"] * quiet
         assert ("seed 5" in capsys.readouterr().err) is not quiet
+
+
+def test_a_campaign_is_bound_as_was_said_and_gives_back_what_it_had(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Whatever ends it; and what it is compared with."""
+    bounds: list[Any] = []
+    ends: list[BaseException | None] = [None, VerdictError("1 find"), KeyboardInterrupt(), UserError("it is gone")]
+
+    @contextmanager
+    def server(*_: object, **__: object) -> Iterator[Any]:
+        left.append("server")
+        yield SimpleNamespace(try_out=lambda: "")
+        left.remove("server")
+
+    class Run:
+        def __init__(self, *_: object, **given: Any) -> None:
+            bounds.append((given["bounds"].seconds, given["bounds"].finds))
+
+        def run(self, wrong: object) -> Summary:
+            if end is not None:
+                raise end
+            return Summary()
+
+    class Subject(Probed):
+        def close(self) -> None:
+            left.remove("subject")
+
+    def made(target: object, reference: object) -> Any:
+        left.append("subject")
+        return Subject()
+
+    monkeypatch.setattr(_fuzzing, "server", server)
+    monkeypatch.setattr(_fuzzing, "Campaign", Run)
+    for end, (finds, most) in product(ends, ((None, float("inf")), (1, 1), (7, 7))):
+        left: list[str] = []
+        with nullcontext() if end is None else pytest.raises(type(end)):
+            _fuzzing.carry_out(replace(ASKED, finds=finds, seconds=33.0, output=tmp_path), cast(Any, None), (), made)
+        assert bounds.pop() == (33.0, most), end
+        assert "subject" not in left, end
 
 
 # -- what a machine lacks

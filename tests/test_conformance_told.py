@@ -113,6 +113,13 @@ def test_what_became_of_two_in_a_row_is_shown_of_both() -> None:
         assert shown == {Outcome.NOT_JUDGED: 2, Outcome.PASS: 4}.get(outcome, 3), outcome
 
 
+def test_a_group_is_named_once_before_what_became_of_its_checks() -> None:
+    lines = told(outcomes=[*Outcome, *Outcome]).stdout.splitlines()
+    assert lines.count("group") == 1
+    assert lines.index("group") < min(number for number, line in enumerate(lines) if "It does" in line)
+    assert "group" not in told("--quiet", outcomes=[Outcome.PASS]).stdout.splitlines(), "of which nothing is shown"
+
+
 def test_each_outcome_is_counted_by_itself() -> None:
     outcomes = [outcome for number, outcome in enumerate(Outcome, 1) for _ in range(number)]
     assert (

@@ -19,6 +19,7 @@ from vfio_user.bundle import Keeping, Recipe
 from vfio_user.cli import cli
 from vfio_user.cli._completion import completer
 from vfio_user.cli._durations import Duration
+from vfio_user.cli._outputs import Output
 
 __all__ = ["no_server"]
 
@@ -102,6 +103,9 @@ def test_what_may_not_be_written_is_refused_and_a_device_is_not(
     for path in (tmp_path / "x", tmp_path):
         with pytest.raises(UserError, match="may not write"):
             require_writable(path)
+    assert Output(allow_dash=True).convert("-", None, None) == Path("-"), "the standard output"
+    with pytest.raises(UserError, match="may not write"):
+        Output().convert("-", None, None)
     with pytest.raises(UserError, match="may not write"):
         Keeping(str(tmp_path / "bundle"), Recipe(command="run", arguments=()), of="a run")
 

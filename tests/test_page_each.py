@@ -114,6 +114,13 @@ def test_a_server_that_logs_for_days_says_each_thing_at_its_moment(tmp_path: Pat
     }
 
 
+def test_lines_end_as_a_terminal_ends_them(tmp_path: Path) -> None:
+    said = f"{at(1):.1f} one\r\n{at(2):.1f} two\r\n\r\n{at(3):.1f} three"
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "guest.console.timed.log").write_bytes(said.encode())
+    assert [*kinds(tmp_path / "run", {"timeline.json": STEP})] == ["boot", "one", "two", "three"]
+
+
 def test_a_kernel_log_goes_by_when_it_was_taken_last(tmp_path: Path) -> None:
     """Between two takings the guest stood still, as where it was moved."""
     log = f"[10.0] {COLLECTED} {at(2)}\n[12.0] then\n[20.0] {COLLECTED} {at(30)}\n"

@@ -239,6 +239,21 @@ def test_what_an_answer_only_says_again_is_told_once(tmp_path: Path) -> None:
     assert {kind for kind, *_ in differences(tmp_path / "a", tmp_path / "b")} == {"asked"}
 
 
+def test_a_difference_is_a_line_whatever_is_in_it_and_has_the_names_that_were_given(tmp_path: Path) -> None:
+    """Also where only one trace has it."""
+    (tmp_path / "map.json").write_text(json.dumps({"registers": REGISTERS}))
+    for name, value in (("a", b"{}\n\0"), ("b", b'{\n"x": 1\n}\n\0')):
+        with Written(tmp_path / name) as trace:
+            trace.ask(request(Command.VERSION, b"\0\0\1\0" + value), b"\0\0\1\0")
+            if name == "b":
+                trace.read(CAUSES, 1)
+    for one, other in (("a", "b"), ("b", "a")):
+        words = ["trace", "diff", str(tmp_path / one), str(tmp_path / other), "--registers", str(tmp_path / "map.json")]
+        lines = CliRunner().invoke(cli, words).stdout.splitlines()
+        assert [line.split()[0] for line in lines if line] == ["what", "asked", "only", "2"], lines
+        assert "REGION_READ causes" in lines[2], lines
+
+
 # -- asked for
 
 
