@@ -15,6 +15,7 @@ import pytest
 from userdev.errors import UserError, VerdictError
 from vfio_user.avocado_job.ending import Ending
 from vfio_user.cli.test_e2e import Printed, report
+from vfio_user.page.names import RECORD
 
 STATUSES = ("PASS", "WARN", "FAIL", "ERROR", "INTERRUPTED", "SKIP", "CANCEL", "XFAIL")
 
@@ -83,3 +84,27 @@ def _printed(*, as_json: bool) -> Printed:
 def test_where_nothing_came_of_a_run_it_is_no_verdict(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="did not finish"):
         report(job_of(tmp_path, (0, 0, 0, 0, 0, 3, 1, 0)), 0, Ending(), None, _printed(as_json=False))
+
+
+def test_of_a_long_cause_a_line_is_told_and_where_the_rest_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = "x" * 5000
+    causes = {
+        "guest failure: it is wrong": "guest failure: it is wrong",
+        "server failure: it ended: Traceback\n  File a.py\n\nValueError: this is why\n": "... ValueError: this is why",
+        f"guest failure: in the guest, '{command}' failed with exit code 1": "failed with exit code 1",
+    }
+    for number, (cause, line) in enumerate(causes.items()):
+        folder = tmp_path / str(number)
+        (folder / "data").mkdir(parents=True)
+        (folder / "data" / RECORD).write_text(json.dumps({"first_cause": cause}))
+        job = job_of(folder, (0, 0, 1, 0, 0, 0, 0, 0))
+        job.result.tests[:] = [{"name": "a.py:A.t", "status": "FAIL", "fail_reason": "", "logdir": str(folder)}]
+        with pytest.raises(VerdictError):
+            report(job, 1, Ending(), None, _printed(as_json=False))
+        said, page, *_ = capsys.readouterr().out.splitlines()
+        assert said.endswith(line), cause[:50]
+        assert len(said) < 300
+        assert page.endswith(f"{folder}/data/index.html")
+        assert page.startswith("  all of it: ") is (said != f"A.t: {cause}")

@@ -44,6 +44,8 @@ from vfio_user.harness.known_issues import XFAIL
 from vfio_user.page.names import INDEX
 
 # Two guests under TCG fill two processors; a third only makes timeouts of slowness.
+SHOWN = 240
+"""Characters of a cause that are printed; its page has all."""
 MOST_AT_ONCE = 2
 
 
@@ -211,6 +213,20 @@ def _bundles(tests: Iterable[Mapping[str, Any]], into: Path | None) -> Iterator[
             yield place if into is None else moved(place, into, str(test["name"]).rpartition("/")[2])
 
 
+def brief(cause: str) -> str:
+    """A cause on one line that can be read: the last of several, which says it; the beginning and end of a long one.
+
+    A command, a trace or what a program said last may be in it.
+    """
+    lines = [line.strip() for line in cause.splitlines() if line.strip()]
+    if not lines:
+        return cause
+    last = lines[-1]
+    if len(last) > SHOWN:
+        last = f"{last[: SHOWN * 2 // 3].rstrip()} ... {last[-SHOWN // 3 :].lstrip()}"
+    return last if len(lines) == 1 else f"... {last}"
+
+
 def per_minute(count: int, seconds: float) -> float:
     """The number of `count` things that a minute had."""
     return 60 * count / seconds if seconds > 0 else 0.0
@@ -249,7 +265,8 @@ def _complain(job: Any, ending: Ending, into: Path | None, printed: Printed) -> 
     failed: int = result.failed + result.errors + result.interrupted - ended
     passed, skipped = result.passed + result.warned, result.skipped + result.cancelled - known
     for name, cause, page in causes:
-        printed.say(f"{name}: {cause}\n  {page}")
+        shown = brief(cause)
+        printed.say(f"{name}: {shown}\n  {'' if shown == cause else 'all of it: '}{page}")
     for bundle in bundles:
         printed.say(f"bundle: {bundle}")
     if printed.as_json:
