@@ -86,6 +86,24 @@ def test_where_nothing_came_of_a_run_it_is_no_verdict(tmp_path: Path) -> None:
         report(job_of(tmp_path, (0, 0, 0, 0, 0, 3, 1, 0)), 0, Ending(), None, _printed(as_json=False))
 
 
+def test_what_a_test_was_at_when_the_run_was_ended_is_told_as_no_cause(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its guest was taken from it."""
+    job = job_of(tmp_path, (1, 0, 0, 0, 1, 0, 0, 0))
+    *_, interrupted = job.result.tests
+    folder = Path(interrupted["logdir"]) / "data"
+    folder.mkdir(parents=True)
+    (folder / RECORD).write_text(json.dumps({"first_cause": "the guest was gone"}))
+    ending = Ending()
+    ending._reported = 1
+    with pytest.raises(KeyboardInterrupt):
+        report(job, 1, ending, None, _printed(as_json=False))
+    said = capsys.readouterr()
+    assert "gone" not in said.out
+    assert "ended in" in said.err
+
+
 def test_of_a_long_cause_a_line_is_told_and_where_the_rest_is(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -20,6 +20,7 @@ ENDING_SECONDS = 15
 _ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SETTLE_SECONDS = 0.01
 _INTERRUPTED = 130  # exit status
+_TOLD = "told to end"  # which avocado prints, and has in TAP for what was not run
 _AT_ONCE_SECONDS = 1.0
 
 
@@ -67,7 +68,7 @@ class Ending:
                 suite.enabled = False  # avocado would go on with the next
             if (loop := _running_loop()) is None:
                 warnings.filterwarnings("ignore", "coroutine 'Worker.run' was never awaited")  # its loop was to come
-                raise KeyboardInterrupt
+                raise KeyboardInterrupt(_TOLD)
             loop.call_soon_threadsafe(_interrupt_at_rest, job, loop)  # it may be waiting for its selector
 
         before = {number: signal.signal(number, interrupt) for number in _ENDINGS}
@@ -97,7 +98,7 @@ def _interrupt_at_rest(job: Any, loop: asyncio.AbstractEventLoop) -> None:
         if getattr(task.get_coro(), "__qualname__", "") == "Worker.run":
             task.cancel()
     _tell_tests(job)
-    raise KeyboardInterrupt
+    raise KeyboardInterrupt(_TOLD)
 
 
 def _tell_tests(job: Any) -> None:

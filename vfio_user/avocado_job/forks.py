@@ -28,6 +28,7 @@ from collections.abc import Iterator, Mapping
 from multiprocessing.connection import wait
 from typing import Any, BinaryIO, NoReturn
 
+from avocado.core.exceptions import TestInterrupt
 from avocado.core.nrunner.runnable import RUNNERS_REGISTRY_STANDALONE_EXECUTABLE, STANDALONE_EXECUTABLE_CONFIG_USED
 from avocado.core.nrunner.runner import RUNNER_RUN_STATUS_INTERVAL
 from avocado.core.utils.messages import FinishedMessage, RunningMessage
@@ -185,6 +186,11 @@ class Runner(AvocadoInstrumentedTestRunner):  # type: ignore[misc]
         yield from messages
 
     @staticmethod
+    def signal_handler(_number: int, _frame: object) -> NoReturn:
+        """End the test, and not for a time that it took, as avocado's says of every SIGTERM."""
+        raise TestInterrupt("Test interrupted: told to end")
+
+    @staticmethod
     def _run_avocado(runnable: Any, queue: Any) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         runner = multiprocessing.parent_process()
@@ -211,6 +217,12 @@ class Runner(AvocadoInstrumentedTestRunner):  # type: ignore[misc]
                 return
 
 
+def have_our_runner(runnable: Any) -> None:
+    """Have a test of avocado's run by `Runner`, in the process that is its runner."""
+    AvocadoInstrumentedTestRunner.signal_handler = Runner.signal_handler  # which it calls by this name
+    runnable.pick_runner_class = lambda: Runner
+
+
 class _App(RunnerApp):  # type: ignore[misc]
     """Avocado's program for one test, with our runner."""
 
@@ -220,7 +232,7 @@ class _App(RunnerApp):  # type: ignore[misc]
         from avocado.core.nrunner.task import Task
 
         runnable = Runnable.from_args(args)
-        runnable.pick_runner_class = lambda: Runner
+        have_our_runner(runnable)
         task = Task(runnable, args["identifier"], args["status_uri"], category=args["category"], job_id=args["job_id"])
         for _ in task.run():
             pass

@@ -258,11 +258,11 @@ def _complain(job: Any, ending: Ending, into: Path | None, printed: Printed) -> 
     """First causes, where the evidence is, and the counts; JUnit's file is completed. How many tests failed."""
     result = job.result
     known = _known(result.tests)
-    ended = len(ending.tests(job))
+    ended = ending.tests(job)
     complete_junit(Path(job.logdir) / "results.xml", result.tests)
-    causes = list(first_causes(result.tests))
+    causes = list(first_causes(test for test in result.tests if test not in ended))  # that of an end is no failure
     bundles = list(_bundles(result.tests, into))
-    failed: int = result.failed + result.errors + result.interrupted - ended
+    failed: int = result.failed + result.errors + result.interrupted - len(ended)
     passed, skipped = result.passed + result.warned, result.skipped + result.cancelled - known
     for name, cause, page in causes:
         shown = brief(cause)

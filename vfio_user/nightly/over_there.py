@@ -63,13 +63,13 @@ def run(folder: str, arguments: Sequence[str]) -> None:
             from avocado.core.nrunner.runnable import Runnable
             from avocado.core.nrunner.task import Task
 
-            from vfio_user.avocado_job.forks import Runner
+            from vfio_user.avocado_job.forks import Runner, have_our_runner
             from vfio_user.bundle.of_tests import OUTSIDE
 
             runnable = Runnable.from_args(args)
             runnable.output_dir = folder
             if runnable.kind == Runner.name:
-                runnable.pick_runner_class = lambda: Runner
+                have_our_runner(runnable)
             if runnable.uri.startswith("/"):
                 runnable.uri = f"{OUTSIDE}{runnable.uri}"
             task = Task(runnable, args["identifier"], [], category=args["category"], job_id=args["job_id"])
