@@ -11,8 +11,9 @@ import pytest
 from packaging.version import Version
 
 from tests.cases import for_each_row
-from userdev.errors import VerdictError
+from userdev.errors import UserError, VerdictError
 from vfio_user.harness.cell import Cell
+from vfio_user.harness.hosts.host import LOCAL
 from vfio_user.harness.lab import Lab
 
 
@@ -34,6 +35,16 @@ def test_hardware_that_a_test_asks_for_goes_over_that_of_the_whole_run(
     assert {name: getattr(config, name) for name in made} == made
     del vars(lab)["qemu"]
     lab.close()
+
+
+def test_a_program_that_is_not_there_is_told_first_on_every_host_of_this_machine(
+    tmp_path: Path,
+) -> None:
+    """A namespace's, too: nsenter(1) would be what says so."""
+    with Lab(folder=tmp_path) as lab:
+        for host in (LOCAL, SimpleNamespace(shares_memory=True)):
+            with pytest.raises(UserError, match="cannot start"):
+                lab.boot("./nothere {socket}", host=host)
 
 
 def test_a_server_whose_processes_do_not_end_is_not_let_go_of(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from tests.test_soak_command import results as results
 from tests.test_soak_command import run, summary
-from userdev.errors import VerdictError
+from userdev.errors import UserError, VerdictError
 from vfio_user.cli import soak as soak_command
 from vfio_user.soak import USUAL_WEIGHTS, Happening, Journal
 from vfio_user.soak.summary import summary_of
@@ -67,6 +67,15 @@ def test_a_guest_that_does_not_come_up_leaves_what_there_is_to_look_at(
         soak_command.command.main(["--until", "1", "--quiet"], standalone_mode=False)
     assert summary(results)["ended"] == "ended by an error"
     assert [*results.glob("soak-*/soak.html")]
+
+
+def test_a_server_that_is_not_there_is_told_before_anything_is_written(
+    results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the next soak would be one of other devices, and begin anew."""
+    with pytest.raises(UserError, match="cannot start"):
+        run(monkeypatch, "--until", "1", "--quiet", "--device", "./nothere {socket}")
+    assert not list(results.glob("*"))
 
 
 def test_a_rate_is_of_all_that_happened_those_that_failed_too(tmp_path: Path) -> None:

@@ -133,7 +133,7 @@ def command(
     spec = SoakedSpec(devices or DEVICES, workloads, interrupts or "", hosts, image or "", hardware, capture_dma)
     if capture_dma:
         check_capture_dma(spec.devices)
-    _require_classes(spec.devices)
+    _require_servers(spec.devices, hosts)
     wanted = _weights(weights_file, weights, only_events)
     until = Until.parse(untils or _UNTIL, datetime.now())
     numbers = parse_numbers(only) if only else []
@@ -255,12 +255,16 @@ def _weights(file: Path | None, options: tuple[str, ...], only: str | None) -> d
     return dict(weights_of(usual, file, options))
 
 
-def _require_classes(devices: Sequence[str]) -> None:
-    """Load the classes of somebody's own devices: behind an interposer that keeps sessions nobody sees a server fail.
+def _require_servers(devices: Sequence[str], hosts: str) -> None:
+    """Look for the servers of a soak before anything is written for it.
+
+    Classes of somebody's own devices are loaded: behind an interposer that keeps sessions nobody sees a server fail.
 
     Raises:
-        UserError: there is none, as `Catalogue.find` has it.
+        UserError: there is none, as `Catalogue.find` and `Device.require_program` have it.
     """
     for device in map(Device.parse, devices):
+        if "ssh" not in hosts:
+            device.require_program()
         if ":" in device.served and device.family.keeps_sessions:
             CATALOGUE.find(device.served)

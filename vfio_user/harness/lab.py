@@ -165,7 +165,7 @@ class Lab:
         for item in wanted:
             if interposition is not None and not item.driver:
                 interposition.check(item.family)  # before anything starts
-            if host is LOCAL:
+            if host.shares_memory:  # it is on this machine
                 item.require_program()  # and before an image is built for it
         return self.start(
             GuestSpec(

@@ -22,6 +22,8 @@ from vfio_user.interposer.control.client import InterposerControl
 
 _COULD_NOT_BE_DONE = 2
 """What a server of ours ends with that was asked for what it cannot do (docs/reference/exit-statuses.md)."""
+_MOST_OF_A_COMMAND = 100
+"""Characters of a command line that a headline has whole."""
 _FOR_HELP = re.compile(r"^Try '.*--help' for help", re.MULTILINE)
 """What click says of a mistake in a command line, between how it is used and what is wrong."""
 
@@ -353,12 +355,17 @@ def _told_end(child: Child) -> str:
 
 
 def _not_up(device: Device, child: Child) -> ServerError:
-    """The error for a server that ended at its start; where the command line of one of ours was wrong, what helps."""
+    """The error for a server that ended at its start; where the command line of one of ours was wrong, what helps.
+
+    It is named as whoever gave it knows it.
+    """
+    who = device.name if device.served or len(device.command) > _MOST_OF_A_COMMAND else f"`{device.command}`"
+    ended = f"the server {end_of(who, child.fate(), tail(child.log))}"
     if device.served and _FOR_HELP.search(tail(child.log)):
         name = device.served.removeprefix(f"{device.family.name}-").removeprefix(f"{device.family.name}:")
-        return ServerError(_told_end(child), hint=f"`{device.family.name} serve {name} --help` shows its options")
+        return ServerError(ended, hint=f"`{device.family.name} serve {name} --help` shows its options")
     if device.command and not tail(child.log).strip():
-        return ServerError(_told_end(child), hint=f"`{device.command}` printed nothing")
+        return ServerError(ended, hint="it printed nothing")
     said = child.last_words().splitlines()
     more = [line for line in said if line.strip() != reason("\n".join(said))]  # that one is told already
-    return ServerError(_told_end(child), hint="\n".join(["its last lines:", *more]) if more else "")
+    return ServerError(ended, hint="\n".join(["its last lines:", *more]) if more else "")
