@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,14 @@ def test_what_is_otherwise_is_the_same_from_either_side(tmp_path: Path) -> None:
             assert there == back, (one, other)
             assert one is not other or not there
     assert len([*made_with_differences(recipes[3], recipes[4])]) == 2, "an image that only the second has"
+
+
+def test_packages_of_somebodys_own_qemu_are_no_difference() -> None:
+    """They are no more than what it was found among."""
+    for name, told in (("", []), ("default", ["QEMU's packages"])):
+        one, other = (QemuFacts(version="1", program="a" * 64, packages=each, name=name) for each in ("x", "y"))
+        recipes = [RECIPE.model_copy(update={"qemu": each}) for each in (one, other)]
+        assert [each.what for each in made_with_differences(*recipes)] == told, name
 
 
 def test_what_was_on_the_wire_is_told_from_either_side_and_counted_where_it_went_on(tmp_path: Path) -> None:
@@ -163,6 +172,13 @@ def test_a_bundle_of_a_test_has_the_bound_of_its_cell(tmp_path: Path, monkeypatc
     for size in (0, 1, 300):
         keeping_test("a.py:A.test_it", Cell(bundle="always", bundle_size=size)).make(tmp_path, FAILED)
     assert bounds == [USUAL_MIB << 20, 1 << 20, 300 << 20]
+
+
+def test_a_test_is_done_again_as_its_cell_says_but_for_what_the_run_wanted_of_it() -> None:
+    cell = Cell(qemu="q", interpose=True, dialect="current", device="nvme", trace=True, capture_dma=True)
+    cell = replace(cell, bundle="always", bundle_size=3, servers={"edu": "./s {socket}"}, hardware={"cpus": 2})
+    told = keeping_test("a.py:A.test_it", cell).recipe.cell
+    assert Cell(**told) == replace(cell, bundle="", bundle_size=0, trace=False)
 
 
 def test_a_bundle_has_a_place_where_nothing_is(tmp_path: Path) -> None:

@@ -113,6 +113,28 @@ def test_what_became_of_two_in_a_row_is_shown_of_both() -> None:
         assert shown == {Outcome.NOT_JUDGED: 2, Outcome.PASS: 4}.get(outcome, 3), outcome
 
 
+def test_a_program_is_told_all_that_a_check_says_of_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = replace(check("x", Level.REFERENCE), needs=("group/a", "group/b"), revision="of 2022")
+    monkeypatch.setitem(RESULTS, Outcome.FAIL, CheckResult(whole, Outcome.FAIL, "two\nlines", 1.23456789))
+    document = json.loads(told("--json", "-", outcomes=[Outcome.FAIL]).stdout)
+    assert document == {
+        "dialect": "current",
+        "checks": [
+            {
+                "id": "group/x",
+                "title": "It does x",
+                "level": "REFERENCE",
+                "rule": "a rule",
+                "needs": ["group/a", "group/b"],
+                "revision": "of 2022",
+                "outcome": Outcome.FAIL.value,
+                "detail": "two\nlines",
+                "seconds": 1.234568,
+            }
+        ],
+    }
+
+
 def test_a_group_is_named_once_before_what_became_of_its_checks() -> None:
     lines = told(outcomes=[*Outcome, *Outcome]).stdout.splitlines()
     assert lines.count("group") == 1

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Self
@@ -12,7 +15,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from userdev.errors import VerdictError
-from vfio_user.cli import migrate, run
+from vfio_user.cli import exec, migrate, run
 from vfio_user.harness.artifacts import Timeline
 from vfio_user.harness.exercises import EXERCISES, Exercise
 from vfio_user.harness.interposition import Interposition
@@ -157,3 +160,28 @@ def test_work_goes_on_for_a_while_behind_a_migration_and_all_of_it_is_judged(mon
         assert report.verdict is verdict, (mode, works)
         assert [each.ok for each in exercises] == [ok for ok in works if ok is not None]
         assert report.notes == ["both are here"]
+
+
+class Stream(io.TextIOWrapper):
+    """A stream of this process, which is a terminal or is none."""
+
+    def __init__(self, is_terminal: bool) -> None:
+        self.raw_bytes = io.BytesIO()
+        super().__init__(self.raw_bytes, encoding="utf-8")
+        self.is_terminal = is_terminal
+
+    def isatty(self) -> bool:
+        return self.is_terminal
+
+
+def test_what_a_command_printed_goes_where_it_printed_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its bytes for another program; a terminal is shown their text, of either stream by itself."""
+    result: Any = SimpleNamespace(raw=(b"out \xff", b"err \xfe"), stdout="out ?", stderr="err !")
+    for out, err in product((False, True), (False, True)):
+        streams = Stream(out), Stream(err)
+        with monkeypatch.context() as patched:
+            patched.setattr(sys, "stdout", streams[0])
+            patched.setattr(sys, "stderr", streams[1])
+            exec._pass_on(result)
+        told = [each.raw_bytes.getvalue() for each in streams]
+        assert told == [b"out ?" if out else b"out \xff", b"err !" if err else b"err \xfe"], (out, err)

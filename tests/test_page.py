@@ -227,6 +227,10 @@ def test_of_a_trace_that_is_too_long_what_went_as_usual_is_left_out_in_its_middl
     assert accesses[-1].answer == 2001, "the end is there"
     [gap] = [each for each in found if "left out" in each.title]
     assert gap.lasted > 0
+    first, last = map(int, gap.fields["records"].split(" to "))
+    shown = {each.record for each in accesses if each.kind != "refused"}
+    assert not shown & {*range(first, last + 1)}
+    assert {first - 2, last + 1} & shown, "and no more is left out than is said"
 
 
 def test_what_goes_on_for_ever_is_not_read(tmp_path: Path) -> None:

@@ -87,6 +87,22 @@ def test_steps_migrations_and_soaks_are_wrong_where_they_failed(tmp_path: Path) 
     }
 
 
+def test_a_line_that_is_none_hides_none_behind_it(tmp_path: Path) -> None:
+    bad = '{"cut": \n[1]\n\nnull\n'
+    ran, soaked = lines({"when": at(1), "run": "lspci"}), lines({"when": at(2), "kind": "event", "event": "hop"})
+    files = {"guest.commands.jsonl": bad + ran, "soak.jsonl": bad + soaked, "timeline.json": "[]"}
+    assert kinds(tmp_path / "run", files) == {"lspci": "step", "hop": "step"}
+
+
+def test_the_end_of_a_migration_says_all_but_its_phases(tmp_path: Path) -> None:
+    report = {"when": at(0), "seconds": 2, "verdict": "migrated", "pages": 7, "phases": [{"phase": "stop", "began": 1}]}
+    kinds(tmp_path / "run", {"timeline.json": "[]", "g.migration.json": json.dumps(report)})
+    phase, end = happened(tmp_path / "run" / "index.html")
+    assert (phase.title, phase.fields) == ("phase stop", {"phase": "stop", "began": 1})
+    assert (end.title, end.when, end.fields["pages"]) == ("migrated", 1, 7)
+    assert "phases" not in end.fields
+
+
 def test_what_took_place_backwards_took_no_time(tmp_path: Path) -> None:
     """A clock was set meanwhile."""
     asked, answered = '-> {"execute": "stop"}', '<- {"return": {}}'
@@ -200,7 +216,7 @@ def test_each_outcome_of_an_access_is_told_though_another_of_its_kind_came_befor
         trace.read(UP, 1)
         trace.ask(_write(1), None)
         trace.ask(_write(1), errno.EINVAL)
-        trace.ask(_write(1), b"", view=View.RECEIVED)
+        trace.ask(_write(1), None, view=View.RECEIVED)
         trace.read(UP, None)
         trace.write(UP, 1)
     write_page(tmp_path / "dev.trace", tmp_path / "page.html")
@@ -214,6 +230,9 @@ def test_each_outcome_of_an_access_is_told_though_another_of_its_kind_came_befor
         ("wrong", "never answered"),
         ("write", "0x1"),
     ]
+    assert [each.title for each in accesses if each.kind == "write"] == ["REGION_WRITE up = 0x1"] * 2
+    [dropped] = [each for each in accesses if each.kind == "fault"]
+    assert (dropped.lasted, dropped.fields["seen"]) == (0, "only received"), "nobody was to answer it"
     unanswered = [each for each in accesses if each.short == "never answered"]
     last = max(each.when for each in accesses)
     assert all(each.when + each.lasted >= last for each in unanswered), "nobody answers until the end"
@@ -234,6 +253,16 @@ def test_a_message_has_its_own_answer_or_none_and_a_note_all_that_it_says(tmp_pa
     assert answers[silent] is None
     assert "answer" not in next(each.fields for each in found if each.record == silent)
     assert [each.title for each in found if each.kind == "fault"] == ["fault rule=late acts=delay, drop nth=2"]
+
+
+def test_an_access_says_its_value_also_where_that_is_0(tmp_path: Path) -> None:
+    with Written(tmp_path / "dev.trace", REGISTERS) as trace:
+        trace.write(UP, 0)
+        trace.read(UP, 0)
+    write_page(tmp_path / "dev.trace", tmp_path / "page.html")
+    accesses = [each for each in happened(tmp_path / "page.html") if each.where[0] == "dev BAR0"]
+    assert [each.title for each in accesses] == ["REGION_WRITE up = 0x0", "REGION_READ up = 0x0"]
+    assert {each.fields["value"] for each in accesses} == {"0x0"}
 
 
 def test_what_is_odd_is_told_with_records_and_without(tmp_path: Path) -> None:

@@ -294,6 +294,18 @@ def test_an_interrupt_of_each_index_is_left_out_by_either_way_to_say_it(tmp_path
             assert not differences(tmp_path / "a", tmp_path / "b", "--ignore", words), words
 
 
+def test_a_place_is_left_out_by_each_way_to_say_its_offset(tmp_path: Path) -> None:
+    for name, value in (("a", 1), ("b", 2)):
+        with Written(tmp_path / name) as trace:
+            trace.write(UP, value)
+    assert differences(tmp_path / "a", tmp_path / "b")
+    for words in (f"BAR0:{UP}", f"BAR0:{UP:#x}", f"BAR0:{UP:#o}", f"BAR0+{UP:#x}"):
+        assert not differences(tmp_path / "a", tmp_path / "b", "--ignore", words), words
+    for words in (f"BAR0:{UP:x}", "BAR0:-1", "BAR0:", "BAR0:x"):
+        with pytest.raises(UserError):
+            diff(tmp_path / "a", tmp_path / "b", "--ignore", words)
+
+
 def test_a_name_that_neither_trace_has_is_refused(good: Path) -> None:
     with pytest.raises(UserError) as refused:
         diff(good, good, "--ignore", "cause")

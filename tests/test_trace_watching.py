@@ -25,9 +25,12 @@ from tests.test_harness_interposed import interposed
 from tests.test_trace_stats import run, stats
 from tests.traced import CAUSES, REGISTERS, Written
 from userdev.errors import UserError
+from userdev.trace.stats import Stats, report
+from userdev.trace.view import opened
 from vfio_user.cli import _console, cli
-from vfio_user.cli._trace_stats import traced_file
+from vfio_user.cli._trace_stats import FINDINGS, ROWS, _drawn, traced_file
 from vfio_user.client import Client
+from vfio_user.traces import PROTOCOLS, shown_by
 
 
 def test_the_trace_of_a_running_interposer_is_counted_by_its_control_socket(tmp_path: Path) -> None:
@@ -96,6 +99,23 @@ def test_what_came_last_is_told_once_nobody_watches_any_more(tmp_path: Path, mon
     assert gone, "what was drawn is gone with the terminal's second screen"
     assert "causes" in before
     assert "causes" in behind
+
+
+def test_all_rows_and_all_that_is_odd_are_drawn_for_who_wants_all(tmp_path: Path) -> None:
+    places = range(0x100, 0x200, 4)
+    with Written(tmp_path / "t") as trace:
+        for place in places:
+            for _ in range(20):
+                trace.read(place, None, errno=5)
+    with opened(tmp_path / "t", *PROTOCOLS) as reader:
+        counted = Stats(reader, shown_by(reader.header, None).reading())
+        counted.take()
+        found = report(counted)
+    for most, rows, odd in ((ROWS, ROWS, FINDINGS), (None, len(places), len(places))):
+        shown = StringIO()
+        Console(file=shown, width=200).print(_drawn(found, most))
+        assert len({word for word in shown.getvalue().split() if word.startswith("BAR0+0x")}) == max(rows, odd), most
+        assert shown.getvalue().count("was answered with") == odd, most
 
 
 def test_a_growing_trace_is_watched_in_a_terminal_until_it_is_enough(tmp_path: Path) -> None:

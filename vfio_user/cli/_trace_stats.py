@@ -138,5 +138,5 @@ def _drawn(found: Report, most: int | None) -> Any:
         for row in list(section.shown())[:most]:
             table.add_row(*map(Text, row))
         parts.append(table)
-    parts += [Text(str(finding)) for finding in found.findings[:FINDINGS]]
+    parts += [Text(str(finding)) for finding in found.findings[: FINDINGS if most is not None else None]]
     return Group(*parts)
