@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from importlib.metadata import PathDistribution
 from pathlib import Path
 from types import SimpleNamespace
+from typing import cast
 
 import psutil
 import pytest
@@ -457,3 +458,20 @@ def test_a_qemu_that_no_slot_has_leaves_none_out(monkeypatch: pytest.MonkeyPatch
     found = furnished(monkeypatch, {"a": gone, "b": gone}).make_ready({"usual": "", "next": "/q"}, [], print)
     assert [slot.name for slot in found.slots] == ["a", "b"]
     assert (dict(found.missing), found.remarks) == (gone, ())
+
+
+def test_where_no_slot_can_be_used_each_is_told_once_with_its_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(_: Slots, name: str, *__: object) -> None:
+        raise UserError(f"{name}.example does not answer", hint="is it there?")
+
+    monkeypatch.setattr(Slots, "_ready", refused)
+    monkeypatch.setattr(Slots, "_package", lambda *_: {})
+    slots = Slots(dict.fromkeys(("a", "b"), cast(SlotText, None)), {}, tmp_path, [])
+    said: list[str] = []
+    with pytest.raises(UserError, match="of 2 slots none can be used") as refusal:
+        slots.make_ready({}, [], said.append)
+    told = [*said, *refusal.value.hint.splitlines()]
+    assert [line for line in told if "does not answer (is it there?)" in line] == told
+    assert len(told) == 2

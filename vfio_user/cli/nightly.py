@@ -115,6 +115,10 @@ def _show(stage: Stage, base: Path, *, cases: bool) -> None:
         return
     for cell in dict.fromkeys(case.cell.id for case in planned):
         click.echo(f"{cell}: {sum(case.cell.id == cell for case in planned)}")
+    if slots := stage.plan.text.slots:
+        click.echo(
+            f"{counted(len(slots), 'slot')} for {counted(stage.plan.text.at_once, 'case')} at once; none was asked"
+        )
     click.echo(_estimate(stage, base))
 
 

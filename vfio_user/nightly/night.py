@@ -143,7 +143,7 @@ class Night:
             with interruptible():
                 self._run(self._make_ready(stage, place, say), place, say)
         except UserError as error:
-            self._finish(Status.UNDONE, str(error))
+            self._finish(Status.UNDONE, "; ".join([str(error), *error.hint.splitlines()]))
             raise
         except KeyboardInterrupt:
             self._finish(Status.ENDED, "before its first case")

@@ -18,6 +18,7 @@ import userdev
 import userdev_servers
 import vfio_user
 import vhost_user
+from userdev.counted import counted
 from userdev.errors import UserError
 from userdev.process import answer_of, run_to_end
 from vfio_user.bundle.of_tests import OUTSIDE
@@ -109,10 +110,10 @@ class Slots:
             if lacking := [f"QEMU {qemu}: {why}" for qemu, why in slot.missing.items() if qemu in had]:
                 remarks.append(f"slot {name} is left out: another one has what it lacks: {'; '.join(lacking)}")
                 del found[name]
+        if not found:
+            raise UserError(f"of {counted(len(remarks), 'slot')} none can be used", hint="\n".join(remarks))
         for remark in remarks:
             say(remark)
-        if not found:
-            raise UserError(f"no slot can be used: {'; '.join(remarks)}")
         self._commands = [self._command(name, package) for name in found]
         first = next(iter(found.values()))
         return Readiness(
