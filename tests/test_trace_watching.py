@@ -114,7 +114,7 @@ def test_all_rows_and_all_that_is_odd_are_drawn_for_who_wants_all(tmp_path: Path
     for most, rows, odd in ((ROWS, ROWS, FINDINGS), (None, len(places), len(places))):
         shown = StringIO()
         Console(file=shown, width=200).print(_drawn(found, most))
-        drawn = [line for line in shown.getvalue().splitlines() if line.startswith("BAR0+0x")]
+        drawn = [line for line in shown.getvalue().splitlines() if line.strip().startswith("BAR0+0x")]
         assert len(drawn) == rows, most
         assert shown.getvalue().count("was answered with") == odd, most
 
