@@ -55,6 +55,10 @@ def test_who_mistypes_hosts_is_told_what_was_perhaps_meant() -> None:
     with pytest.raises(UserError) as refused:
         two_hosts("namespace")
     assert "'namespaces'" in refused.value.hint
+    for alone in ("ssh://lab@host.example", "local,ssh://a,ssh://b"):
+        with pytest.raises(UserError) as refused:
+            two_hosts(alone)
+        assert "A,B" in refused.value.hint
 
 
 def test_an_option_that_a_host_has_not_is_named_and_the_one_that_was_meant() -> None:

@@ -84,7 +84,8 @@ def two_hosts(kind: str = "auto") -> AbstractContextManager[Pair]:
     if kind.count(",") == 1:
         return named(*kind.split(","))
     if kind not in KINDS:
-        raise UserError(
-            f"there are no hosts called {kind!r}", hint=f"{meant(kind, KINDS)}there are: {', '.join(KINDS)}"
+        hint = (
+            f"{meant(kind, KINDS)}there are: {', '.join(KINDS)}; or two are named as A,B: local,ssh://lab@host.example"
         )
+        raise UserError(f"there are no hosts called {kind!r}", hint=hint)
     return KINDS[kind]()
