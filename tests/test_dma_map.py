@@ -106,6 +106,9 @@ def test_the_same_map_again_is_fine_and_told_again(ram: int) -> None:
         dma.map(0x1000, PAGE, RW, os.dup(ram), PAGE)
     assert len(dma) == 1
     assert len(told) == 2
+    for offset in (0, PAGE):  # which is nothing without a file
+        dma.map(0x4000, PAGE, RW, None, offset)
+    assert len(dma) == 2
     dma.unmap_all()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -96,7 +98,7 @@ def test_what_was_asked_of_a_device_while_its_session_ends_is_done_and_answered(
             done.append("done")
             return {"times": len(done)}
 
-        socket = ControlSocket(tmp_path / "control", device, {"do": do})
+        served = ControlSocket(tmp_path / "control", device, {"do": do})
         with ControlClient(tmp_path / "control", timeout=5) as controller:
             leave()
             assert device.reached.wait(5)
@@ -105,4 +107,18 @@ def test_what_was_asked_of_a_device_while_its_session_ends_is_done_and_answered(
             device.released.set()
             assert answer.result(5) == {"times": 1}
             assert controller.call("do") == {"times": 2}
-        socket.close()
+        served.close()
+
+
+def test_whose_command_is_not_done_in_time_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the command's own id, or whoever has asked more than one thing would not know which."""
+    monkeypatch.setattr(control, "ANSWER_SECONDS", 0.01)
+    monkeypatch.setattr(control, "_run_soon", lambda device, work: None)
+    served = ControlSocket(tmp_path / "control", Prober(), {"do": lambda device, request: {}})
+    with socket.socket(socket.AF_UNIX) as asking:
+        asking.settimeout(30)
+        asking.connect(str(tmp_path / "control"))
+        asking.sendall(b'{"command": "do", "id": 7}\n')
+        answer = json.loads(asking.makefile().readline())
+    assert (answer["id"], "error" in answer) == (7, True)
+    served.close()
