@@ -158,9 +158,7 @@ def negotiate(
 def _check_migration(client: Capabilities, pgsize: int | None) -> None:
     """Zero is what a client without an opinion sends."""
     if pgsize and client.migration_pgsize not in (None, 0, pgsize):
-        raise ProtocolError(
-            f"VERSION: migration pages of {client.migration_pgsize} bytes, {pgsize} are kept", fatal=True
-        )
+        raise ProtocolError(f"VERSION: migration pages of {client.migration_pgsize} bytes, {pgsize} are kept")
 
 
 def _wants_twin(dialect: Dialect, offer: Offer, client: Capabilities) -> bool:
