@@ -53,6 +53,7 @@ def logged() -> Iterator[Logged]:
     made = Logged()
     yield made
     made.log.close()
+    made.memory.close()
     os.close(made.fd)
 
 
