@@ -21,6 +21,7 @@ from userdev.errors import UserError
 from vfio_user.harness.agent import AgentGuest
 from vfio_user.harness.guest import GuestFailure, GuestLost, shipped
 from vfio_user.harness.image.recipe import ROOM
+from vfio_user.harness.timeouts import SCALE_VARIABLE, Accelerator, patience, waited
 
 PROGRAMS = ROOM / "programs"
 SERVE = "import sys; sys.path.insert(0, sys.argv[1]); import agent; agent.Agent(int(sys.argv[2])).serve()"
@@ -136,11 +137,28 @@ def test_a_command_that_takes_too_long_is_ended_with_all_that_it_started(guest: 
     assert "did not end in 0.3 s\n" in f"{caught.value}\n"
 
 
-def test_a_deadline_that_was_made_longer_is_told_with_its_factor(port: Port) -> None:
+def test_a_deadline_that_was_made_longer_is_told_with_its_factor(port: Port, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(SCALE_VARIABLE, raising=False)
     with contextlib.closing(AgentGuest(port.connect(), patience=2)) as guest:
         guest.hello(30)
-        with pytest.raises(GuestFailure, match=r"in 0\.1 s, times 2 "):
+        with pytest.raises(GuestFailure, match=r"in 0\.2 s \(0\.1 s, times 2 as there is no KVM\)"):
             guest.run("sleep 300", timeout=0.1)
+    ours, theirs = socket.socketpair()
+    silent = AgentGuest(ours, patience=0.02)
+    with theirs, contextlib.closing(silent), pytest.raises(GuestLost, match=r"in 0\.04 s \(2 s, times 0\.02 "):
+        silent.hello(2 * silent.patience)
+
+
+def test_what_a_deadline_was_multiplied_by_is_said_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    cases: dict[str, tuple[str, Accelerator, str]] = {
+        "under KVM": ("1", "kvm", "8 s"),
+        "without": ("1", "tcg", "32 s (8 s, times 4 as there is no KVM)"),
+        "busy": ("3", "kvm", f"24 s (8 s, times 3 by {SCALE_VARIABLE})"),
+        "both": ("0.5", "tcg", f"16 s (8 s, times 4 as there is no KVM, times 0.5 by {SCALE_VARIABLE})"),
+    }
+    for name, (scale, accelerator, told) in cases.items():
+        monkeypatch.setenv(SCALE_VARIABLE, scale)
+        assert waited(8, patience(accelerator)) == told, name
 
 
 def test_a_command_ends_although_what_it_left_running_holds_its_output(guest: AgentGuest) -> None:

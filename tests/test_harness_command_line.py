@@ -303,6 +303,17 @@ def test_a_device_that_cannot_be_meant_says_what_it_lacks(device: str, why: str)
         Device.parse(device)
 
 
+def test_a_name_that_is_nearly_a_devices_is_no_program_though_there_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for name, what in {"ed": "no device called 'ed'", "my-server": "nowhere what to listen on"}.items():
+        (tmp_path / name).touch(0o755)
+        with pytest.raises(UserError, match=what) as refused:
+            Device.parse(name)
+        assert "edu" in str(refused.value.hint), name
+
+
 def test_a_character_device_comes_before_the_device_that_needs_it() -> None:
     chardev = SocketChardev("vu0-socket", Path("/tmp/a,b.sock"))
     attachment = Attachment({"driver": "pci-serial", "id": "vu0", "bus": "slot3", "chardev": "vu0-socket"}, (chardev,))

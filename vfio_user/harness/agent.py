@@ -35,6 +35,7 @@ from vfio_user.harness.guest import (
     outcome_of,
     result_of,
 )
+from vfio_user.harness.timeouts import waited
 
 # Seconds that an answer may need beyond the job that it reports.
 _ANSWER_SECONDS = 15.0
@@ -238,9 +239,8 @@ class AgentGuest(Guest):
                 raise cause from None
             raise
         except FutureTimeout:
-            raise GuestLost(
-                f"the guest's agent did not answer {what!r} in {deadline.seconds:g} s", hint=self._console()
-            ) from None
+            limit = waited(deadline.seconds / self.patience, self.patience)
+            raise GuestLost(f"the guest's agent did not answer {what!r} in {limit}", hint=self._console()) from None
         if "error" in answer:
             raise GuestFailure(f"the guest's agent could not do {what!r}: {answer['error']}")
         body: dict[str, Any] = answer["ok"]

@@ -28,6 +28,7 @@ from vfio_user.harness.machine import Machine, MachineError
 from vfio_user.harness.mishaps import Mishap
 from vfio_user.harness.qmp import Qmp, QmpError
 from vfio_user.harness.server import DeviceServer, ServerFailure
+from vfio_user.harness.timeouts import waited
 from vfio_user.page.names import COLLECTED
 
 if TYPE_CHECKING:
@@ -190,7 +191,7 @@ class BootedGuest(Guest):
         seen = self.call(hotplug.wait_for_device, pattern, _PLUG_SECONDS * self.patience, timeout=_PLUG_SECONDS + 5)
         if "missing" in seen:
             raise GuestFailure(
-                f"the guest does not see {device.name!r} at {place} after {_PLUG_SECONDS * self.patience:g} s:"
+                f"the guest does not see {device.name!r} at {place} after {waited(_PLUG_SECONDS, self.patience)}:"
                 f" {seen['missing']}{self._why_unseen(attachment.identity)}",
                 evidence=self.evidence(),
             )

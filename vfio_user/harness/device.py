@@ -117,10 +117,11 @@ class Device:
         name, *options = words
         family = family_of(name)
         if family is None:
-            if "/" in text or shutil.which(name):
+            near = meant(name, devices())
+            if "/" in text or (shutil.which(name) and not near):
                 what = f"the server's command says nowhere what to listen on: {text}"
-                raise UserError(what, hint=f"put {SOCKET} where the path belongs")
-            hint = f"{meant(name, devices())}there are: {', '.join(devices())}; or {_HOW}"
+                raise UserError(what, hint=f"put {SOCKET} where the path belongs; or a device: {', '.join(devices())}")
+            hint = f"{near}there are: {', '.join(devices())}; or {_HOW}"
             raise UserError(f"there is no device called {name!r}", hint=hint)
         return cls(served=name, options=tuple(options), family=family)
 

@@ -23,6 +23,7 @@ from userdev.counted import counted
 from userdev.errors import UserError, VerdictError
 from userdev.printable import printable
 from userdev.process import Deadline
+from vfio_user.harness.timeouts import waited
 
 Command = str | Sequence[str]
 """A line for the guest's shell, or a program and its arguments."""
@@ -129,8 +130,8 @@ class Guest(abc.ABC):
         """
         result = self.start(command, timeout).wait()
         if result.timed_out:
-            here = f", times {self.patience:g} under this accelerator" if self.patience != 1 else ""
-            raise self._failure(f"in the guest, {as_line(command)!r} did not end in {timeout:g} s{here}", result)
+            limit = waited(timeout, self.patience)
+            raise self._failure(f"in the guest, {as_line(command)!r} did not end in {limit}", result)
         return result
 
     def succeed(self, *commands: Command, timeout: float = 60.0) -> str:
@@ -161,7 +162,7 @@ class Guest(abc.ABC):
             if result.ok:
                 return result.stdout
             if deadline.remaining <= interval:
-                raise self._failure(f"in {deadline.seconds:g} s {as_line(command)!r} never succeeded", result)
+                raise self._failure(f"in {waited(timeout, self.patience)} {as_line(command)!r} never succeeded", result)
             time.sleep(interval)
 
     def call(self, function: Callable[..., Any], *args: object, timeout: float = 60.0, **kwargs: object) -> Any:

@@ -26,7 +26,7 @@ from vfio_user.harness.mishaps import Mishaps
 from vfio_user.harness.qmp import Qmp, QmpError, QmpLost, QmpTimeout
 from vfio_user.harness.qtest import QTest
 from vfio_user.harness.server import ServerFailure
-from vfio_user.harness.timeouts import SCALE_VARIABLE, patience
+from vfio_user.harness.timeouts import SCALE_VARIABLE, patience, waited
 
 # Seconds for QEMU itself, whatever the guest does.
 _GREETING_SECONDS = 30.0  # multiplied by patience: what it starts on may be slow, or busy
@@ -183,8 +183,9 @@ class Machine:
             found = self.console.wait_for(UP.pattern, deadline, since=since)[0]
         except ConsoleError as error:
             self.check(wait=1.0)
+            limit = waited(deadline.seconds / self.patience, self.patience)
             hint = crowding(self.config, os.cpu_count() or 1) + error.hint
-            raise MachineError(f"the guest did not come up in {deadline.seconds:g} s", hint=hint) from error
+            raise MachineError(f"the guest did not come up in {limit}", hint=hint) from error
         if not found.startswith(b"READY"):
             said = found.decode(errors="replace").strip()
             more = "is there room for the image in the guest's memory? `--memory` gives it more\n"
