@@ -20,7 +20,18 @@ from vfio_user.wire import (
     Message,
 )
 from vfio_user.wire.constants import DmaFlags
-from vfio_user.wire.layouts import DMA_ACCESS, DMA_ACCESS_32
+from vfio_user.wire.layouts import DMA_ACCESS, DMA_ACCESS_32, DMA_MAP
+
+
+def test_memory_without_a_descriptor_is_mapped_at_no_offset_of_a_file() -> None:
+    def echo(server: ScriptedServer, message: Message) -> Message:
+        return message.reply(message.payload)
+
+    for shared, offset in ((True, 0x1000), (False, 0)):
+        with GuestMemory(0x2000, shared=shared) as ram, talking(echo) as (client, server):
+            client.dma_map_all([Mapping(0x4000, 0x1000, ram, 0x1000)])
+            asked = DMA_MAP.unpack(server.received[-1].payload)
+            assert (asked.offset, asked.addr, asked.size) == (offset, 0x4000, 0x1000), shared
 
 
 def test_memory_that_is_shared_keeps_its_size() -> None:

@@ -120,6 +120,17 @@ def test_a_capability_is_taken_apart_and_shown(
     assert f"    Capabilities: [40] {name}: {rendered}\n" in render(replace(described, pci_capabilities=[capability]))
 
 
+def test_an_msi_capability_says_no_more_than_it_can() -> None:
+    (capability,) = ConfigSpaceDump(bytes(config({0x40: b"\x05\0\x01\0"}, first=0x40))).capabilities()
+    assert capability.details == {
+        "vectors": 1,
+        "vectors_enabled": 1,
+        "enabled": True,
+        "address_64": False,
+        "maskable": False,
+    }
+
+
 @pytest.mark.parametrize(
     ("pin", "can_reset", "shown"),
     [

@@ -426,6 +426,7 @@ def test_probe_describes_the_device(tmp_path: Path, dialect: Dialect) -> None:
     assert found.migration.how == ("region" if dialect.migration_region else "messages")
     assert found.problems == []
     assert "may be mapped: 0x4000 to 0x6000 (8 KiB)" in render(found)
+    assert "32 KiB rwm 64-bit prefetchable" in render(found)
 
 
 @for_each([CURRENT, DRAFT_V6], ids=lambda d: d.name)
