@@ -62,6 +62,8 @@ def test_another_outcome_is_not_the_same(outcome: Outcome, about: About, tmp_pat
         ("it took 12.31 s", "it took 11.9 s"),
         ("process 4711 was killed", "process 815 was killed"),
         ("at 0x7f880ba96d40", "at 0x7f880ba97e40"),
+        ("guest-dev0-edu was killed", "guest-dev0-my-server.py was killed"),
+        ("guest-dev0-edu: ValueError: no", "guest-dev0-my-server: ValueError: no"),
     ]
 )
 def test_what_is_another_in_every_run_makes_no_difference(one: str, other: str, tmp_path: Path) -> None:
@@ -69,7 +71,14 @@ def test_what_is_another_in_every_run_makes_no_difference(one: str, other: str, 
     assert found(tmp_path, {"outcome": outcomes[0]}, {"outcome": outcomes[1]}) == []
 
 
-@for_each_row([("5! is 121, not 120", "5! is 122, not 120"), ("read 0xed", "read 0xee"), ("7 of 8", "8 of 8")])
+@for_each_row(
+    [
+        ("5! is 121, not 120", "5! is 122, not 120"),
+        ("guest-dev0-edu ended", "guest-dev1-edu ended"),
+        ("read 0xed", "read 0xee"),
+        ("7 of 8", "8 of 8"),
+    ]
+)
 def test_numbers_that_were_seen_do(one: str, other: str, tmp_path: Path) -> None:
     outcomes = [FAILED.model_copy(update={"cause": cause}) for cause in (one, other)]
     assert found(tmp_path, {"outcome": outcomes[0]}, {"outcome": outcomes[1]}) == [f"cause: {one} -> {other}"]
@@ -163,6 +172,23 @@ def test_a_server_of_which_one_has_no_trace_is_told(tmp_path: Path) -> None:
         ("gpio", "no trace", "a trace"),
         ("nvme", "a trace", "no trace"),
     ]
+
+
+def test_a_device_is_compared_with_itself_whatever_program_serves_it(tmp_path: Path) -> None:
+    one, other = trace(tmp_path / "one", 1), trace(tmp_path / "other", 2)
+    name = "guest-dev0-edu"
+    read = f"{name}: REGION_READ BAR0+0x20"
+    cases: dict[str, tuple[dict[str, Path], list[tuple[str, str, str]]]] = {
+        "another program": ({"guest-dev0-my-server": other}, [(read, "0x1", "0x2")]),
+        "the same words": ({"guest-dev0-my-server": one}, []),
+        "both programs": ({"guest-dev0-my-server": one, name: one}, [("guest-dev0-my-server", "no trace", "a trace")]),
+        "another device": (
+            {"guest-dev1-edu": one},
+            [(name, "a trace", "no trace"), ("guest-dev1-edu", "no trace", "a trace")],
+        ),
+    }
+    for case, (second, expected) in cases.items():
+        assert list(wire_differences({name: one}, second)) == expected, case
 
 
 def test_a_trace_that_cannot_be_read_is_told(tmp_path: Path) -> None:

@@ -128,12 +128,14 @@ def _shortened(text: str) -> str:
     return text[:12] if re.fullmatch(r"[0-9a-f]{64}", text) else text
 
 
-# What is another in every run, and says nothing: where the results are, how long it took, which process it was.
+# What is another in every run, and says nothing: where the results are, how long it took, which process it was, what
+# the program is called that serves a device.
 _CHANGING: Sequence[tuple[re.Pattern[str], str]] = (
     (re.compile(r"(?<![\w.])/[\w.+-]+(?:/[\w.+-]+)+"), "PATH"),
     (re.compile(r"\b\d+(?:\.\d+)?(?= ?(?:s|ms|us|seconds|minutes)\b)"), "N"),
     (re.compile(r"(?<=process )\d+|(?<=pid )\d+"), "N"),
     (re.compile(r"0x[0-9a-f]{9,}"), "ADDRESS"),
+    (re.compile(r"(?<=-dev)(\d+)-\w[\w.+-]*\b"), r"\1"),
 )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from userdev.errors import UserError
 from userdev.trace import View
 from userdev.trace.exchanges import POSTED, Exchange
+from vfio_user.harness.breakpoint import role
 from vfio_user.traces import open_trace
 from vfio_user.wire import layouts as at
 from vfio_user.wire.header import HEADER_SIZE
@@ -25,11 +26,13 @@ _SHOWN = 6
 def wire_differences(first: Mapping[str, Path], second: Mapping[str, Path]) -> Iterator[tuple[str, str, str]]:
     """What is otherwise in the traces of the same server: what it is, and what it was in the first and the second.
 
-    That one of them has no trace is said of it.
+    The same is what serves the same device of the same guest, whatever program it is. That one of them has no trace
+    is said of it.
 
     Of each register it is compared which values were written and read, in their order and without repetition: how often
     a guest asked is chance.
     """
+    second = _named_as(first, second)
     for name in sorted({*first} | {*second}):
         if name not in first or name not in second:
             its, whose = ("a trace" if name in traces else "no trace" for traces in (first, second))
@@ -47,6 +50,12 @@ def wire_differences(first: Mapping[str, Path], second: Mapping[str, Path]) -> I
                 first_other = next(number for number, (value, its) in pairs if value != its)
                 which = f", from value {first_other + 1} on" if first_other else ""
                 yield f"{name}: {place}{which}", _told(was[first_other:]), _told(now[first_other:])
+
+
+def _named_as(first: Mapping[str, Path], second: Mapping[str, Path]) -> dict[str, Path]:
+    """The second traces, each by the name that the server of its device has among the first ones."""
+    theirs = {role(name): name for name in first if name not in second}
+    return {name if name in first else theirs.pop(role(name), name): path for name, path in second.items()}
 
 
 def _values(path: Path) -> dict[str, list[str]]:

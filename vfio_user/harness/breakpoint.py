@@ -62,7 +62,7 @@ class Breakpoint:
 
     def is_at(self, server: str) -> bool:
         """Whether it is meant, by its name: the same device of the same guest, whatever program serves it now."""
-        return _device(server) == _device(self.server)
+        return role(server) == role(self.server)
 
     @property
     def properties(self) -> dict[str, object]:
@@ -75,7 +75,7 @@ class Breakpoint:
             told.write(json.dumps(facts, default=str) + "\n")
 
 
-def _device(server: str) -> str:
-    """guest-dev0 of guest-dev0-edu."""
+def role(server: str) -> str:
+    """Which device of which guest a server's name is of, without its program's: guest-dev0 of guest-dev0-edu."""
     found = _DEVICE.match(server)
     return found[0] if found else server
