@@ -158,11 +158,11 @@ def test_numbers_are_those_of_all_records(trace: Path) -> None:
     for row in told["messages"]:
         mine = [record for record in REQUESTS.values() if record.what == row["message"]]
         assert row["count"] == len(mine)
-        assert row["a second"] == round(len(mine) / 0.014, 3)
-        assert row["longest"] == max(record.took or 0 for record in mine) * STEP
+        assert row["per_second"] == round(len(mine) / 0.014, 3)
+        assert row["longest_ns"] == max(record.took or 0 for record in mine) * STEP
         assert row["errors"] == (row["message"] == "REGION_READ")
     [interrupt] = told["interrupts"]
-    assert (interrupt["count"], interrupt["longest"], interrupt["a second"]) == (1, STEP, round(1 / 0.014, 3))
+    assert (interrupt["count"], interrupt["longest_ns"], interrupt["per_second"]) == (1, STEP, round(1 / 0.014, 3))
     assert {one["text"] for one in told["findings"] if one["kind"] == "no messages"} == {"42 bytes were none"}
     heading = say("stats", trace).splitlines()[0]
     assert heading == "15 records of vfio-user in 0.014 s"

@@ -89,8 +89,8 @@ def test_the_times_of_requests_are_those_between_them_and_their_replies(tmp_path
     flag_at_work(tmp_path / "t", 20)
     took = [one.latency for one in exchanges(open_trace(tmp_path / "t")) if one.place.register == "causes"]
     [row] = [row for row in stats(tmp_path / "t")["registers"] if row["register"] == "causes"]
-    assert row["longest"] == max(each for each in took if each is not None)
-    assert 0 < row["median"] <= row["p90"] <= row["p99"] <= row["longest"]
+    assert row["longest_ns"] == max(each for each in took if each is not None)
+    assert 0 < row["median_ns"] <= row["p90_ns"] <= row["p99_ns"] <= row["longest_ns"]
 
 
 @given(st.lists(st.integers(0, 1 << 40), min_size=1), st.floats(0, 1))
@@ -101,7 +101,7 @@ def test_a_percentile_is_right_to_within_one_percent(times: list[int], share: fl
     exact = next(ns for place, ns in enumerate(sorted(times), 1) if place >= share * len(times))
     told = latencies.percentile(share)
     assert told is not None
-    assert exact * 0.98 <= told <= exact
+    assert exact <= told <= min(exact * 1.01, max(times))
 
 
 def test_percentiles_of_several_are_those_of_all_of_them(tmp_path: Path) -> None:
@@ -275,7 +275,7 @@ def test_latencies_together_have_the_longest_of_all_and_as_many() -> None:
                 one.add(ns)
             together.update(one)
         assert (together.longest, together.count) == (900, 6), times
-        assert [together.percentile(share) for share in (0.0, 0.5, 1.0)] == [5, 70, 900 // 8 * 8], times
+        assert [together.percentile(share) for share in (0.0, 0.5, 1.0)] == [5, 70, 900], times
 
 
 def test_an_interrupt_is_expected_behind_the_register_that_it_comes_behind_most_often(tmp_path: Path) -> None:

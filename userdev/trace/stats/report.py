@@ -24,13 +24,13 @@ class Section:
 
     title: str
     rows: list[dict[str, Any]]
-    """For programs: times are ns, values numbers."""
+    """For programs: values are numbers, times `_ns`."""
     columns: tuple[str, ...] = ()
 
     def shown(self) -> Iterator[tuple[str, ...]]:
         """Its rows as people read them."""
         for row in self.rows:
-            yield tuple(_shown(name, row.get(name)) for name in self.columns)
+            yield tuple(_shown(name, row.get(_KEYS.get(name, name))) for name in self.columns)
 
 
 @dataclass
@@ -55,7 +55,7 @@ class Report:
         return f"{counted(about['records'], 'record')} of {about['protocol']} in {about['seconds']:.3f} s"
 
     def json(self) -> dict[str, Any]:
-        """All of it for programs: times in ns."""
+        """All of it for programs."""
         return {
             **self.about,
             "messages": self.messages.rows,
@@ -66,6 +66,8 @@ class Report:
 
 
 _TIMES = (*PERCENTILES, "longest")
+_KEYS = {"a second": "per_second", **{name: f"{name}_ns" for name in _TIMES}}
+"""What a column is called for programs, where people read another name."""
 _MESSAGES = ("message", "count", "errors", "a second", *_TIMES)
 _REGISTERS = ("register", "where", "bytes", "reads", "writes", "errors", "a second", *_TIMES, "last")
 _INTERRUPTS = ("interrupt", "count", "a second", *_TIMES)
@@ -141,12 +143,12 @@ def _latencies(vector: Vector) -> dict[str, Any]:
 
 
 def _rate(count: int, seconds: float) -> dict[str, Any]:
-    return {"a second": round(count / seconds, 3) if seconds > 0 else None}
+    return {"per_second": round(count / seconds, 3) if seconds > 0 else None}
 
 
 def _times(latencies: Latencies) -> dict[str, Any]:
-    found: dict[str, Any] = {name: latencies.percentile(share) for name, share in PERCENTILES.items()}
-    return {**found, "longest": latencies.longest if latencies.count else None}
+    found: dict[str, Any] = {_KEYS[name]: latencies.percentile(share) for name, share in PERCENTILES.items()}
+    return {**found, "longest_ns": latencies.longest if latencies.count else None}
 
 
 def _shown(name: str, value: Any) -> str:
