@@ -37,6 +37,14 @@ def test_every_verdict_has_its_reason_in_each_telling(tmp_path: Path) -> None:
         ), verdict
 
 
+def test_how_long_a_night_took_is_told_in_seconds_or_minutes(tmp_path: Path) -> None:
+    for seconds, words in ((0.4, "1 s"), (16.2, "17 s"), (5000.0, "83 min")):
+        summary = nth(1, case("a", PASS)).model_copy(update={"seconds": seconds})
+        page = Page(write_morning(summary, tmp_path).read_text()).text
+        assert words in page, seconds
+        assert words in (tmp_path / "summary.md").read_text(), seconds
+
+
 def test_a_repro_command_works_where_the_night_was_begun(tmp_path: Path) -> None:
     summary = nth(1, case("a", FAIL).model_copy(update={"bundle": "job/1/bundle"}))
     write_morning(summary, tmp_path)

@@ -182,10 +182,11 @@ class Estimate:
         cases = counted(self.cases, "case")
         if self.seconds is None:
             return f"{cases}; how long that takes is not known before some of this plan have run here"
-        return f"{cases}, about {_in_words(self.seconds)} ({self.known} of them by what they took before)"
+        return f"{cases}, about {in_words(self.seconds)} ({self.known} of them by what they took before)"
 
 
-def _in_words(seconds: float) -> str:
+def in_words(seconds: float) -> str:
+    """How long that is: seconds below 100 of them, else minutes."""
     return f"{max(1, math.ceil(seconds))} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 

@@ -19,6 +19,7 @@ from userdev.counted import counted
 from userdev.errors import about
 from vfio_user.harness import INDEX
 from vfio_user.harness.artifacts import write_text
+from vfio_user.nightly.history import in_words
 from vfio_user.nightly.summary import CaseResult, Cell, Comparison, Status, Summary, Verdict
 
 PAGE, MARKDOWN, JUNIT = "index.html", "summary.md", "junit.xml"
@@ -154,7 +155,7 @@ def write_morning(summary: Summary, folder: Path) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["cell"] = _in_a_table
+    environment.filters |= {"cell": _in_a_table, "duration": in_words}
     for template, name in (("page.html", PAGE), ("page.md", MARKDOWN)):
         text = environment.get_template(template).render(
             morning=morning, summary=summary, comparison=morning.comparison, Verdict=Verdict, most=MOST_IN_MARKDOWN
