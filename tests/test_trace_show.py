@@ -234,6 +234,9 @@ def test_a_register_that_nothing_has_is_refused_rather_than_never_seen(trace: Pa
     with pytest.raises(UserError) as refused:
         run("show", trace, "--registers", "edu", "--register", "compude")
     assert "compute" in refused.value.hint
+    with pytest.raises(UserError) as unlike:
+        run("show", trace, "--registers", "edu", "--register", "inverted")
+    assert all(name in unlike.value.hint for name in ("compute", "liveness")), "of a name like none, all are told"
 
 
 @pytest.mark.parametrize(

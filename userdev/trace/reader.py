@@ -52,7 +52,9 @@ class TraceReader(Generic[R]):
             raise UserError(f"{name}: the trace has no header", hint="it was cut off before its first record")
         known = {protocol.name: protocol for protocol in protocols}
         if header.protocol not in known:
-            raise UserError(f"{name} is a trace of {header.protocol:.40}, and not of {' or '.join(known)}")
+            of = " or ".join(known)
+            hint = f"what was asked for needs messages of {of}; `trace show` and `trace stats` read other traces too"
+            raise UserError(f"{name} is a trace of {header.protocol:.40}, and not of {of}", hint=hint)
         self.protocol = known[header.protocol]
         self.header = header
 

@@ -84,7 +84,9 @@ def options(argument: str, *, complete: Completer, device: str = "") -> Callable
             "--level",
             type=Choice(list(_LEVELS)),
             default="open",
-            help="must: leave out what is not in the specification; reference: what is left open.",
+            show_default=True,
+            help="must: what the specification asks; reference: what the reference does, too; open: all, and what a "
+            "server does where nobody says what is right is told, and no failure.",
         ),
         click.option("--junit", type=Output(dir_okay=False), help="Write JUnit XML."),
         click.option(

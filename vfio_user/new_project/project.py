@@ -59,7 +59,9 @@ class Names:
             UserError: it could not be the name of a module, or is that of one that Python or vfio-user has.
         """
         module = name.replace("-", "_")
-        if not _NAME.fullmatch(name) or len(name) > _LONGEST or keyword.iskeyword(module):
+        if keyword.iskeyword(module):
+            raise UserError(f"{name!r} is a word of Python's own, and no module's name", hint="name it otherwise")
+        if not _NAME.fullmatch(name) or len(name) > _LONGEST:
             hint = f"up to {_LONGEST} lower-case letters and digits, words with - or _ between: my-nic"
             raise UserError(f"{name!r} cannot be the name of a device's module", hint=hint)
         if module in sys.stdlib_module_names or module in _TAKEN:

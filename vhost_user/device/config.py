@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar, cast
 
+from userdev.counted import counted
 from userdev.declare.declared import declarations
 from userdev.declare.state import State
 
@@ -39,6 +40,9 @@ class ConfigField(State):
     def mistake(self) -> str:  # noqa: D102 - Declaration has it
         if type(self.default) is int and self.size not in WIDTHS:
             return f"a number has 1, 2, 4 or 8 bytes, not {self.size!r}"
+        if type(self.default) is int and not 0 <= self.default < 1 << 8 * self.size:
+            most = (1 << 8 * self.size) - 1
+            return f"its value is {self.default}, and {counted(self.size, 'byte')} hold 0 to {most}"
         if type(self.default) is bytes and (type(self.size) is not int or len(self.default) != self.size):
             return f"its value has {len(self.default)} bytes, and it is said to have {self.size!r}"
         if type(self.default) not in (int, bytes):
