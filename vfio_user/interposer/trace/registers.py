@@ -35,7 +35,7 @@ _CONFIG = (
 HEADER_KEY = "registers"
 """Of a trace's header: the names that it brings along, entries as a map has them."""
 _MALFORMED = (KeyError, TypeError, ValueError, ArithmeticError, AttributeError)
-_MOST_TOLD = 16
+_LISTED = 16
 """Names that a hint lists."""
 MAX_BYTES = 1 << 22
 """Of all registers of a map together: each byte has its name."""
@@ -95,7 +95,7 @@ class RegisterMap:
         if not any(is_named(name, wanted) for name in self._at.values()):
             names = sorted({name.partition("+")[0].partition("[")[0] for name in self._at.values()})
             near = meant(wanted.partition("+")[0].partition("[")[0], names)
-            given = ", ".join(sorted({register.name for register in self.registers})[:_MOST_TOLD])
+            given = ", ".join(sorted({register.name for register in self.registers})[:_LISTED])
             there = f"there are, beside those of PCI: {given}" if given else "--registers names those of a device"
             raise UserError(f"there is no register {wanted!r}", hint=f"{near}{there}")
 
