@@ -15,8 +15,15 @@ from vfio_user.cli._hardware import DEVICE, device_option
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+def is_authors(name: str) -> bool:
+    """Whether a name is MODULE:CLASS or FILE.py:CLASS, of no protocol and not of QEMU's own."""
+    return ":" in name and not name.startswith(("vhost-user:", "qemu:"))
+
+
 def command_of(device: str, protocol: str) -> str:
-    """The command line of a device's server, with {socket} in it; vhost-user's may be called blk, as `serve` has it.
+    """The command line of a device's server, with {socket} in it.
+
+    vhost-user's may be called as its `serve` has them: blk, MODULE:CLASS.
 
     Raises:
         UserError: there is no such device, it is none of this protocol, or it has no server.
@@ -24,14 +31,18 @@ def command_of(device: str, protocol: str) -> str:
     from vfio_user.extras import needing
 
     with needing("harness", "--device"):
-        from vfio_user.harness.device import Device, command_line
+        from vfio_user.harness.device import SOCKET, Device, command_line
         from vfio_user.harness.family import VHOST_USER
 
-    bare = f"{protocol}-{device.split(' ')[0]}"
-    wanted = Device.parse(f"{protocol}-{device}" if bare in VHOST_USER.devices() else device)
+    name = device.split(" ")[0]
+    if protocol == VHOST_USER.name and is_authors(name) and SOCKET not in device:
+        device = f"{protocol}:{device}"
+    elif f"{protocol}-{name}" in VHOST_USER.devices():
+        device = f"{protocol}-{device}"
+    wanted = Device.parse(device)
     if wanted.served and wanted.family.name != protocol:
         hint = f"the command `{wanted.family.name}` has the same for it"
-        raise UserError(f"{device!r} is a {wanted.family.name} device, not a {protocol} one", hint=hint)
+        raise UserError(f"{name!r} is a {wanted.family.name} device, not a {protocol} one", hint=hint)
     return command_line(wanted)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import webbrowser
 from pathlib import Path
 
@@ -21,6 +22,14 @@ BUILDING = (
 def there() -> bool:
     """Whether this installation has pages."""
     return (PAGES / f"{HOME}.html").exists()
+
+
+def reading(page: str) -> str:
+    """What to type to read a page: the command, or its source where no page is built and a checkout has that."""
+    source = PAGES.parent.parent / "docs" / f"{page}.md"
+    if there() or not source.is_file():
+        return f"vfio-user docs {page}"
+    return f"less {shlex.quote(str(source))}"
 
 
 @click.command()

@@ -36,4 +36,4 @@ def command(name: str, protocol: str, folder: Path | None, ci: str, as_json: boo
     click.echo(f"{place}: " + ", ".join(map(str, files)))
     click.echo(f"\nnext:\n  cd {shlex.quote(str(place))}\n  pytest             # without a guest")
     click.echo("  pytest -m guest    # in a real one")
-    click.echo(f"  vfio-user docs     # how to go on{'' if docs.there() else ', once they are built: it says how'}")
+    click.echo(f"  {docs.reading(PROTOCOLS[protocol].guide)}    # how to go on")

@@ -15,7 +15,7 @@ from vfio_user.cli._conformance import Asked, Suite, Target, options
 from vfio_user.cli._fuzzing import corpus_checks
 from vfio_user.cli._other_protocol import probe_command, speaks_vfio_user
 from vfio_user.cli._own_checks import own_checks
-from vfio_user.cli._vhost_kinds import KINDS, served_kind
+from vfio_user.cli._vhost_kinds import KINDS, served_kind, untried
 from vhost_user.frontend.conformance import CATALOGUE, DIALECT, Bench, greet, run
 from vhost_user.fuzz import PROTOCOL, VhostUserSubject
 
@@ -44,7 +44,7 @@ def command(**given: Any) -> None:
         return _judged(run(checks, target, kind, timeout=asked.timeout), target, asked)
 
     if kind is None and not asked.list_only and asked.corpus is None:
-        click.echo("no request is tried: --device says what the back-end is", err=True)
+        click.echo(untried(asked.device), err=True)
     Suite(catalogue, "vhost-user", DIALECT).carry_out(asked, greet, run_checks)
 
 

@@ -35,11 +35,17 @@ class Protocol:
     description: str
     marked: str
     """Before MODULE:CLASS, where devices of all protocols are named."""
+    guide: str
+    """The page for authors of its devices."""
 
 
 PROTOCOLS: Mapping[str, Protocol] = {
-    "vfio-user": Protocol("vfio-user", "vfio_user.devices", "A PCI device that adds up what the guest writes", ""),
-    "vhost-user": Protocol("vhost-user", "vhost_user.devices", "A virtio device that throws dice", "vhost-user:"),
+    "vfio-user": Protocol(
+        "vfio-user", "vfio_user.devices", "A PCI device that adds up what the guest writes", "", "devices"
+    ),
+    "vhost-user": Protocol(
+        "vhost-user", "vhost_user.devices", "A virtio device that throws dice", "vhost-user:", "vhost-user"
+    ),
 }
 
 

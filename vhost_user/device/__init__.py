@@ -4,6 +4,7 @@ from userdev.declare.state import state
 from vhost_user.device.config import config_field
 from vhost_user.device.device import DeviceModel, Link, VhostDevice, model_of
 from vhost_user.device.queues import LEFT, Begun, Later, Left, Queues, Taken, queue
+from vhost_user.device.sample import SampleRequest
 from vhost_user.device.supply import Supply, supply
 from vhost_user.rings import BrokenRing, Chain
 
@@ -17,6 +18,7 @@ __all__ = [
     "Left",
     "Link",
     "Queues",
+    "SampleRequest",
     "Supply",
     "Taken",
     "VhostDevice",

@@ -10,9 +10,10 @@ from userdev.declare.declared import declarations
 from userdev.declare.values import shown
 from vhost_user.device.config import ConfigField, place
 from vhost_user.device.queues import QueueHandler, Queues
+from vhost_user.device.sample import SampleRequest
 from vhost_user.device.supply import SupplyQueue
 
-SAID = frozenset({"virtio_id", "queues", "features"})
+SAID = frozenset({"virtio_id", "queues", "features", "sample_request"})
 
 OWN_FEATURES = (1 << 24) - 1 | ((1 << 64) - 1) & ~((1 << 50) - 1)
 """Bits of features that are a device type's own (virtio 1.3, "Feature Bits"): 0 to 23, and from 50 on."""
@@ -89,6 +90,9 @@ def wrong_attribute(name: str, value: object) -> tuple[str, str] | None:
     if name == "queues":
         wrong = not isinstance(value, Queues)
         return (f"is {shown(value)}, and no Queues", "write queues = Queues(1, size=256)") if wrong else None
+    if name == "sample_request":
+        wrong = not isinstance(value, SampleRequest | None)
+        return (f"is {shown(value)}, and no SampleRequest", "SampleRequest(0, b'hello', 64), say") if wrong else None
     number = value if type(value) is int or isinstance(value, IntFlag) else -1
     if name == "virtio_id" and not 0 < number < 1 << 16:
         return f"is {shown(value)}, and no number of a device type", 'virtio 1.3, "Device Types", has them'

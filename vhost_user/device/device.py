@@ -32,6 +32,7 @@ from vhost_user.device import saved
 from vhost_user.device.class_check import SAID, check_class, takers_of, wrong_attribute
 from vhost_user.device.config import ConfigField, ConfigSpace
 from vhost_user.device.queues import QueueHandler, Queues, Taken
+from vhost_user.device.sample import SampleRequest
 from vhost_user.device.supply import Supply, SupplyQueue
 from vhost_user.rings import Chain
 
@@ -64,6 +65,8 @@ class VhostDevice:
     """An instance may have others than its class, set in `__init__`."""
     features: int = 0
     """Feature bits of its own type, which the driver may take or leave."""
+    sample_request: SampleRequest | None = None
+    """What checks of any back-end may have it do (`vhost-user conformance --device MODULE:CLASS`)."""
 
     def __init_subclass__(cls, *, abstract: bool = False, **arguments: Any) -> None:
         """Refuse what is wrong with the class, unless it is `abstract`: the base of others."""
@@ -180,6 +183,8 @@ class DeviceModel:
         try:
             found = takers_of(kind, device.queues)
             self.config.read()
+            if device.sample_request is not None:
+                device.sample_request.check(device.queues)
         except ValueError as error:
             hint = "what __init__ has set and what the class declares contradict each other"
             raise DeclarationError(f"{kind.__qualname__}: {error} ({getattr(kind, _SOURCE)})", hint=hint) from None

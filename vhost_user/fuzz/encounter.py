@@ -161,7 +161,7 @@ class Encounter:
         given = [(at, end - at) for at, end in memory.pieces - known]
         done = self._come_back(queue, count)
         self._check_memory(before, given, [(request, buffers) for request in made])
-        if self.device is not None and self.device.name != "rng":  # whose answers are to be others each time
+        if self.device is not None and self.device.repeats:
             asked = f"a request of {counted(len(buffers), 'buffer')}"
             self.journal += [Answer(asked, asked, bytes(each.data)) for each in done]
         self._look_at_log([(at, done[0].written) for at, _ in _writable(made[0], buffers)[:1] if count == 1])

@@ -107,7 +107,7 @@ class Bench:
     def device(self) -> DeviceKind:
         """What it is; skips the check where nobody has said that."""
         if self._device is None:
-            raise Skip("what device it is was not said: give --device, as a request is to be served")
+            raise Skip("no harmless request is known: give --device, or MODULE:CLASS with a sample_request")
         return self._device
 
     @property

@@ -29,6 +29,10 @@ class DeviceKind:
     """Queues that are started with it, as some back-ends begin only with all of them."""
     discards: bool = False
     """Whether a ring that is disabled has its requests taken and dropped, as a network card's."""
+    repeats: bool = True
+    """Whether the request has the same answer each time."""
+    begins_read_only: bool = True
+    """Whether the first byte of its configuration space is one that a driver must not write."""
 
     @property
     def writable(self) -> int:
@@ -71,7 +75,7 @@ DEVICES: Mapping[str, DeviceKind] = MappingProxyType(
         for kind in (
             DeviceKind("net", 1, 1, (_ARP,), _consumed, 12, beside=(0,), discards=True),
             DeviceKind("blk", 2, 0, (struct.pack("<IIQ", 0, 0, 0), 512, 1), _blk, 60),
-            DeviceKind("rng", 4, 0, (64,), _rng, 0),
+            DeviceKind("rng", 4, 0, (64,), _rng, 0, repeats=False),
             DeviceKind("vsock", 19, 1, (_VSOCK_RST,), _consumed, 8),
             DeviceKind("fs", 26, 1, (_FUSE_INIT, 80), _fuse, 40),
         )
