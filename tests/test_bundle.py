@@ -16,7 +16,7 @@ from tests.bundle_kit import FAILED, RECIPE, make_bundle, make_results
 from tests.cases import for_each, for_each_row
 from userdev.errors import UserError, VerdictError
 from vfio_user.bundle import MANIFEST, Keeping, Outcome, Recipe, Secrets, open_bundle, pack, schema
-from vfio_user.bundle.model import without_option
+from vfio_user.bundle.model import Program, without_option
 from vfio_user.cli.bundle import command
 
 SCHEMAS = Path(__file__).parent.parent / "docs/reference/json"
@@ -77,7 +77,9 @@ def test_files_and_seeds_that_the_command_names_are_in_it(tmp_path: Path) -> Non
 def test_what_fails_leaves_a_bundle_and_says_where(raised: Exception, verdict: str, tmp_path: Path) -> None:
     ended(Keeping("auto", RECIPE, of="a run"), tmp_path, raised)
     assert open_bundle(tmp_path / "results/bundle").bundle.outcome.verdict == verdict
-    assert raised.__notes__ == [f"bundle: {tmp_path / 'results/bundle'}"]
+    [note] = raised.__notes__
+    assert note.startswith(f"bundle: {tmp_path / 'results/bundle'}; ")
+    assert "vfio-user repro" in note
 
 
 @for_each(["", "auto"])
@@ -261,10 +263,12 @@ def test_a_recipe_is_only_for_commands_that_are_known(tmp_path: Path) -> None:
 
 
 def test_show_tells_all_that_a_person_wants(tmp_path: Path) -> None:
-    make_bundle(tmp_path / "kept", most=256 << 10)
+    recipe = RECIPE.model_copy(update={"programs": (Program(name="guest", command=("qemu", "-S")),)})
+    make_bundle(tmp_path / "kept", most=256 << 10, recipe=recipe)
     result = CliRunner().invoke(command, ["show", str(tmp_path / "kept")])
     for part in ("FAIL: guest-dev0-edu was killed", "WRONG  computes: 5! is 121", "left out  qemu-system-x86_64"):
         assert part in result.output
+    assert result.output.index("left out") < result.output.index("guest: qemu -S"), "long command lines are the last"
 
 
 def test_the_schema_that_is_documented_is_the_one_that_is_read() -> None:

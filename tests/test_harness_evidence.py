@@ -78,7 +78,7 @@ def test_what_the_test_did_is_told_from_what_came_of_it(tmp_path: Path) -> None:
         end(server, signal.SIGKILL)
         error = UserError("the guest does not answer")
         assert evidence.write(tmp_path, [server, guest], error) == (
-            "user error: the guest does not answer; before that the test itself ended server (SIGKILL)"
+            "the guest does not answer; before that the test itself ended server (SIGKILL)"
         )
         os.kill(guest.pid, signal.SIGKILL)
         guest.wait(30)
@@ -96,7 +96,7 @@ def test_who_ends_by_itself_is_quoted(tmp_path: Path) -> None:
 def test_an_orderly_end_is_no_cause(tmp_path: Path) -> None:
     with child(tmp_path, "server", "print('last words')") as server:
         server.wait(30)
-        assert evidence.write(tmp_path, [server], UserError("wrong answer")) == "user error: wrong answer"
+        assert evidence.write(tmp_path, [server], UserError("wrong answer")) == "wrong answer"
 
 
 def test_the_page_has_everything_that_was_said_and_is_safe_to_look_at(tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ def test_the_page_begins_with_the_cause_and_what_ran_when_and_of_what(tmp_path: 
     with pytest.raises(UserError) as raised:
         raise UserError("wrong answer\nand more of it", hint="a hint")
     cause = evidence.write(tmp_path, [], raised.value, name="test_x.py:X.test_y")
-    assert cause == "user error: wrong answer"
+    assert cause == "wrong answer"
     page = (tmp_path / INDEX).read_text()
     head, _, rest = page.partition("<h2>")
     for told in (
@@ -198,7 +198,7 @@ def test_the_page_begins_with_the_cause_and_what_ran_when_and_of_what(tmp_path: 
         "vfio-user 1.2.3",
         "QEMU 11.1.3",
         "6.12.117+deb13-amd64",
-        "user error: wrong answer",
+        "wrong answer",
     ):
         assert told in head
     assert re.search(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d [+-]\d{4}", head)
@@ -275,7 +275,7 @@ def test_what_a_server_raised_before_a_test_failed_is_the_cause_and_the_failure_
         raised = logged_exceptions([server])
         cause = evidence.write(tmp_path, [server], UserError("the guest saw 0"), evidence.Ends([], raised))
     what = "AttributeError: 'int' object has no attribute 'nonesuch'"
-    assert cause == f"edu: {what} (<string>:8, in doorbell); after that user error: the guest saw 0"
+    assert cause == f"edu: {what} (<string>:8, in doorbell); after that the guest saw 0"
     assert [(one.name, one.what) for one in raised] == [("edu", what)]
     assert server.began - 1 <= raised[0].when <= server.began + 60
     page = html.unescape((tmp_path / INDEX).read_text())
@@ -337,7 +337,7 @@ def test_a_run_of_the_suite_names_the_first_cause_of_what_failed(tmp_path: Path)
         if name != "worse":  # that one came to no lab
             evidence.write(folder, [], UserError("wrong answer"))
         tests.append({"name": f"/x/test_x.py:X.test_{name}", "status": status, "logdir": str(tmp_path / name)})
-    assert list(first_causes(tests)) == [("X.test_bad", "user error: wrong answer", tmp_path / "bad" / "data" / INDEX)]
+    assert list(first_causes(tests)) == [("X.test_bad", "wrong answer", tmp_path / "bad" / "data" / INDEX)]
 
 
 def test_cases_per_minute() -> None:

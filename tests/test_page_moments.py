@@ -93,7 +93,7 @@ def test_a_page_of_all_files_has_all_of_them_in_the_order_of_time(tmp_path: Path
 
 def test_the_cause_at_the_top_is_said_once_and_what_else_the_error_said_stands_below(tmp_path: Path) -> None:
     cause = "guest failure: it read 7"
-    for first in (cause, "user error: it is silent"):
+    for first in (cause, "it is silent"):
         (tmp_path / "evidence.json").write_text(json.dumps({"of": "it", "first_cause": cause}))
         (tmp_path / "error.txt").write_text(f"{first}\nthe console's end\n\nraised at (most recent call last):\n  x.py")
         write_page(tmp_path, tmp_path / "index.html")

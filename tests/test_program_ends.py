@@ -85,7 +85,7 @@ def test_the_first_cause_is_the_end_of_a_program_that_was_bad_and_nobody_wanted(
         child = Ended(tmp_path, end)
         ends = evidence.ends(tmp_path, [child])
         cause = evidence.first_cause(ends, UserError("it is silent"))
-        told = f"guest-dev0 {end.cause}: last words" if end.cause else "user error: it is silent"
+        told = f"guest-dev0 {end.cause}: last words" if end.cause else "it is silent"
         by_test = end.sent and not end.bad
         assert cause == told + (f"; before that the test itself ended {_named(child)}" if by_test else ""), how
         assert [death.name for death in ends.deaths] == ([] if end.code is None or end.stopped else ["guest-dev0"]), how

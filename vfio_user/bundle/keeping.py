@@ -13,6 +13,7 @@ from vfio_user.bundle.made_with import named_files, recorded, scenario_seeds
 from vfio_user.bundle.model import Outcome, Recipe, Seen, Verdict
 from vfio_user.bundle.packing import USUAL_MIB, checked_place, pack
 from vfio_user.bundle.secrets import Secrets
+from vfio_user.harness.artifacts import from_here
 from vfio_user.harness.evidence import cause_of
 
 AUTO = "auto"
@@ -91,14 +92,14 @@ class Keeping:
         if wrong is None and self.wanted == AUTO:
             return
         try:
-            self.make(self.folder, outcome_of(self.folder, wrong, self.saw))
+            place = self.make(self.folder, outcome_of(self.folder, wrong, self.saw))
         except (OSError, UserError) as unmade:
             if wrong is None:
                 raise
             wrong.add_note(f"there is no bundle: {unmade}")
         else:
             if wrong is not None:
-                wrong.add_note(f"bundle: {self.place}")
+                wrong.add_note(mention(place))
 
     def make(self, folder: Path, outcome: Outcome, place: Path | None = None) -> Path:
         """Make the bundle of the results in `folder`; where it is.
@@ -121,6 +122,11 @@ class Keeping:
         )
         self.place = place
         return place
+
+
+def mention(place: Path) -> str:
+    """Where a bundle is and what it is good for, a line for people."""
+    return f"bundle: {from_here(place)}; `vfio-user repro` does it again"
 
 
 def _free(place: Path) -> Path:

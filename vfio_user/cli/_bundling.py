@@ -12,6 +12,7 @@ import click
 from click.core import ParameterSource
 
 from vfio_user.bundle import ALWAYS, AUTO, USUAL_MIB, Keeping, Recipe
+from vfio_user.bundle.keeping import mention
 from vfio_user.bundle.model import OWN_INPUTS
 from vfio_user.bundle.packing import checked_place
 from vfio_user.cli._beside import refuse_beside
@@ -91,7 +92,7 @@ def _bundled(name: str, command: F) -> F:
         with Keeping(wanted, recipe, of=title, inputs=inputs, most=size << 20) as kept:
             result = command(*arguments, kept=kept, **given)
         if kept.place is not None:
-            click.echo(f"bundle: {kept.place}", err=True)
+            click.echo(mention(kept.place), err=True)
         return result
 
     return cast(F, with_bundle_options(with_bundle))

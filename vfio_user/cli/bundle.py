@@ -81,10 +81,11 @@ def _lines(bundle: Bundle) -> Iterator[str]:
         yield f"{name} {version[:12] if name == 'sources' else version}"
     for name, seed in recipe.seeds.items():
         yield f"seed of {name}: {seed}"
-    for program in recipe.programs:
-        yield f"{program.name}: {shlex.join(program.command)}"
     yield ""
     for name, content in bundle.contents.items():
         yield f"{content.size:>12}  {name}"
     for name, why in bundle.left_out.items():
         yield f"{'left out':>12}  {name}: {why}"
+    yield ""
+    for program in recipe.programs:  # those of QEMU are long
+        yield f"{program.name}: {shlex.join(program.command)}"

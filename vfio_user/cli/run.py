@@ -18,7 +18,7 @@ from vfio_user.cli._hardware import device_option, guest_hardware, image_option
 from vfio_user.cli._progress import Waiting, quiet_option
 from vfio_user.cli._registers import REGISTERS_HELP
 from vfio_user.cli._registers import registers as named_registers
-from vfio_user.harness.artifacts import write_text
+from vfio_user.harness.artifacts import from_here, write_text
 from vfio_user.harness.booted_guest import BootedGuest
 from vfio_user.harness.command_line import HardwareOptions
 from vfio_user.harness.device import Device
@@ -113,11 +113,7 @@ def command(
             done.append((part, outcome))
             printer.part(part, outcome)
             kept.looked_at(part.proves, ok=outcome.ok, seen=outcome.told)
-        wrong = [f"{part.proves}: {outcome.verdict}" for part, outcome in done if not outcome.ok]
-        if left_out := len(program.parts) - len(done):
-            wrong.append(_of_another_kind(device, left_out))
-        if wrong:
-            lab.failure = VerdictError(f"the guest saw {device} do wrong", evidence="\n".join(wrong))
+        lab.failure = _failure(device, done, len(program.parts) - len(done))
         kept_for = _keep(lab, guest) if keep else 0.0
     seconds = lab.timeline.now - kept_for
     report = _report(lab, device, done, seconds)
@@ -125,6 +121,8 @@ def command(
         click.echo(report)
     printer.end(lab, lab.failure is None, seconds)
     if lab.failure is not None:
+        if printer.tells_parts:
+            lab.failure.evidence = ""  # it was all told as it came
         raise lab.failure
 
 
@@ -153,6 +151,17 @@ def _exercised(lab: Lab, guest: BootedGuest, program: Program) -> Iterator[tuple
                 return
 
 
+def _failure(device: str, done: Sequence[tuple[Part, Exercise]], left_out: int) -> VerdictError | None:
+    """What was wrong, the first of it in a sentence; None where nothing was. So many parts were not tried."""
+    wrong = [f"{part.proves}: {outcome.verdict}" for part, outcome in done if not outcome.ok]
+    if not wrong:
+        return None
+    failure = VerdictError(f"the guest saw {device} do wrong: {wrong[0]}", evidence="\n".join(wrong))
+    if left_out:
+        failure.add_note(_of_another_kind(device, left_out))
+    return failure
+
+
 def _of_another_kind(device: str, left_out: int) -> str:
     """What to do about a device of which so many parts were not tried, since it is not what was said."""
     default = " (the default)" if device == DEFAULT_DEVICE else ""
@@ -178,6 +187,8 @@ def _report(lab: Lab, device: str, done: Sequence[tuple[Part, Exercise]], second
 class _Quiet:
     """Says nothing."""
 
+    tells_parts = False
+
     def machine(self, lab: Lab, guest: BootedGuest) -> None:
         pass
 
@@ -190,6 +201,8 @@ class _Quiet:
 
 class _Printer(_Quiet):
     """For a person: one line for each thing that was done, with its time."""
+
+    tells_parts = True
 
     def machine(self, lab: Lab, guest: BootedGuest) -> None:
         for step in lab.timeline.steps:
@@ -207,10 +220,10 @@ class _Printer(_Quiet):
         click.echo(f"{outcome.seconds:7.2f} s  {mark}  {part.proves}: {_summary(outcome)}")
 
     def end(self, lab: Lab, good: bool, seconds: float) -> None:
-        where = f"Logs: {_short(lab.folder)}" if good else f"Page: {_short(lab.folder / INDEX)}"
+        where = f"Logs: {from_here(lab.folder)}" if good else f"Page: {from_here(lab.folder / INDEX)}"
         click.echo(f"\n{'All right' if good else 'WRONG'}, in {seconds:.1f} s. {where}")
         for path in sorted(lab.folder.glob("*.trace")):
-            click.echo(f"trace: {_short(path)}; `vfio-user trace stats` counts it")
+            click.echo(f"trace: {from_here(path)}; `vfio-user trace stats` counts it")
 
 
 def _program_for(device: str) -> Program:
@@ -260,10 +273,3 @@ def _keep(lab: Lab, guest: BootedGuest) -> float:
     except KeyboardInterrupt:
         click.echo("", err=True)
     return lab.timeline.now - began
-
-
-def _short(path: Path) -> str:
-    try:
-        return str(path.relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)

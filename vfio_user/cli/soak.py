@@ -12,6 +12,7 @@ import click
 from userdev.counted import counted
 from userdev.errors import UserError, VerdictError, meant
 from vfio_user.bundle import Keeping
+from vfio_user.bundle.keeping import mention
 from vfio_user.cli._beside import refuse_beside
 from vfio_user.cli._bundling import bundled
 from vfio_user.cli._choice import Choice
@@ -162,7 +163,7 @@ def command(
     journaled.end(summary["verdict"])
     click.echo(told.sentence(summary), err=as_json)
     for place in [] if numbers else keep_soak(kept, journaled.failures, again, journaled.done.events, folder):
-        click.echo(f"bundle: {place}", err=True)
+        click.echo(mention(place), err=True)
     if not summary["ok"]:
         raise VerdictError(summary["verdict"], evidence=f"page: {told.page}\njournal: {journaled.path}")
 

@@ -31,6 +31,7 @@ from vfio_user.avocado_job.naming import check_tags, name_tests
 from vfio_user.avocado_job.selection import all_tests, filters, package_folders, reference, suite_folder
 from vfio_user.avocado_job.surroundings import prepare_environment, provision
 from vfio_user.bundle import bundle_of, moved
+from vfio_user.bundle.keeping import mention
 from vfio_user.cli._bundling import bundled_cell, place_of_bundles, with_bundle_options
 from vfio_user.cli._completion import complete_tests
 from vfio_user.cli._durations import LEAST, Finite
@@ -268,7 +269,7 @@ def _complain(job: Any, ending: Ending, into: Path | None, printed: Printed) -> 
         shown = brief(cause)
         printed.say(f"{name}: {shown}\n  {'' if shown == cause else 'all of it: '}{page}")
     for bundle in bundles:
-        printed.say(f"bundle: {bundle}")
+        printed.say(mention(bundle))
     if printed.as_json:
         counts = {"passed": passed, "failed": failed, "skipped": skipped, "known_issues": known}
         tests = [

@@ -35,6 +35,14 @@ def results_folder(name: str, base: Path | None = None) -> Path:
     raise UserError(f"{parent} has a thousand folders called {stamp}")
 
 
+def from_here(path: Path) -> str:
+    """A path as people are told of it: short, where it is in the current folder."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
 def drop_results(folder: Path) -> None:
     """Remove a folder that `results_folder` has made, and `results` around it where nothing else is in that."""
     shutil.rmtree(folder, ignore_errors=True)

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from userdev.errors import UserError, VerdictError
 from userdev.process import Child, tail
 from vfio_user.harness import coredump
 from vfio_user.harness.artifacts import write_text
@@ -191,8 +192,11 @@ def _described(error: BaseException) -> str:
 
 
 def _sentence(error: BaseException) -> str:
-    """Its kind, and the first line of what it says; of a plain `assert`, which says nothing, that of the source."""
-    return f"{_kind(error)}: {str(error) or _raised_by(error)}".partition("\n")[0]
+    """Its kind, where it has one, and the first line of what it says; of a plain `assert`, which says nothing, that of
+    the source.
+    """
+    kind = "" if type(error) in (UserError, VerdictError) else f"{_kind(error)}: "
+    return f"{kind}{str(error) or _raised_by(error)}".partition("\n")[0]
 
 
 def _raised_by(error: BaseException) -> str:
