@@ -172,10 +172,15 @@ def test_wrong_is_new_where_it_was_right_or_otherwise_before() -> None:
     assert found.against == "n-1"
 
 
-@for_each([XFAIL, SKIP])
-def test_what_has_become_known_or_was_left_out_is_not_mended(verdict: Verdict) -> None:
-    before = nth(1, case("a", FAIL))
-    assert compare(nth(2, case("a", verdict)), (before.night, results_of(before))).mended == ()
+def test_every_case_of_both_nights_that_has_another_verdict_is_told_once() -> None:
+    for was in Verdict:
+        before = nth(1, case("a", was))
+        for now in Verdict:
+            found = compare(nth(2, case("a", now)), (before.night, results_of(before)))
+            changed = [each.id for each in found.changed]
+            assert [*found.new, *found.mended, *changed] == ["edu/t.py:A.a"] * (was is not now), (was, now)
+            assert not (found.mended and now in (XFAIL, SKIP)), "what became known or was left out is not mended"
+            assert all((each.before, each.after) == (was, now) for each in found.changed), (was, now)
 
 
 def test_all_that_is_wrong_is_new_where_there_was_no_night() -> None:
@@ -449,14 +454,16 @@ def test_a_comparison_is_to_be_had_for_programs(tmp_path: Path) -> None:
 
 
 def test_a_comparison_by_hand_leaves_out_nothing_that_one_for_programs_has(tmp_path: Path) -> None:
-    old = nth(1, case("new"), case("old", FAIL), case("mended", FAIL), case("slow", seconds=2.0), case("goes"))
-    new = nth(2, case("new", FAIL), case("old", FAIL), case("mended"), case("slow", seconds=20.0), case("comes"))
+    both = ("new", PASS, FAIL), ("old", FAIL, FAIL), ("mended", FAIL, PASS), ("known", FAIL, XFAIL)
+    old = nth(1, *(case(name, was) for name, was, _ in both), case("slow", seconds=2.0), case("goes"))
+    new = nth(2, *(case(name, now) for name, _, now in both), case("slow", seconds=20.0), case("comes"))
     told = run_compare(tmp_path, old, new).output.splitlines()
     compared = compare(new, (old.night, results_of(old)))
     names = {"new": "new", "as_before": "as before", "mended": "mended", "added": "added", "gone": "gone"}
     wanted = {f"{said}: {id}" for field, said in names.items() for id in getattr(compared, field)}
     wanted |= {f"moved: {moved.id}" for moved in compared.moved}
-    assert len(wanted) == 6
+    wanted |= {f"changed: {changed.id}" for changed in compared.changed}
+    assert len(wanted) == 7
     assert wanted == {": ".join(line.split(": ")[:2]) for line in told}
 
 

@@ -15,6 +15,7 @@ from userdev.errors import UserError
 from vfio_user.nightly.summary import (
     CaseResult,
     Cell,
+    Changed,
     Comparison,
     Flake,
     Machine,
@@ -114,7 +115,7 @@ def test_a_full_disk_leaves_the_summary_before_it(tmp_path: Path) -> None:
 
 
 def test_the_guide_names_every_field_and_verdict() -> None:
-    for model in (Summary, Cell, CaseResult, Slot, Machine, PlanIdentity, Comparison, Moved, Flake):
+    for model in (Summary, Cell, CaseResult, Slot, Machine, PlanIdentity, Comparison, Changed, Moved, Flake):
         for field in model.model_fields:
             assert f"`{field}`" in GUIDE, f"{model.__name__}.{field}"
     for verdict in Verdict:

@@ -37,6 +37,14 @@ def test_every_verdict_has_its_reason_in_each_telling(tmp_path: Path) -> None:
         ), verdict
 
 
+def test_a_known_issue_is_told_in_its_words_in_each_telling(tmp_path: Path) -> None:
+    summary = nth(1, case("a", XFAIL, known_issue="late", reason="late: a reply comes late"))
+    [suite] = junit_of(summary)
+    page = Page(write_morning(summary, tmp_path).read_text()).text
+    for told in (page, (tmp_path / "summary.md").read_text(), next(iter(suite)).result[0].message):
+        assert "late: a reply comes late" in told
+
+
 def test_how_long_a_night_took_is_told_in_seconds_or_minutes(tmp_path: Path) -> None:
     for seconds, words in ((0.4, "1 s"), (16.2, "17 s"), (5000.0, "83 min")):
         summary = nth(1, case("a", PASS)).model_copy(update={"seconds": seconds})

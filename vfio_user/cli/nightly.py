@@ -190,6 +190,9 @@ def _lines(old: Summary, new: Summary, compared: Comparison) -> Iterator[str]:
         yield f"new: {case}: {was.get(case, 'nothing')} -> {now[case].verdict}: {now[case].cause}"
     yield from (f"as before: {case}: {now[case].verdict}: {now[case].cause}" for case in compared.as_before)
     yield from (f"mended: {case}: {was[case]} -> {now[case].verdict}" for case in compared.mended)
+    for changed in compared.changed:
+        why = now[changed.id].why
+        yield f"changed: {changed.id}: {changed.before} -> {changed.after}{f': {why}' if why else ''}"
     yield from (f"moved: {moved.id}: {moved.before:.1f} s -> {moved.after:.1f} s" for moved in compared.moved)
     yield from (f"added: {case}" for case in compared.added)
     yield from (f"gone: {case}" for case in compared.gone)

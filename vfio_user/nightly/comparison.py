@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 from vfio_user.nightly.history import Results, results_of
-from vfio_user.nightly.summary import Comparison, Flake, Moved, Summary, Verdict
+from vfio_user.nightly.summary import Changed, Comparison, Flake, Moved, Summary, Verdict
 
 LOOKED_AT = 10
 """Nights, this one among them, in which a verdict that changed back and forth makes a flake."""
@@ -29,11 +29,17 @@ def compare(
     now = results_of(summary)
     was_wrong = {case: past.verdict for case, past in was.items() if past.verdict.is_wrong}
     wrong = [case for case, past in now.items() if past.verdict.is_wrong]
+    mended = tuple(case for case, past in now.items() if case in was_wrong and past.verdict is Verdict.PASS)
     return Comparison(
         against=name,
         new=tuple(case for case in wrong if was_wrong.get(case) is not now[case].verdict),
         as_before=tuple(case for case in wrong if was_wrong.get(case) is now[case].verdict),
-        mended=tuple(case for case, past in now.items() if case in was_wrong and past.verdict is Verdict.PASS),
+        mended=mended,
+        changed=tuple(
+            Changed(id=case, before=was[case].verdict, after=past.verdict)
+            for case, past in now.items()
+            if case in was and was[case].verdict is not past.verdict and case not in {*wrong, *mended}
+        ),
         added=tuple(case for case in now if was and case not in was),
         gone=tuple(case for case in was if case not in now) if len(now) == summary.planned else (),
         moved=tuple(_moved(now, was)),

@@ -192,7 +192,7 @@ def _testcase(result: CaseResult) -> TestCase:
 _TOLD: Mapping[Verdict, Callable[[CaseResult], list[FinalResult]]] = {
     Verdict.PASS: lambda result: [],
     Verdict.SKIP: lambda result: [Skipped(result.reason)],
-    Verdict.XFAIL: lambda result: [Skipped(f"{Verdict.XFAIL}: {result.known_issue}")],
+    Verdict.XFAIL: lambda result: [Skipped(f"{Verdict.XFAIL}: {result.why}")],
     Verdict.FAIL: lambda result: [Failure(result.cause, result.verdict)],
     Verdict.XPASS: lambda result: [Failure(result.cause, result.verdict)],
     Verdict.ERROR: lambda result: [Error(result.cause, result.verdict)],

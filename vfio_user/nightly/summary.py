@@ -147,9 +147,14 @@ class CaseResult(_Model):
         return bool(self.evidence) and PurePosixPath(self.bundle).is_relative_to(self.evidence)
 
     @property
+    def why(self) -> str:
+        """What a reader has to know of its verdict; "" of one that passed."""
+        return self.cause or self.reason or self.known_issue
+
+    @property
     def line(self) -> str:
         """It for a person, in a line: verdict, id, why and how long, where it was run."""
-        why = self.cause or self.reason
+        why = self.why
         took = f" ({self.seconds:.1f} s)" if self.attempts else ""
         return f"{self.verdict} {self.id}{f': {why}' if why else ''}{took}"
 
@@ -178,6 +183,14 @@ class Flake(_Model):
     verdicts: tuple[Verdict, ...]
 
 
+class Changed(_Model):
+    """A case that has another verdict than in the night before."""
+
+    id: str
+    before: Verdict
+    after: Verdict
+
+
 class Comparison(_Model):
     """A night beside the last finished one of its plan: ids of cases, in the order of the plan."""
 
@@ -188,6 +201,8 @@ class Comparison(_Model):
     as_before: tuple[str, ...] = ()
     """Wrong in the same way before."""
     mended: tuple[str, ...] = ()
+    changed: tuple[Changed, ...] = ()
+    """Other verdicts that are neither wrong now nor mended: a known issue now, skipped, no longer skipped."""
     added: tuple[str, ...] = ()
     gone: tuple[str, ...] = ()
     moved: tuple[Moved, ...] = ()
