@@ -332,7 +332,8 @@ def test_a_guest_that_never_answers_has_a_deadline() -> None:
     guest = AgentGuest(ours, console=lambda: "Kernel panic")
     with theirs, pytest.raises(GuestLost) as caught:
         guest.hello(0.05)
-    assert "Kernel panic" in caught.value.hint
+    assert "Kernel panic" in caught.value.evidence
+    assert "timeout=" in caught.value.hint
     guest.close()
 
 

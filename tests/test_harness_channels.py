@@ -124,7 +124,7 @@ def test_a_wait_that_fails_shows_the_last_lines(line: tuple[Console, socket.sock
     console.wait_for("root fs", 10)
     with pytest.raises(ConsoleError) as caught:
         console.wait_for("READY", 0.02)
-    assert "Unable to mount" in caught.value.hint
+    assert "Unable to mount" in caught.value.evidence
     guest.close()
     with pytest.raises(ConsoleError, match="ended"):
         console.wait_for("READY", 10)

@@ -95,8 +95,8 @@ def guest(request):
         qemu = types.SimpleNamespace(log=request.path)
         return known_issues.expected_to_fail(issue, Version(issue.tried[-1]), qemu, [])
 
-    folder = types.SimpleNamespace(folder="the-folder")
-    request.node.stash[pytest_plugin._TRIAL] = types.SimpleNamespace(known_issue=known_issue, seen=[], lab=folder)
+    lab = types.SimpleNamespace(folder="the-folder", cause_so_far=lambda error: "")
+    request.node.stash[pytest_plugin._TRIAL] = types.SimpleNamespace(known_issue=known_issue, seen=[], lab=lab)
     return object()
 
 @pytest.mark.known_issue("eject-twice")
@@ -213,6 +213,38 @@ def test_the_first_failure_of_a_test_is_the_one_that_is_kept(
     kept = (folder / "error.txt").read_text()
     assert ("the first failure" in kept) is bool(first)
     assert ("the second failure" in kept) is (not first)
+
+
+RAISED = """
+from pathlib import Path
+from userdev.process import Child
+from vfio_user.harness import GuestLost
+
+LOG = '''12:00:00.000 ERROR vhost_user.backend: queue 1: the device failed
+Traceback (most recent call last):
+  File "mine.py", line 31, in transmit
+    raise ValueError("boo")
+ValueError: boo
+'''
+
+def test_it(lab, tmp_path):
+    log = tmp_path / "mine.server.log"
+    log.write_text(LOG)
+    lab._records.note(Child("mine", ["sleep", "600"], log=log))
+    raise GuestLost("the guest's agent did not answer 'say()' in 92 s", evidence="(the console is empty)")
+"""
+
+
+def test_what_a_device_raised_before_is_told_as_the_cause_and_what_to_do_is_no_console(
+    project: pytest.Pytester, tmp_path: Path
+) -> None:
+    project.makepyfile(test_it=RAISED)
+    options = ("--vfio-results", str(tmp_path / "kept"), f"--basetemp={project.path / 't'}")
+    said = project.runpytest_inprocess(*HERE, *options).stdout.str()
+    told = dict(re.findall(r"^-+ ([a-z ]+) -+\n(.*?)(?=\n[-=]{3})", said, re.DOTALL | re.MULTILINE))
+    assert "mine: ValueError: boo (mine.py:31, in transmit); after that guest lost" in told["first cause"]
+    assert "console" in told["what was seen"]
+    assert "timeout=" in told["what to do"]
 
 
 def test_a_folder_is_named_after_its_test_and_is_one_folder() -> None:

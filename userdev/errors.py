@@ -27,11 +27,12 @@ class UserdevError(Exception):
 
 
 class UserError(UserdevError):
-    """The run could not be done. `hint` says what to do about it; exit status 2."""
+    """The run could not be done. `hint` says what to do about it, `evidence` is text worth reading; exit status 2."""
 
-    def __init__(self, what: str, *, hint: str = "") -> None:
+    def __init__(self, what: str, *, hint: str = "", evidence: str = "") -> None:
         super().__init__(printable(what))
         self.hint = printable(hint)
+        self.evidence = printable(evidence)
 
 
 class DeclarationError(UserError, ValueError):

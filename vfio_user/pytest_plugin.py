@@ -225,6 +225,7 @@ def pytest_runtest_makereport(
     if report.failed:
         made = item.stash.get(_TRIAL, None)
         said = (
+            ("first cause", made.lab.cause_so_far(error) if made and error else ""),
             ("evidence", str(made.lab.folder) if made else ""),
             ("what was seen", getattr(error, "evidence", "")),
             ("what to do", _ROOM if is_full else getattr(error, "hint", "")),

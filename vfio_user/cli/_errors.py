@@ -65,7 +65,8 @@ def _remedy(error: OSError, name: str | bytes | int) -> str:
 def _say(error: Exception) -> int:
     match error:
         case UserError():
-            click.echo(f"error: {error}" + (f"\n  {error.hint}" if error.hint else ""), err=True)
+            hint = f"\n  {error.hint}" if error.hint else ""
+            click.echo(f"error: {error}{hint}" + (f"\n{error.evidence}" if error.evidence else ""), err=True)
             return 2
         case VerdictError():
             click.echo(f"failed: {error}" + (f"\n{error.evidence}" if error.evidence else ""), err=True)

@@ -240,7 +240,7 @@ class AgentGuest(Guest):
             raise
         except FutureTimeout:
             limit = waited(deadline.seconds / self.patience, self.patience)
-            raise GuestLost(f"the guest's agent did not answer {what!r} in {limit}", hint=self._console()) from None
+            raise GuestLost(f"the guest's agent did not answer {what!r} in {limit}", evidence=self._console()) from None
         if "error" in answer:
             raise GuestFailure(f"the guest's agent could not do {what!r}: {answer['error']}")
         body: dict[str, Any] = answer["ok"]

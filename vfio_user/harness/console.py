@@ -22,7 +22,7 @@ MAX_LINE = 64 << 10
 
 
 class ConsoleError(UserError):
-    """The console did not show what was waited for. The hint is its last lines."""
+    """The console did not show what was waited for. The evidence is its last lines."""
 
 
 class Console:
@@ -66,10 +66,10 @@ class Console:
                     assert found is not None
                     return found
                 if self._ended:
-                    raise ConsoleError("the machine ended before " + self._wanted(pattern), hint=self.last_lines())
+                    raise ConsoleError("the machine ended before " + self._wanted(pattern), evidence=self.last_lines())
                 if not self._changed.wait(deadline.remaining):
                     raise ConsoleError(
-                        f"in {deadline.seconds:g} s there was no " + self._wanted(pattern), hint=self.last_lines()
+                        f"in {deadline.seconds:g} s there was no " + self._wanted(pattern), evidence=self.last_lines()
                     )
 
     @property

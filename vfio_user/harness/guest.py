@@ -23,7 +23,7 @@ from userdev.counted import counted
 from userdev.errors import UserError, VerdictError
 from userdev.printable import printable
 from userdev.process import Deadline
-from vfio_user.harness.timeouts import waited
+from vfio_user.harness.timeouts import SCALE_VARIABLE, waited
 
 Command = str | Sequence[str]
 """A line for the guest's shell, or a program and its arguments."""
@@ -71,8 +71,17 @@ class GuestFailure(VerdictError):
         self.result = result
 
 
+_LOST = (
+    "look at what its devices' servers and its kernel said before that: all logs are in the run's folder; what only"
+    f" takes longer wants a larger timeout=, or {SCALE_VARIABLE}"
+)
+
+
 class GuestLost(UserError):
-    """The guest did not answer in time, or there is no way to it any more."""
+    """The guest did not answer in time, or there is no way to it any more. The evidence is its console's last lines."""
+
+    def __init__(self, what: str, *, hint: str = _LOST, evidence: str = "") -> None:
+        super().__init__(what, hint=hint, evidence=evidence)
 
 
 class Job(abc.ABC):

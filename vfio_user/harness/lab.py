@@ -431,6 +431,15 @@ class Lab:
                 process.kill()
         return left
 
+    def cause_so_far(self, error: BaseException) -> str:
+        """What programs have told of until now that came before an error; "" where nothing but the error is known."""
+        try:
+            ended = evidence.ends(self.folder, self._records.children)
+        except OSError:  # a full disk, whose evidence `__exit__` tells of
+            return ""
+        cause = evidence.first_cause(ended, error) if ended.are_causes else ""
+        return "" if cause in str(error) else cause
+
     def __enter__(self) -> Lab:
         return self
 

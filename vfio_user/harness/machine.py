@@ -61,7 +61,7 @@ def crowding(config: MachineConfig, processors: int) -> str:
         return ""
     return (
         f"{counted(config.cpus, 'processor')} emulated on {processors} of this machine make it slow:"
-        f" try fewer `--cpus`, or {SCALE_VARIABLE}\n"
+        f" try fewer `--cpus`, or {SCALE_VARIABLE}"
     )
 
 
@@ -74,7 +74,7 @@ class Emulator(Protocol):
 
 
 class MachineError(UserError):
-    """QEMU or its guest did not come up, or is gone. The hint has the last lines of whoever failed."""
+    """QEMU or its guest did not come up, or is gone. The evidence is the last lines of whoever failed."""
 
 
 @dataclass(frozen=True)
@@ -184,15 +184,13 @@ class Machine:
         except ConsoleError as error:
             self.check(wait=1.0)
             limit = waited(deadline.seconds / self.patience, self.patience)
-            hint = crowding(self.config, os.cpu_count() or 1) + error.hint
-            raise MachineError(f"the guest did not come up in {limit}", hint=hint) from error
+            hint = crowding(self.config, os.cpu_count() or 1)
+            raise MachineError(f"the guest did not come up in {limit}", hint=hint, evidence=error.evidence) from error
         if not found.startswith(b"READY"):
             said = found.decode(errors="replace").strip()
-            more = "is there room for the image in the guest's memory? `--memory` gives it more\n"
-            lines = self.console.last_lines()
-            raise MachineError(
-                f"the guest did not come up: {said}", hint=more + lines if found.startswith(_NO_ROOM) else lines
-            )
+            more = "is there room for the image in the guest's memory? `--memory` gives it more"
+            hint, lines = more if found.startswith(_NO_ROOM) else "", self.console.last_lines()
+            raise MachineError(f"the guest did not come up: {said}", hint=hint, evidence=lines)
         self.mishaps.begin()
 
     def save(self, path: Path, memory: Path | None = None) -> None:

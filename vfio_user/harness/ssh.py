@@ -82,7 +82,7 @@ class SshGuest(Guest):
             self._client.close()
             check(_CAUSE_SECONDS)
             raise GuestLost(
-                f"no SSH connection to the guest at {address}:{port}: {why_lost(error)}", hint=console()
+                f"no SSH connection to the guest at {address}:{port}: {why_lost(error)}", evidence=console()
             ) from error
 
     def start(self, command: Command, timeout: float = 60.0) -> Job:
@@ -95,7 +95,7 @@ class SshGuest(Guest):
         transport = self._client.get_transport()
         self.check(0.0 if self.is_connected else _CAUSE_SECONDS)
         if transport is None or not self.is_connected:
-            raise GuestLost("the SSH connection to the guest is closed", hint=self._console())
+            raise GuestLost("the SSH connection to the guest is closed", evidence=self._console())
         with self._reached():
             channel = transport.open_session(timeout=30 * self.patience)
             # The shell tells its process number, which is also its group's, on the first line of stderr.
@@ -157,7 +157,7 @@ class SshGuest(Guest):
             if isinstance(error, OSError) and self.is_connected:
                 raise  # about a file
             self.check(_CAUSE_SECONDS)
-            raise GuestLost(f"the SSH connection to the guest failed: {error}", hint=self._console()) from error
+            raise GuestLost(f"the SSH connection to the guest failed: {error}", evidence=self._console()) from error
 
     @property
     def is_connected(self) -> bool:
