@@ -115,6 +115,23 @@ def test_what_is_wrong_is_told_with_its_line_and_what_is_allowed(
     assert allowed in said
 
 
+def test_all_mistakes_of_a_plan_are_told_at_once(tmp_path: Path) -> None:
+    wrong = {
+        "servers: [edu, theirs]": "servers: [edu, their]",
+        "qemu: [usual, mine]": "qemu: [usual, yours]",
+        "tests: [dma]": "tests: [dna]",
+        "{server: theirs, cpus: 2}": "{server: edu, cpus: 3}",
+    }
+    plan = PLAN
+    for right, instead in wrong.items():
+        plan = plan.replace(right, instead, 1)
+    told = refusal(tmp_path, plan)
+    for instead in wrong.values():
+        assert f"plan.yaml:{line_of(plan, instead)}: " in told, instead
+    many = ", ".join(f"no{number}" for number in range(9))
+    assert "and 4 more" in refusal(tmp_path, PLAN.replace("servers: [edu, theirs]", f"servers: [theirs, {many}]", 1))
+
+
 def test_a_mistake_in_a_list_has_the_line_of_its_item(tmp_path: Path) -> None:
     plan = PLAN.replace("servers: [edu, theirs]", "servers:\n      - edu\n      - their")
     assert f"plan.yaml:{line_of(plan, 'their')}:" in refusal(tmp_path, plan)

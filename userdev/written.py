@@ -63,7 +63,13 @@ class WrittenDocument(NamedTuple, Generic[V]):
 
     def refuse(self, place: Place, what: str, *, hint: str = "") -> UserError:
         """The error for a part with which something is wrong."""
-        return UserError(f"{self.at(*place)}: {what}", hint=hint)
+        return self.refuse_all([(place, what, hint)])
+
+    def refuse_all(self, mistakes: Iterable[tuple[Place, str, str]]) -> UserError:
+        """The error for several parts: where each is, what is wrong with it, and a hint or ""."""
+        found = list(mistakes)
+        hints = dict.fromkeys(hint for _, _, hint in found[:MOST_MISTAKES] if hint)
+        return UserError(_at_once([f"{self.at(*place)}: {what}" for place, what, _ in found]), hint="\n  ".join(hints))
 
 
 def read_document(model: type[M], path: Path, what: str) -> WrittenDocument[M]:
@@ -139,8 +145,13 @@ def refused(source: str, root: yaml.Node | None, mistakes: Sequence[ErrorDetails
         if wanted:
             told.append(f"{begin}{_SHOULD_BE}{' or '.join(wanted)}, not {at_once[0].given}")
         told += dict.fromkeys(f"{begin}{each.what}" for each in at_once if not each.wanted)
+    return UserError(_at_once(told))
+
+
+def _at_once(told: Sequence[str]) -> str:
+    """As many mistakes as one reads, a line each."""
     more = f"\nand {len(told) - MOST_MISTAKES} more" if len(told) > MOST_MISTAKES else ""
-    return UserError("\n".join(told[:MOST_MISTAKES]) + more)
+    return "\n".join(told[:MOST_MISTAKES]) + more
 
 
 def unknown(kind: str, name: object, allowed: Iterable[str]) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -186,9 +185,11 @@ def read_plan(path: Path) -> Plan:
             raise document.refuse(("servers",), f"there is no file {path.parent / text.servers}")
         others = read_servers(path.parent / text.servers)
     servers = {**ours, **(others.value.servers if others else {})}
-    problem = next(chain(_problems(text, servers), _problems_of_slots(text, servers, path.parent)), None)
-    if problem is not None:
-        raise document.refuse(*problem)
+    problems = [*_problems(text, servers), *_problems_of_slots(text, servers, path.parent)]
+    mistakes: list[tuple[Place, str, str]] = [(place, what, "") for place, what in problems]
+    references = {name: tuple(_references(text, name, path.parent.absolute(), mistakes)) for name in text.groups}
+    if mistakes:
+        raise document.refuse_all(mistakes)
     contents = [path.read_text(), *([(path.parent / text.servers).read_text()] if others else [])]
     return Plan(
         document,
@@ -197,17 +198,18 @@ def read_plan(path: Path) -> Plan:
         path.parent.resolve(),
         servers,
         (path.parent / text.servers).parent.absolute(),
-        {name: tuple(_references(document, name, path.parent.absolute())) for name in text.groups},
+        references,
         "\0".join(contents),
     )
 
 
-def _references(document: WrittenDocument[PlanText], group: str, folder: Path) -> Iterator[str]:
-    for index, test in enumerate(document.value.groups[group].tests):
+def _references(text: PlanText, group: str, folder: Path, mistakes: list[tuple[Place, str, str]]) -> Iterator[str]:
+    """The tests of a group, as avocado takes them; what is wrong with a name is added to the mistakes."""
+    for index, test in enumerate(text.groups[group].tests):
         try:
             yield reference(test, suite_folder(), folder)
         except UserError as error:
-            raise document.refuse(("groups", group, "tests", index), str(error), hint=error.hint) from None
+            mistakes.append((("groups", group, "tests", index), str(error), error.hint))
 
 
 def _problems(text: PlanText, servers: Mapping[str, Server]) -> Iterator[tuple[Place, str]]:
@@ -229,7 +231,7 @@ def _problems(text: PlanText, servers: Mapping[str, Server]) -> Iterator[tuple[P
                 yield (*here, "vary", "qemu", index), unknown("QEMU", qemu, qemus)
         if group.vary.dialect != (CURRENT.name,):
             for index, server in enumerate(group.servers):
-                if not servers[server].is_ours or servers[server].protocol != "vfio-user":
+                if server in servers and not (servers[server].is_ours and servers[server].protocol == "vfio-user"):
                     yield (
                         (*here, "servers", index),
                         f"{server} speaks what it speaks: a dialect is chosen for our vfio-user servers only",
@@ -260,7 +262,7 @@ def _problems_of_slots(text: PlanText, servers: Mapping[str, Server], base: Path
         yield ("parallel",), "each slot says for itself how many cases it runs at once"
     for group_name, group in text.groups.items():
         for index, server in enumerate(group.servers):
-            if not servers[server].is_ours:
+            if server in servers and not servers[server].is_ours:
                 yield (
                     ("groups", group_name, "servers", index),
                     f"{server} is made on this machine, and slots have our own servers only",
