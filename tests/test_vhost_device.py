@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +14,10 @@ from userdev.declare.options import device_options
 from userdev.errors import DeclarationError, ProtocolError
 from vhost_user.device import Chain, Queues, VhostDevice, config_field, model_of, queue, state
 
-HEAD = "from vhost_user.device import Chain, Queues, VhostDevice, config_field, queue, state\n"
+HEAD = """\
+from typing import Annotated
+from vhost_user.device import Chain, Queues, VhostDevice, config_field, queue, state, supply
+"""
 GOOD = """\
     virtio_id = 4
     queues = Queues(1)
@@ -179,6 +183,51 @@ MISTAKES = {
 }
 
 
+WAYS_OUT = {
+    "supply beside a queue that is not there": (
+        GOOD.replace("Queues(1)", "Queues(2)").replace("@queue(0)", "receive = supply(0)\n    @queue(5)"),
+        "@queue(1)",
+    ),
+    "a supply that is not there": (
+        GOOD.replace("Queues(1)", "Queues(2)").replace("@queue(0)", "receive = supply(5)\n    @queue(0)"),
+        "supply(1)",
+    ),
+    "a queue with two functions": (
+        GOOD.replace("Queues(1)", "Queues(2)") + "    @queue(0)\n    def more(self, chain: Chain) -> int: return 0\n",
+        "@queue(1)",
+    ),
+    "a queue without a function": (GOOD.replace("Queues(1)", "Queues(2)"), "@queue(1)"),
+    "a queue beyond those that are taken": (GOOD.replace("@queue(0)", "@queue(0, 1)"), "Queues(1)"),
+    "a number that is annotated as a text": (GOOD + "    cols: str = config_field(2, 80)\n", "cols: int"),
+    "a dict that is annotated as a number": (GOOD + "    said: int = state({})\n", "said: dict"),
+    "another name for virtio_id": (GOOD.replace("virtio_id", "virtio_di"), "virtio_id by virtio_di"),
+    "another name for queues": (GOOD.replace("    queues", "    queue_list"), "queues by queue_list"),
+    "a text without Annotated": (
+        GOOD + "    def __init__(self, *, prefix: str = '') -> None: super().__init__()\n",
+        "prefix: Annotated[str, \"what it is\"] = ''",
+    ),
+    "an option without type": (
+        GOOD + "    def __init__(self, *, rate=2.5) -> None: super().__init__()\n",
+        'rate: Annotated[float, "what it is"] = 2.5',
+    ),
+    "an option without default": (
+        GOOD + "    def __init__(self, *, on: 'Annotated[bool, \"is on\"]') -> None: super().__init__()\n",
+        'on: Annotated[bool, "is on"] = False',
+    ),
+    "an option that no text makes": (
+        GOOD + "    def __init__(self, *, names: list[str] = ()) -> None: super().__init__()\n",
+        "names: Annotated[str, ",
+    ),
+}
+
+
+def test_a_mistake_is_told_with_what_would_be_right_there(tmp_path: Path) -> None:
+    for mistake, (body, right) in WAYS_OUT.items():
+        with pytest.raises(DeclarationError) as refused, warnings.catch_warnings(action="ignore"):
+            made(tmp_path, body)
+        assert right in "".join(refused.value.__notes__), f"{mistake}: {refused.value.__notes__}"
+
+
 @for_each(MISTAKES)
 def test_a_mistake_in_a_class_is_refused_with_what_and_where_it_is(mistake: str, tmp_path: Path) -> None:
     body, named = MISTAKES[mistake]
@@ -188,6 +237,26 @@ def test_a_mistake_in_a_class_is_refused_with_what_and_where_it_is(mistake: str,
     assert "Bad" in str(refused.value)
     assert f"{tmp_path}/author.py:" in str(refused.value)
     assert refused.value.__notes__
+
+
+def test_an_annotation_that_says_as_much_as_the_default_or_more_is_taken(tmp_path: Path) -> None:
+    said = (
+        "float = state(0)",
+        "'int | None' = state(0)",
+        "int = state(None)",
+        "list[int] = state([])",
+        "int = state(True)",
+    )
+    for number, each in enumerate(said):
+        made(tmp_path, GOOD + f"    value{number}: {each}\n")
+
+
+def test_a_value_that_its_field_has_no_room_for_is_told_with_field_and_line(tmp_path: Path) -> None:
+    device = made(tmp_path, GOOD + "    cols: int = config_field(2, 80)\n")()
+    for value in ("wide", 80000, -1, None):
+        device.cols = value
+        with pytest.raises(ValueError, match=r"cols .* 2 bytes .*author.py:\d+"):
+            model_of(device).config.read()
 
 
 def test_a_class_without_mistakes_is_made(tmp_path: Path) -> None:

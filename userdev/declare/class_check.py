@@ -13,13 +13,16 @@ from types import FunctionType, MappingProxyType
 from typing import NoReturn
 
 from userdev.declare.declared import MADE, Declaration, Source, authors_frame, runs_later, source_of, wrapper_of
-from userdev.declare.options import constructor_options
+from userdev.declare.options import constructor_options, suggestion
 from userdev.declare.plain import NotPlain
 from userdev.declare.state import State
 from userdev.declare.unused import warn_of_unused
+from userdev.declare.values import shown
 from userdev.errors import DeclarationError
 
 HOOK = "on_"
+_PLAIN = {kind.__name__: (kind,) for kind in (int, bool, str, bytes, list, tuple, dict)} | {"float": (float, int)}
+"""What annotations of declared values are compared with, by name; an int may stand for a float."""
 
 
 def framework_names(framework: type) -> set[str]:
@@ -88,6 +91,7 @@ class ClassCheck:
             if isinstance(value, Declaration) and (mistake := value.mistake()):
                 self.refuse(name, f"makes no sense: {mistake}", value.source, f"{self.guide} has examples")
             if isinstance(value, State):
+                self._check_annotation(inspect.get_annotations(body).get(name), value)
                 self._check_default(name, value)
 
     def _check_kept(self, body: type, made: Declaration) -> None:
@@ -139,6 +143,14 @@ class ClassCheck:
             hint = "take what it is called with, or give it another name where something else is meant"
             self.refuse(name, what, written(value), hint)
 
+    def _check_annotation(self, annotation: object, value: State) -> None:
+        kinds = _kinds_of(annotation)
+        if kinds and value.default is not None and not isinstance(value.default, kinds):
+            kind, own = kinds[0].__name__, type(value.default).__name__
+            what = f"is annotated as {kind}, and its default {shown(value.default)} is {own}"
+            hint = f"its type is its default's: write {value.name}: {own}, or a default that is {kind}"
+            self.refuse(value.name, what, value.source, hint)
+
     def _check_default(self, name: str, value: State) -> None:
         try:
             value.to_plain(value.default)
@@ -155,8 +167,14 @@ class ClassCheck:
         if isinstance(constructor, FunctionType):
             for name, option in constructor_options(constructor).items():
                 if isinstance(option, str):
-                    hint = f'write {name}: Annotated[int, "what it is"] = 0; what is no option stands before the *'
+                    hint = f"write {suggestion(constructor, name)}; what is no option stands before the *"
                     self.refuse(name, option, written(constructor), hint)
+
+
+def _kinds_of(annotation: object) -> tuple[type, ...]:
+    """The types that a value of this annotation has; nothing where it is not just one of `_PLAIN`."""
+    name = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
+    return _PLAIN.get(name.partition("[")[0], ()) if "|" not in name else ()
 
 
 def written(value: object) -> Source | None:

@@ -17,6 +17,9 @@ from typing import Any, NamedTuple
 from userdev.errors import UserError
 
 TRUE = frozenset({"1", "yes", "true", "on"})
+_CONTAINERS = (list, tuple, dict, set, bytes)
+"""What no text makes."""
+_EMPTY: Mapping[object, object] = {int: 0, str: "", bool: False}
 FALSE = frozenset({"0", "no", "false", "off"})
 
 
@@ -84,6 +87,24 @@ def _option(parameter: inspect.Parameter, hint: object) -> Option | str:
     if parameter.default is parameter.empty:
         return "is an option without a default"
     return Option(parameter.name, kind, parameter.default, text)
+
+
+def suggestion(constructor: FunctionType, name: str) -> str:
+    """How a keyword-only argument is written as an option: of its own type and default, where that can be one."""
+    default = inspect.signature(constructor).parameters[name].default
+    hint = typing.get_type_hints(constructor, include_extras=True).get(name)
+    help_ = "what it is"
+    if typing.get_origin(hint) is typing.Annotated:
+        hint, said = typing.get_args(hint)[:2]
+        help_ = said if isinstance(said, str) else help_
+    if hint is None and default not in (None, inspect.Parameter.empty):
+        hint = type(default)
+    if not isinstance(hint, type | UnionType) or typing.get_origin(hint) in _CONTAINERS or hint in _CONTAINERS:
+        hint, default = str, ""
+    if default is inspect.Parameter.empty:
+        default = _EMPTY.get(hint)
+    kind = hint.__name__ if isinstance(hint, type) else str(hint)
+    return f'{name}: Annotated[{kind}, "{help_}"] = {default!r}'
 
 
 def _place(function: FunctionType) -> str:

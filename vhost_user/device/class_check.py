@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import IntFlag
 from types import MappingProxyType
 
@@ -28,11 +29,19 @@ def check_class(device_class: type, framework: type) -> None:
     _Check(device_class, framework).run()
 
 
+class WrongTakers(ValueError):
+    """Queues that are not taken care of; `hint` says what to write."""
+
+    def __init__(self, what: str, hint: str) -> None:
+        super().__init__(what)
+        self.hint = hint
+
+
 def takers_of(device_class: type, queues: Queues) -> dict[int, QueueHandler | SupplyQueue]:
     """What takes the requests of the queues, by queue: a function, or the device when it has something to say.
 
     Raises:
-        ValueError: several do, nothing does, or there is no such queue.
+        WrongTakers: several do, nothing does, or there is no such queue.
     """
     found: dict[int, QueueHandler | SupplyQueue] = {}
     handlers = declarations(device_class, QueueHandler)
@@ -41,21 +50,33 @@ def takers_of(device_class: type, queues: Queues) -> dict[int, QueueHandler | Su
         *((index, handler) for handler in handlers for index in handler.indices),
         *((supply.index, supply) for supply in supplies),
     ]
+    left = sorted({*range(queues.count)} - {index for index, _ in said})
     for index, taker in said:
         if index >= queues.count:
-            raise ValueError(f"{taker.name} takes queue {index}, and there are {queues.count}")
+            more = f"the class has queues = Queues({queues.count}), and {index} is the {index + 1}th"
+            what = f"{taker.name} takes queue {index}, and there are {queues.count}"
+            raise WrongTakers(what, _one_of(left, taker) or more)
         if index in found:
-            raise ValueError(f"{taker.name} takes queue {index}, and {found[index].name} does so too")
+            what = f"{taker.name} takes queue {index}, and {found[index].name} does so too"
+            raise WrongTakers(what, _one_of(left, taker) or f"no other queue is left: one of them takes {index}")
         found[index] = taker
     rest = [handler for handler in handlers if not handler.indices]
     if len(rest) > 1:
-        raise ValueError(f"{rest[1].name} takes all queues that are left, and {rest[0].name} does so too")
+        what = f"{rest[1].name} takes all queues that are left, and {rest[0].name} does so too"
+        raise WrongTakers(what, "say which queues one of them takes: @queue(0)")
     for index in range(queues.count):
         if index not in found and not rest:
-            raise ValueError(f"nothing takes the requests of queue {index}")
+            hint = f"write @queue({index}) above a function, or NAME = supply({index})"
+            raise WrongTakers(f"nothing takes the requests of queue {index}", hint)
         if index not in found:
             found[index] = rest[0]
     return found
+
+
+def _one_of(left: Sequence[int], taker: QueueHandler | SupplyQueue) -> str:
+    """What to write for one of the queues that nothing takes by its number; nothing where all are taken."""
+    how = "supply" if isinstance(taker, SupplyQueue) else "@queue"
+    return f"nothing takes queue {left[0]}: write {how}({left[0]})" if left else ""
 
 
 class _Check(ClassCheck):
@@ -67,16 +88,23 @@ class _Check(ClassCheck):
         super().run()
         if "virtio_id" not in vars(self._class) and not hasattr(self._class, "virtio_id"):
             hint = 'virtio_id = 4 is an entropy source (virtio 1.3, "Device Types")'
-            self.refuse("", "does not say what it is: it has no virtio_id", hint=hint)
+            from difflib import get_close_matches  # a class without mistakes need not wait for it
+
+            numbers = [name for name, value in vars(self._class).items() if type(value) is int]
+            alike = get_close_matches("virtio_id", numbers, 1)
+            near = f"did you mean virtio_id by {alike[0]}? " if alike else ""
+            self.refuse("", "does not say what it is: it has no virtio_id", hint=near + hint)
         queues = getattr(self._class, "queues", None)
         if not isinstance(queues, Queues):
-            self.refuse("", "does not say which queues it has", hint="queues = Queues(1, size=256)")
+            said = [name for name, value in vars(self._class).items() if isinstance(value, Queues)]
+            near = f"did you mean queues by {said[0]}? " if said else ""
+            self.refuse("", "does not say which queues it has", hint=f"{near}queues = Queues(1, size=256)")
         for field, wrong in place(declarations(self._class, ConfigField)):
             self.refuse(field.name, wrong, field.source, "give it an offset that is free")
         try:
             takers_of(self._class, queues)
-        except ValueError as error:
-            self.refuse("", f"has queues that are not taken care of: {error}", hint="@queue(0) is for one of them")
+        except WrongTakers as error:
+            self.refuse("", f"has queues that are not taken care of: {error}", hint=error.hint)
 
     def check_attribute(self, name: str, value: object) -> None:
         if name not in SAID or isinstance(value, property):

@@ -11,6 +11,7 @@ from typing import Any, TypeVar, cast
 from userdev.counted import counted
 from userdev.declare.declared import declarations
 from userdev.declare.state import State
+from userdev.declare.values import shown
 
 MAX_CONFIG = 256
 """Bytes that a front-end asks for at most (QEMU, VHOST_USER_MAX_CONFIG_SIZE)."""
@@ -61,10 +62,15 @@ class ConfigField(State):
             try:
                 return value.to_bytes(self.size, "little")
             except OverflowError:
-                raise ValueError(f"{self.name} is {value:#x}, and has {self.size} bytes") from None
+                raise self._unfit(f"{value:#x}") from None
         if not isinstance(value, (bytes, bytearray)) or len(value) != self.size:
-            raise ValueError(f"{self.name} is {value!r}, and has {self.size} bytes")
+            raise self._unfit(shown(value))
         return bytes(value)
+
+    def _unfit(self, value: str) -> ValueError:
+        """What is wrong with a value that an author has assigned, and which field that is."""
+        kind = "a number" if isinstance(self.default, int) else "bytes"
+        return ValueError(f"{self.name} is {value}, and its field is {kind} of {self.size} bytes ({self.source})")
 
     def decode(self, data: bytes) -> int | bytes:
         """The value that bytes are."""

@@ -296,7 +296,7 @@ class FrontEnd(Connection):
         self.need(_P.CONFIG)
         said = self.ask(R.GET_CONFIG, Config(0, size, 0, bytes(size)))
         if said is None or len(said.data) < size:
-            raise BackEndError(f"the back-end does not give {size} bytes of configuration space")
+            raise BackEndError(f"the back-end does not give {size} bytes of configuration space: its log may say why")
         data: bytes = said.data
         return data
 
