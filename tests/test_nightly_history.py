@@ -188,6 +188,18 @@ def test_all_that_is_wrong_is_new_where_there_was_no_night() -> None:
     assert (found.new, found.added, found.against) == (("edu/t.py:A.a",), (), "")
 
 
+def test_a_night_of_some_cells_is_compared_with_the_last_whole_one_and_none_with_it(tmp_path: Path) -> None:
+    history = History(tmp_path)
+    whole, some = nth(1, case("a"), case("b", FAIL)), nth(2, case("a", FAIL)).model_copy(update={"only": ("edu",)})
+    for each in (whole, some):
+        (tmp_path / each.night).mkdir()
+        each.write(tmp_path / each.night)
+        history.add(each)
+    found = compare(some, history.last_finished("ours"))
+    assert (found.against, found.new, found.gone) == (whole.night, ("edu/t.py:A.a",), ())
+    assert [name for name, _ in History(tmp_path).latest("ours", 5)] == [whole.night]
+
+
 def test_what_an_ended_night_did_not_come_to_is_not_gone() -> None:
     before = nth(1, case("a"), case("b", FAIL))
     after = night(case("a"), planned=2, status=Status.ENDED)

@@ -73,6 +73,20 @@ def _tests() -> Iterable[tuple[str, str]]:
     return ((Path(path).stem.removeprefix("test_"), path) for path in all_tests(suite_folder()))
 
 
+def _cells(plan: Path) -> Iterable[tuple[str, str]]:
+    from vfio_user.nightly.cells import cells_of
+    from vfio_user.nightly.matrix import draw_plan
+    from vfio_user.nightly.plan import read_plan
+
+    read = read_plan(plan)
+    return ((cell.id, cell.group) for cells in cells_of(read, draw_plan(read)).values() for cell in cells)
+
+
+def complete_cells(context: Context, parameter: Parameter, incomplete: str) -> list[CompletionItem]:
+    """The cells of the plan that --plan has named before."""
+    return completer(lambda: _cells(context.params["path"]))(context, parameter, incomplete)
+
+
 complete_devices = completer(_devices)
 complete_servers = completer(_served_by("vfio-user"))
 complete_back_ends = completer(_served_by("vhost-user"))

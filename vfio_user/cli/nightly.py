@@ -17,6 +17,7 @@ from vfio_user.avocado_job.selection import package_folders, suite_folder
 from vfio_user.avocado_job.surroundings import prepare_environment
 from vfio_user.cli._beside import refuse_beside
 from vfio_user.cli._bundling import place_of_bundles, with_bundle_options
+from vfio_user.cli._completion import complete_cells
 from vfio_user.cli._durations import LEAST, Finite
 from vfio_user.cli._progress import quiet_option
 from vfio_user.harness.artifacts import RESULTS_VARIABLE
@@ -36,6 +37,13 @@ from vfio_user.nightly.summary import Comparison, Status, Summary, read_summary
 
 @click.group(invoke_without_command=True)
 @click.option("--plan", "path", type=click.Path(dir_okay=False, path_type=Path), help="The plan, YAML.")
+@click.option(
+    "--only",
+    multiple=True,
+    metavar="PATTERN",
+    shell_complete=complete_cells,
+    help="Only these cells, or CELL/TEST: names, or patterns as a shell's ('edu*'). May be repeated.",
+)
 @click.option("--list", "list_only", is_flag=True, help="Name the cases, CELL/TEST, and run none.")
 @click.option("--dry-run", is_flag=True, help="Say how many cases the cells have and how long they will take.")
 @click.option("--locked", is_flag=True, help="Refuse to add combinations to the plan's lock file.")
@@ -50,6 +58,7 @@ from vfio_user.nightly.summary import Comparison, Status, Summary, read_summary
 def command(
     context: click.Context,
     path: Path | None,
+    only: tuple[str, ...],
     list_only: bool,
     dry_run: bool,
     locked: bool,
@@ -84,7 +93,7 @@ def command(
     named = [name for names in plan.references.values() for name in names]
     prepare_environment(root, timeout_factor, packages=package_folders(named, root))
     with contextlib.chdir(root):  # so that the names of tests do not begin with where the checkout is
-        stage = staged(plan, drawn)
+        stage = staged(plan, drawn).limited(only)
         if list_only or dry_run:
             _show(stage, base, cases=list_only)
             return

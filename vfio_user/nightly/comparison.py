@@ -23,12 +23,13 @@ def compare(
 ) -> Comparison:
     """Compare a night with the one `before` it, and look for flakes in it and `nights`, the latest first.
 
-    Of a night that was ended, cases that it did not come to are no difference.
+    Of a night that was ended, or limited to some cells, cases that it did not come to are no difference.
     """
     name, was = before or ("", {})
     now = results_of(summary)
     was_wrong = {case: past.verdict for case, past in was.items() if past.verdict.is_wrong}
     wrong = [case for case, past in now.items() if past.verdict.is_wrong]
+    is_whole = len(now) == summary.planned and not summary.only
     mended = tuple(case for case, past in now.items() if case in was_wrong and past.verdict is Verdict.PASS)
     return Comparison(
         against=name,
@@ -41,7 +42,7 @@ def compare(
             if case in was and was[case].verdict is not past.verdict and case not in {*wrong, *mended}
         ),
         added=tuple(case for case in now if was and case not in was),
-        gone=tuple(case for case in was if case not in now) if len(now) == summary.planned else (),
+        gone=tuple(case for case in was if case not in now) if is_whole else (),
         moved=tuple(_moved(now, was)),
         flakes=tuple(_flakes(now, nights)),
     )

@@ -66,7 +66,8 @@ class History:
         self._path = base / NAME
 
     def add(self, summary: Summary) -> None:
-        """Remember a night, again if it is known, and forget the oldest of its plan beyond `KEPT`.
+        """Remember a night, again if it is known, and forget the oldest of its plan beyond `KEPT`. What was limited to
+        some cells is no night with which another can be compared.
 
         Raises:
             UserError: that cannot be written.
@@ -142,6 +143,8 @@ def _connected(path: Path) -> sqlite3.Connection:
 
 
 def _insert(database: sqlite3.Connection, summary: Summary) -> None:
+    if summary.only:
+        return  # the next whole night would have most of its cases added
     plan, night = summary.plan.name, summary.night
     database.execute("DELETE FROM nights WHERE plan = ? AND night = ?", (plan, night))
     database.execute(

@@ -139,6 +139,7 @@ class Night:
             UserError: nothing could be done, or there was no space.
         """
         self._say = say
+        self.summary = self.summary.model_copy(update={"only": stage.only})
         try:
             with interruptible():
                 self._run(self._make_ready(stage, place, say), place, say)
@@ -159,7 +160,8 @@ class Night:
     def _make_ready(self, stage: Stage, place: Place, say: Progress) -> _Ready:
         with_servers = replace(stage, servers=ready_servers(stage, say))
         ready = _Ready(with_servers, place.make_ready(stage.used_qemus, stage.plan.text.images, say))
-        self._remarks = ready.place.remarks
+        limits = ", ".join(stage.only)
+        self._remarks = (*[f"only what fits {limits} was run of the plan"] * bool(limits), *ready.place.remarks)
         self._cases = {case.id: case for cases in with_servers.cases().values() for case in cases}
         for case in self._cases.values():
             missing = ready.missing(case.cell)

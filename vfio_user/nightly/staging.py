@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 
-from userdev.errors import UserError
+from userdev.errors import UserError, meant
 from userdev.process import answer_of
 from userdev.process.spawning import require_program
 from userdev.written import Place as DocumentPlace
@@ -44,6 +45,24 @@ class Stage:
     cells: Mapping[str, Sequence[NightCell]]
     tests: Mapping[str, Mapping[str, Tags]]
     servers: Mapping[str, ReadyServer] = field(default_factory=dict)
+    only: tuple[str, ...] = ()
+    """Patterns of cells, or of cases, to which it is limited; none: it has all of the plan."""
+
+    def limited(self, patterns: Sequence[str]) -> Stage:
+        """The same with cells and cases alone whose ids one of the patterns fits (as a shell's); with none, all.
+
+        Raises:
+            UserError: a pattern fits nothing.
+        """
+        cases = [case for found in self.cases().values() for case in found]
+        cells = list(dict.fromkeys(case.cell.id for case in cases))
+        for pattern in patterns:
+            if not any(_fits(case, [pattern]) for case in cases):
+                hint = f"{meant(pattern, cells)}there are: {', '.join(cells)}; or CELL/TEST, as --list has them"
+                raise UserError(f"no cell or case of the plan is {pattern!r}", hint=hint)
+        left = {case.cell.id for case in cases if _fits(case, patterns)} if patterns else {*cells}
+        groups = {group: [cell for cell in found if cell.id in left] for group, found in self.cells.items()}
+        return replace(self, cells=groups, only=tuple(patterns))
 
     @property
     def used_servers(self) -> list[str]:
@@ -62,12 +81,17 @@ class Stage:
         found: dict[str, list[Case]] = {}
         for group, cells in self.cells.items():
             cases = cases_of(cells, self.tests[group], self._abilities)
-            found[group] = [case for case in cases if not (case.id in seen or seen.add(case.id))]  # type: ignore[func-returns-value]
+            wanted = (case for case in cases if not self.only or _fits(case, self.only))
+            found[group] = [case for case in wanted if not (case.id in seen or seen.add(case.id))]  # type: ignore[func-returns-value]
         return found
 
     def _abilities(self, cell: NightCell) -> Abilities:
         ready = self.servers.get(str(cell.values["server"]))
         return ready.abilities if ready else dict.fromkeys(ABILITIES[cell.server.protocol], "")
+
+
+def _fits(case: Case, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns for name in (case.cell.id, case.id))
 
 
 def staged(plan: Plan, drawn: Drawn) -> Stage:

@@ -218,6 +218,8 @@ class Summary(_Model):
     plan: PlanIdentity
     commit: str = ""
     """Of this project, `-dirty` behind it where files were changed; "" outside of a checkout."""
+    only: tuple[str, ...] = ()
+    """Patterns of the cells and cases to which it was limited; none: it is of the whole plan."""
     began: AwareDatetime
     ended: AwareDatetime | None = None
     seconds: float = 0.0
