@@ -100,9 +100,8 @@ def test_the_table_is_of_the_back_ends_and_of_checks_that_there_are() -> None:
 
 
 def test_the_documentation_has_each_of_them() -> None:
-    page = (Path(__file__).parent.parent / "docs/vhost-user.md").read_text()
-    section = page.partition("## Real programs")[2].partition("\n## ")[0]
-    lines = [line.split("|") for line in section.splitlines() if line.startswith("| `")]
+    page = (Path(__file__).parent.parent / "docs/vhost-user-peers.md").read_text()
+    lines = [line.split("|") for line in page.partition("| check |")[2].splitlines() if line.startswith("| `")]
     said = {(name, check) for _, checks, *_, who, _ in lines for name in quoted(who) for check in quoted(checks)}
     assert {(name, check) for name in TABLE for _, check, *_ in rows(name)} == said
 

@@ -483,7 +483,7 @@ def test_a_message_survives_any_cutting_of_the_stream(number: int, flags: int, p
 
 def test_the_example_of_the_guide_is_right() -> None:
     """Its first block; the others show parts."""
-    guide = (Path(__file__).parent.parent / "docs" / "vhost-user.md").read_text()
+    guide = (Path(__file__).parent.parent / "docs" / "vhost-user-inside.md").read_text()
     names: dict[str, Any] = {}
     exec(guide.partition("```python\n")[2].partition("```")[0], names)
     assert names["request"] is R.GET_QUEUE_NUM

@@ -1,1 +1,1 @@
-"""vhost-user: virtio devices in user space. Wire, guest memory and virtqueues without I/O (docs/vhost-user.md)."""
+"""vhost-user: virtio devices in user space. Its wire, memory and rings need no I/O (docs/vhost-user-inside.md)."""

@@ -277,7 +277,7 @@ def test_features_that_a_scenario_hides_are_not_agreed_on(device: Reverse, tmp_p
 
 
 def test_every_command_is_documented() -> None:
-    manual = (Path(__file__).parents[2] / "docs" / "vhost-user.md").read_text()
+    manual = (Path(__file__).parents[2] / "docs" / "vhost-user-interposer.md").read_text()
     assert all(f"`{name}`" in manual for name in COMMANDS)
     assert all(command.__doc__ for command in COMMANDS.values())
 

@@ -249,7 +249,7 @@ class DeviceServer:
 
     @property
     def control(self) -> InterposerControl:
-        """The commands of its interposer (docs/interposer.md; docs/vhost-user.md has those of its own).
+        """The commands of its interposer (docs/interposer.md; docs/vhost-user-interposer.md has those of its own).
 
         Raises:
             UserError: there is none.
