@@ -94,14 +94,16 @@ def test_what_is_no_message_is_told_in_a_replay_on_whichever_socket_it_comes() -
     def garbage(server: ScriptedServer, _: Message) -> None:
         (server.twin or server.stream).send(bytes(16))
 
-    for has_twin in (False, True):
-        offered = encode_version(CURRENT, 0, Capabilities(max_msg_fds=8, twin_socket=has_twin or None))
+    promised = Capabilities(max_msg_fds=8, twin_socket=True, twin_socket_fd_index=0)
+    sockets = {"one": (False, None), "two": (True, None), "one, and another that does not come": (False, promised)}
+    for name, (has_twin, says) in sockets.items():
+        offered = encode_version(CURRENT, 0, Capabilities(max_msg_fds=8, twin_socket=has_twin or bool(says) or None))
         asked = [Message(1, CURRENT.number(Command.VERSION), payload=offered)]
         asked.append(Message(2, CURRENT.number(Command.DEVICE_RESET)))
-        with ScriptedServer(garbage, twin=has_twin) as server:
+        with ScriptedServer(garbage, twin=has_twin, capabilities=says) as server:
             with Player(Script.of(asked), server.client_stream, patience=PATIENCE) as player:
                 outcome = player.play()
-            assert [each.what for each in outcome.differences] == [What.UNEXPECTED], has_twin
+            assert [(each.what, each.expected) for each in outcome.differences] == [(What.UNEXPECTED, "")], name
 
 
 def test_memory_without_a_descriptor_is_asked_of_the_client(tmp_path: Path) -> None:

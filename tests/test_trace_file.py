@@ -125,6 +125,7 @@ def test_a_damaged_length_ends_the_reading(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "direction", "view", "time", "body"),
     [
+        pytest.param(9, 0, 3, 1, bytes(16), id="of no kind"),
         pytest.param(RecordKind.MESSAGE, 0, 0, 1, bytes(16), id="seen on no side"),
         pytest.param(RecordKind.MESSAGE, 4, 3, 1, bytes(16), id="in no direction"),
         pytest.param(RecordKind.MESSAGE, 0, 3, 1 << 63, bytes(16), id="at no time"),

@@ -345,6 +345,15 @@ def test_the_pcapng_file_has_a_packet_for_every_entry(trace: Path, tmp_path: Pat
     assert kinds.count(6) == len(shown(trace))
 
 
+def test_a_packet_of_a_note_says_no_more_than_the_note(tmp_path: Path) -> None:
+    with Written(tmp_path / "t") as trace:
+        trace.writer.note("mark")
+    run("export", tmp_path / "t", "--format", "pcapng", "-o", tmp_path / "p")
+    (packet,) = (body for kind, body in blocks((tmp_path / "p").read_bytes()) if kind == 6)
+    length = struct.unpack_from("<I", packet, 12)[0]
+    assert packet[20 + length + -length % 4 :].hex() == "0200040002000000" + "00000000", "its direction alone"
+
+
 def test_each_packet_is_padded_to_words_with_its_options_behind(trace: Path, tmp_path: Path) -> None:
     """As pcapng has Enhanced Packet Blocks: whoever reads on at the wrong byte finds other options, or no end."""
     run("export", trace, "--format", "pcapng", "-o", tmp_path / "p")
@@ -456,6 +465,9 @@ def test_a_note_is_of_no_direction_and_is_shown_with_either(tmp_path: Path) -> N
         lines = shown(tmp_path / "t", "--direction", direction)
         assert [line["event"] for line in lines if "event" in line] == ["mark"], direction
         assert len(lines) == 1 + messages, direction
+    run("export", tmp_path / "t", "--format", "perfetto", "-o", tmp_path / "p")
+    events = json.loads((tmp_path / "p").read_text())["traceEvents"]
+    assert {"bytes": b"no message".hex()} in [event["args"] for event in events if event["name"] == "10 bytes"]
 
 
 def test_lines_wait_for_a_reply_that_does_not_come_no_longer_than_so_many_are_held(

@@ -214,7 +214,7 @@ def test_what_a_device_does_before_it_stands_still_reaches_the_memory_of_the_cli
 
 
 def test_a_device_that_never_stands_still_does_not_keep_the_next_client_out(
-    device: Busy, server: Server, monkeypatch: pytest.MonkeyPatch
+    device: Busy, server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("vfio_user.server.session.QUIESCE_SECONDS", 0.05)
     answer = Quiesce()
@@ -227,6 +227,7 @@ def test_a_device_that_never_stands_still_does_not_keep_the_next_client_out(
         answer.done()  # for nobody any more
         client.reset()
         assert device.comes_to("quiesce", "lost-connection", "resume", "quiesce", "device", "resume")
+    assert not [record for record in caplog.records if record.exc_info], "who waited is not told any more"
 
 
 def test_the_next_client_waits_for_such_a_device_no_longer_than_for_any_other_session(

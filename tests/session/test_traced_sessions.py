@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from time import monotonic_ns
@@ -22,7 +22,7 @@ from userdev.transport import Framer, Stream, close_all, connect
 from vfio_user.client import Client, GuestMemory, RemoteError
 from vfio_user.device import Quiesce
 from vfio_user.interposer.trace import MessageRecord, read_trace
-from vfio_user.server import Server
+from vfio_user.server import Server, serve
 from vfio_user.wire import CURRENT, NO_REPLY, Capabilities, Command, Message, encode_version
 from vfio_user.wire.layouts import DMA_MAP, REGION_ACCESS, REGION_INFO
 
@@ -54,6 +54,18 @@ def negotiated(server: Server) -> Stream:
     while framer.next() is None:
         framer.received(*stream.receive(framer.room()))
     return stream
+
+
+def test_a_program_that_serves_records_where_it_is_told_to(
+    device: Prober, tmp_path: Path, trace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(make: Callable[[Callable[[], None]], Server], _: str | None) -> None:
+        with make(lambda: None) as server:
+            Client.connect(str(server.listener.address)).close()
+
+    monkeypatch.setattr("vfio_user.server.server.run", run)
+    serve(device, str(tmp_path / "served"), trace=str(trace))
+    assert recorded(trace)[0].message.command == CURRENT.number(Command.VERSION)
 
 
 def access(command: Command, id: int, offset: int, data: bytes = b"", flags: int = 0, count: int = 4) -> Message:

@@ -9,6 +9,7 @@ from itertools import product
 
 import pytest
 
+from tests.device_kit import open_fds
 from tests.vhost.reverse import Reverse
 from tests.vhost_frontend import FEATURES, MEMORY, Disconnected, FrontEnd, Queue, R, V, split
 from vhost_user.backend import Server
@@ -74,6 +75,9 @@ def test_an_in_flight_region_is_made_for_the_queues_and_sealed(front_end: FrontE
     assert os.fstat(fd).st_size == 2 * 2112
     with pytest.raises(PermissionError):
         os.ftruncate(fd, 16)
+    _, other = front_end.ask_inflight()
+    front_end.close()
+    assert {str(fd), str(other)}.isdisjoint(open_fds()), "both are closed with the front-end that asked for them"
 
 
 def test_a_ring_that_runs_keeps_the_region_that_it_was_started_with(front_end: FrontEnd) -> None:

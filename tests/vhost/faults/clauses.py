@@ -14,9 +14,11 @@ from vhost_user.backend.back_end import BackEnd
 from vhost_user.backend.commands import Answer
 from vhost_user.backend.in_band import InBand
 from vhost_user.backend.session import Session
+from vhost_user.frontend.conformance.bench import RING
+from vhost_user.frontend.device_state import LOAD
 from vhost_user.memory import Iotlb, IotlbMiss
-from vhost_user.rings import Chain, SplitInflight, SplitRing
-from vhost_user.wire import BackEndRequest, FrontEndRequest, VirtioFeature
+from vhost_user.rings import Chain, Ring, SplitInflight, SplitRing
+from vhost_user.wire import NO_FD, BackEndRequest, FrontEndRequest, VirtioFeature
 from vhost_user.wire.payloads import VringState
 
 R = FrontEndRequest
@@ -313,6 +315,32 @@ CLAUSES += [
     ("session/next", NOT_SERVED, serves(3)),
     ("session/cut-off", NOT_SERVED, serves(2)),
 ]
+
+
+@clause("kinds/indirect", "the driver is not called")
+def calls_nobody_at_the_end(back_end: Faulty) -> None:
+    """Of requests that come one by one, when the ring has been gone through three times."""
+    gone_through = 3 * RING + 3
+    back_end.instead(
+        SplitRing, "_is_wanted", lambda usual, ring, *at: ring._used_head[1] <= gone_through and usual(ring, *at)
+    )
+
+
+@clause("state/cut-off", "are taken for a whole state")
+def takes_any_state_and_has_one_once_it_has_served(back_end: Faulty) -> None:
+    served: list[None] = []
+
+    def push(usual: Usual, *request: Any) -> None:
+        served.append(None)
+        usual(*request)
+
+    def give(b: BackEnd, said: Any, fds: list[int], usual: Usual) -> int:
+        answer: int = usual(b, said, fds) if said.direction == LOAD or served else NO_FD
+        return answer
+
+    back_end.instead(Ring, "push", push)
+    back_end.at(R.SET_DEVICE_STATE_FD, give)
+    FAULTS["state/cut-off"](back_end)
 
 
 @clause("iommu/asked", "and the request does not come back")
