@@ -141,6 +141,13 @@ def test_it_says_how_to_go_on_by_a_page_that_is_there(tmp_path: Path, monkeypatc
             project = str(tmp_path / f"{protocol}-{built}-{folder.parent.name}-{folder.parts[1]}")
             told = CliRunner().invoke(command, ["mydevice", "--protocol", protocol, "--folder", project]).output
             assert any(line.strip().startswith(said) for line in told.splitlines()), (protocol, built, folder, told)
+            if not built:
+                refusal = CliRunner().invoke(docs.command, [page]).exception
+                assert isinstance(refusal, UserError)
+                assert ((f"{page}.md" in refusal.hint), "scripts/docs" in refusal.hint) == (
+                    said.startswith("less"),
+                    True,
+                )
             monkeypatch.undo()
 
 

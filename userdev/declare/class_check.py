@@ -33,13 +33,13 @@ def framework_names(framework: type) -> set[str]:
 class ClassCheck:
     """The check of one class, for `framework`, the class that all devices of a protocol have.
 
-    `said` are names of the framework's that authors say in their classes; `guide` is the document for them.
+    `said` are names of the framework's that authors say in their classes; `guide` is the command that shows their page.
     """
 
     said: frozenset[str] = frozenset()
     plain: Mapping[str, tuple[type, ...]] = MappingProxyType({})
     """Of these names, those whose values are such as authors have for themselves, with their types."""
-    guide = "docs/devices.md"
+    guide = "vfio-user docs devices"
 
     def __init__(self, device_class: type, framework: type) -> None:
         self._class = device_class
@@ -89,7 +89,7 @@ class ClassCheck:
             self._check_override(name, value)
             self.check_attribute(name, value)
             if isinstance(value, Declaration) and (mistake := value.mistake()):
-                self.refuse(name, f"makes no sense: {mistake}", value.source, f"{self.guide} has examples")
+                self.refuse(name, f"makes no sense: {mistake}", value.source, f"`{self.guide}` has examples")
             if isinstance(value, State):
                 self._check_annotation(inspect.get_annotations(body).get(name), value)
                 self._check_default(name, value)
@@ -159,7 +159,7 @@ class ClassCheck:
                 name,
                 f"has a default that could not be saved: it{error}",
                 value.source,
-                "docs/devices.md has a table of what state may be",
+                "`vfio-user docs devices` has a table of what state may be",
             )
 
     def _check_options(self) -> None:

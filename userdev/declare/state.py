@@ -175,7 +175,7 @@ class Snapshot:
             except NotPlain as error:
                 which = f"{type(self._device).__qualname__}.{value.name}"
                 what = f"__init__ has set something that could not be saved: {which}{error} ({value.source})"
-                raise DeclarationError(what, hint="docs/devices.md has a table of what state may be") from None
+                raise DeclarationError(what, hint="`vfio-user docs devices` has a table of what state may be") from None
 
     def reset(self) -> None:
         """Set every value that resets do not leave alone to what it is after one."""

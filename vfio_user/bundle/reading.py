@@ -79,7 +79,7 @@ def _parsed(manifest: Path) -> Bundle:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise UserError(f"{manifest}: {where}: {first['msg']}", hint="docs/bundles.md has the format") from None
+        raise UserError(f"{manifest}: {where}: {first['msg']}", hint="`vfio-user docs bundles` has it") from None
 
 
 def _wrong(path: Path, bundle: Bundle) -> Iterator[str]:

@@ -26,10 +26,14 @@ def there() -> bool:
 
 def reading(page: str) -> str:
     """What to type to read a page: the command, or its source where no page is built and a checkout has that."""
-    source = PAGES.parent.parent / "docs" / f"{page}.md"
-    if there() or not source.is_file():
-        return f"vfio-user docs {page}"
-    return f"less {shlex.quote(str(source))}"
+    source = _source(page)
+    return f"vfio-user docs {page}" if there() or source is None else f"less {shlex.quote(str(source))}"
+
+
+def _source(page: str) -> Path | None:
+    """The text that a page is built of, in a checkout."""
+    source = PAGES.parent.parent / "docs" / f"{page.removeprefix('docs/')}.md"
+    return source if source.is_file() else None
 
 
 @click.command()
@@ -47,7 +51,9 @@ def command(page: str, only_path: bool) -> None:
 
 def _file(page: str) -> Path:
     if not there():
-        raise UserError("this installation has no built pages", hint=BUILDING)
+        source = _source(page)
+        text = f"the page's text is {source}; " if source else ""
+        raise UserError("this installation has no built pages", hint=text + BUILDING)
     for name in (page, f"docs/{page}"):
         if (file := PAGES / f"{name}.html").is_file():
             return file

@@ -139,7 +139,7 @@ class Machine:
                 self.child.stop(0)
                 self.console.close()
                 if not ended_by_itself:
-                    raise MachineError(str(error), hint=self.child.last_words()) from error
+                    raise MachineError(str(error), evidence=self.child.last_words()) from error
                 raise self._ended(" at its start", self._refused()) from error
             opened.callback(self.qmp.close)
             self.mishaps = Mishaps(self.name, self.console, self.qmp.events)
@@ -294,7 +294,7 @@ class Machine:
             return ServerFailure.of(f"QEMU refuses a device: {refused}", self.child)
         said = tail(self.child.log)
         more = _TOO_MUCH_MEMORY if "phys-bits too low" in said else ""
-        return MachineError(end_of("QEMU", fate, said), hint=more + self.child.last_words())
+        return MachineError(end_of("QEMU", fate, said), hint=more, evidence=self.child.last_words())
 
     def __enter__(self) -> Machine:
         return self
@@ -387,7 +387,7 @@ class Machine:
                 return
             if status in ("failed", "cancelled"):
                 reason = self.qmp.command("query-migrate").get("error-desc", status)
-                raise MachineError(f"the guest could not be {done}: {reason}", hint=self.child.last_words(5))
+                raise MachineError(f"the guest could not be {done}: {reason}", evidence=self.child.last_words(5))
 
 
 def open_sockets() -> set[int]:

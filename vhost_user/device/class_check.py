@@ -82,7 +82,7 @@ def _one_of(left: Sequence[int], taker: QueueHandler | SupplyQueue) -> str:
 class _Check(ClassCheck):
     said = SAID
     plain = MappingProxyType({"virtio_id": (int,), "features": (int,)})
-    guide = "docs/vhost-user.md"
+    guide = "vfio-user docs vhost-user"
 
     def run(self) -> None:
         super().run()

@@ -114,7 +114,7 @@ class SshHost:
             UserError: it ends before, or the host is not reached in time.
         """
         if not await_text(child, STARTED_LINE, _START_SECONDS):
-            raise UserError(f"{child.name} did not start on {self.name}", hint=child.last_words())
+            raise UserError(f"{child.name} did not start on {self.name}", evidence=child.last_words())
 
     def await_listening(self, child: Child, socket: Path, deadline: Deadline) -> bool:
         """Wait for the line with which the relay tells that; False when it ends before, or the time."""
@@ -134,7 +134,7 @@ class SshHost:
             child = Child(f"provide {self.name}", self.through.command(command), log=Path(log.name))
             try:
                 if child.wait(_PROVIDE_SECONDS) != 0:
-                    raise UserError(f"files could not be put on {self.name}", hint=child.last_words())
+                    raise UserError(f"files could not be put on {self.name}", evidence=child.last_words())
             finally:
                 child.stop()
 

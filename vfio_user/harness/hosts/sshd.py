@@ -142,7 +142,7 @@ def _serve(stack: ExitStack, root: Path, namespace: NamespaceHost, base: Path) -
     )
     stack.callback(child.stop)
     if not await_text(child, b"Server listening", _START_SECONDS):
-        raise UserError(f"the SSH server of {namespace.name} does not come up", hint=child.last_words())
+        raise UserError(f"the SSH server of {namespace.name} does not come up", evidence=child.last_words())
     through: Host = namespace
     return SshHost(
         namespace.name,
