@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from tests.interposer_bench import Looped
 from userdev.errors import UserError
 from userdev.interposer.upstream import Upstream
+from vfio_user.interposer.interposer import Interposer, Setup
 
 
 @pytest.fixture
@@ -32,3 +34,49 @@ def test_a_server_that_takes_no_client_is_not_waited_for_beyond_the_deadline(bus
     with pytest.raises(UserError):
         looped.run(upstream.reconnect(looped.loop.now() + patience))
     looped.loop.close()
+
+
+def watched(interposer: Interposer) -> bool:
+    """Whether nothing more will be said of the server."""
+    return interposer._watching is not None and interposer._watching.done
+
+
+def test_a_server_of_ours_that_ends_badly_by_itself_is_told_once_with_or_without_a_client(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(Interposer, "warn", lambda _self, text: told.append(text))
+    cases = {
+        "at once": ("exit 2", False, ["exited with status 2"]),
+        "in a session": ("exit 2", True, ["exited with status 2"]),
+        "by a signal": ("kill -SEGV $$", False, ["was killed by SIGSEGV"]),
+        "in order": ("exit 0", False, []),
+        "in order in a session": ("exit 0", True, []),
+    }
+    for number, (case, (end, with_client, expected)) in enumerate(cases.items()):
+        told.clear()
+        fifo, looped = tmp_path / f"fifo{number}", Looped()
+        os.mkfifo(fifo)
+        setup = Setup(listen=str(tmp_path / f"s{number}"), server_command=f"sh -c 'read x <{fifo}; {end}' {{fd}}")
+        with Interposer(setup, looped.loop) as interposer, socket.socket(socket.AF_UNIX) as client:
+            interposer.begin()
+            if with_client:
+                client.connect(setup.listen)
+                looped.until(lambda: interposer.session)
+            fifo.write_text("\n")  # when the server is about to read it
+            if with_client:
+                looped.until(lambda: interposer.session is None or None)
+            looped.until(lambda: watched(interposer) or None)
+            looped.settle()
+            assert [words in said for words, said in zip(expected, told, strict=True)] == [True] * len(expected), case
+
+
+def test_a_server_that_is_ended_on_purpose_is_not_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(Interposer, "warn", lambda _self, text: told.append(text))
+    looped = Looped()
+    setup = Setup(listen=str(tmp_path / "s"), server_command="sh -c 'exec sleep 600' {fd}")
+    with Interposer(setup, looped.loop) as interposer:
+        looped.run(interposer.upstream.stop())
+        looped.until(lambda: watched(interposer) or None)
+    assert told == []

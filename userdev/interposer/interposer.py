@@ -16,7 +16,7 @@ from userdev.errors import UserError
 from userdev.interposer.control.answers import ByDirection, TraceStatus
 from userdev.interposer.errors import PeerLost
 from userdev.interposer.session import BaseSession
-from userdev.interposer.upstream import Upstream
+from userdev.interposer.upstream import LINGER_SECONDS, Upstream
 from userdev.printable import printable
 from userdev.relay.direction import Direction
 from userdev.relay.loop import Loop, Task
@@ -88,6 +88,7 @@ class BaseInterposer(ABC, Generic[S]):
         self._closers: list[Callable[[], None]] = [self.loop.close]
         self._closing = False
         self._beginning: Task[None] | None = None
+        self._watching: Task[None] | None = None
         try:
             self._open()
         except BaseException:
@@ -147,6 +148,7 @@ class BaseInterposer(ABC, Generic[S]):
 
             self._closers.append(ControlServer(self, self.commands, setup.control).close)
         self.loop.finish(self.upstream.start(START_SECONDS))
+        self._watch_server(START_SECONDS)
 
     def run(self) -> None:
         """Serve clients until the loop is stopped."""
@@ -163,8 +165,8 @@ class BaseInterposer(ABC, Generic[S]):
     def close(self) -> None:
         """End the session under way, the server if it is ours, listening and the trace; a second call does nothing."""
         self._closing = True
-        if self._beginning is not None:
-            self._beginning.cancel()
+        for task in filter(None, (self._beginning, self._watching)):
+            task.cancel()
         if self.session is not None:
             self.session.close()
         while self._closers:
@@ -275,7 +277,25 @@ class BaseInterposer(ABC, Generic[S]):
         if self._only_client:
             self.loop.stop()
         elif not self._closing:
+            self._watch_server(LINGER_SECONDS)
             self._listen()
+
+    def _watch_server(self, seconds: float) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
+        self._watching = self.loop.spawn(self._tell_of_server(seconds))
+
+    async def _tell_of_server(self, timeout: float) -> None:
+        """Say that a server of ours ends badly within so many seconds: the client hears of a closed connection only.
+
+        What becomes of one in a session is up to that.
+        """
+        process = self.upstream.process
+        if process is None or not await process.ended(timeout) or self.session is not None or self._closing:
+            return
+        if why := await process.failure(0.0):
+            self.warn(why)
+            self.note("server-failed", why=why)
 
     def _about(self) -> dict[str, Any]:
         from importlib.metadata import version  # slow to import, and for traces alone

@@ -42,6 +42,7 @@ class ServerProcess:
         self._output = output
         self._loop = loop
         self._process: subprocess.Popen[bytes] | None = None
+        self._is_told = False  # of the end of this one, or it was ended by us
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         if socket_path is None:
             self._folder = tempfile.TemporaryDirectory(prefix="vfu-")
@@ -90,9 +91,21 @@ class ServerProcess:
         await process_ended(self._loop, self._process.pid, timeout)
         return self._process.poll() is not None
 
+    async def failure(self, timeout: float) -> str:
+        """The bad end of the one that is there now, for a sentence, once: where it ends by itself within `timeout`
+        seconds, not with 0, and before another one is started; else "".
+        """
+        process = self._process
+        if process is None or not await self.ended(timeout) or process is not self._process:
+            return ""
+        if self._is_told or process.poll() == 0:
+            return ""
+        self._is_told = True
+        return f"the server {self.fate}: {self.command.text}"
+
     async def stop(self, timeout: float = STOP_SECONDS) -> None:
         """SIGTERM, and SIGKILL to the whole group where that does not help in time."""
-        process = self._process
+        process, self._is_told = self._process, True
         if process is None:
             return
         if process.poll() is None:
@@ -105,6 +118,7 @@ class ServerProcess:
     def kill(self) -> None:
         """End it now."""
         if self._process is not None:
+            self._is_told = True
             self._signal_group(signal.SIGKILL)
             self._process.wait()
 
@@ -135,6 +149,7 @@ class ServerProcess:
             self.kill()
         argv = self.command.argv(socket=self.path, fd=fds[0] if fds else "")
         self._process = spawn(argv, output=self._output, pass_fds=fds)
+        self._is_told = False
 
     async def _connected(self, arrivals: Watch, deadline: float) -> Stream:
         """Connect as soon as somebody listens. The path appears with bind, and listen follows at once."""

@@ -35,6 +35,7 @@ _KINDS = {
     "no-server": Kind.WRONG,
     "session-failed": Kind.WRONG,
     "unframed": Kind.WRONG,
+    "server-failed": Kind.WRONG,
     "server-gone": Kind.WRONG,
     "server-hangs": Kind.WRONG,
     "given-up": Kind.WRONG,
