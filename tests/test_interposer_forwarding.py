@@ -324,6 +324,27 @@ def test_a_source_that_ends_is_noticed(piped: Piped) -> None:
     assert pump.ended
 
 
+def test_a_source_is_not_read_on_in_the_middle_of_a_message_where_enough_is_kept(
+    piped: Piped, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What has come is sent on; the rest waits until there is room."""
+    source, sink, pump = piped
+    monkeypatch.setattr(bench.session, "overfull", lambda _: True)
+    whole = request(Command.REGION_READ, bytes(16)).encode()
+    source.socket.send(whole + whole[:7])
+    reads: list[None] = []
+    receive = pump.source.receive
+
+    def counted(room: memoryview) -> tuple[int, list[int]]:
+        reads.append(None)
+        return receive(room)
+
+    monkeypatch.setattr(pump.source, "receive", counted)
+    pump.ready()
+    assert sink.receive_bytes(len(whole)) == whole
+    assert len(reads) == 1
+
+
 @pytest.mark.parametrize("end", [socket.SHUT_WR, socket.SHUT_RDWR])
 def test_a_server_that_ends_with_its_reply_loses_neither(bench: Bench, end: int) -> None:
     """Request, reply, and the end right behind it are there at once."""
