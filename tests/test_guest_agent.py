@@ -9,6 +9,7 @@ import socket
 import sys
 from base64 import b64decode
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,40 @@ def test_a_program_that_is_not_there_leaves_nothing_open(host: Host) -> None:
 
 def test_what_is_no_request_is_passed_over(host: Host) -> None:
     """As the end of a line is that was meant for another agent, whatever that happens to be."""
-    for line in (b"", b"7", b"[]", b'"x"', b"null", b"{}", b'{"session": "one"}', b"\xff\xfe", b'"id": 3}'):
+    fragments = (b'{"session": "one"}', b"\xff\xfe", b'"id": 3}', b"[" * 1500)
+    for line in (b"", b"7", b"[]", b'"x"', b"null", b"{}", *fragments):
         host.end.sendall(line + b"\n")
         assert host.ask("hello")["pid"] == os.getpid(), line
+
+
+WRONG: dict[str, dict[str, object]] = {
+    "an id that is a list": {"id": [1]},
+    "an id that is an object": {"id": {}},
+    "an id that is a text": {"id": "1"},
+    "a session that is a list": {"session": [1]},
+    "done that is a number": {"done": 7},
+    "done that has lists": {"done": [[1]]},
+    "an operation that is a list": {"do": [1]},
+    "no operation": {"do": "none"},
+    "a time that is a text": {"do": "run", "command": ["/bin/true"], "timeout": "soon"},
+}
+
+
+def test_a_request_that_is_wrong_is_answered_and_the_next_one_done(host: Host) -> None:
+    host.ask("hello")
+    before = fd_count()
+    for case, wrong in WRONG.items():
+        request = {"session": "one", "id": 1000, "do": "hello", **wrong}
+        host.end.sendall(json.dumps(request).encode() + b"\n")
+        answer = host.answer()
+        assert (answer["session"], answer["id"]) == (request["session"], request["id"]), case
+        assert "error" in answer, case
+        assert host.ask("hello", done=[1000])["pid"] == os.getpid(), case
+    assert (fd_count(), host.agent.jobs) == (before, {})
+
+
+def test_a_job_may_have_any_time(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    as_in_a_guest = partial(host.program.Agent.until_next_deadline, host.agent)
+    monkeypatch.setattr(host.agent, "until_next_deadline", as_in_a_guest)
+    for timeout in (1e30, float("inf"), float("nan")):
+        assert host.ask("run", command=["/bin/true"], timeout=timeout)["exit_code"] == 0, timeout

@@ -57,6 +57,7 @@ PORT_NAME = "org.vfio-user.agent.0"
 OUTPUT_LIMIT = 16 << 20  # bytes kept of each stream of a job
 # In a checkpoint, so that a function that imports them in its fork need not wait: under TCG, 50 ms for socket alone.
 PRELOADED = ("ctypes", "mmap", "pathlib", "shutil", "socket", "struct", "subprocess", "threading", "traceback")
+LONGEST_WAIT = 3600.0  # seconds of a turn: the selector takes no more than an int of milliseconds
 GRACE = 1.0  # seconds between SIGTERM and SIGKILL for a job that took too long
 
 
@@ -157,14 +158,19 @@ class Agent:
             try:
                 request = decode(line.decode())
                 session, identity = request["session"], request["id"]
-            except (ValueError, TypeError, KeyError):
+            except (ValueError, TypeError, KeyError, RecursionError):
                 continue  # half a line of a host that is gone
             self.handle(session, identity, request)
 
     def handle(self, session: str, identity: int, request: Request) -> None:
+        done = request.get("done", [])
+        if not (isinstance(session, str) and isinstance(identity, int) and are_ints(done)):
+            wrong = "the agent takes a session that is a string, an id that is an int, and done that is a list of such"
+            self.send(message(session, identity, error=wrong))  # not kept: there may be no number to keep it under
+            return
         if session != self.session:
             self.begin(session)
-        for finished in request.get("done", ()):
+        for finished in done:
             self.answers.pop(finished, None)
         if identity in self.jobs:
             return  # it was asked before, and will be answered
@@ -189,8 +195,7 @@ class Agent:
         self.outgoing[:] = b"\n"  # ends what an agent before a reboot has said half
 
     def answer(self, identity: int, **body: object) -> None:
-        line = encode({"session": self.session, "id": identity, **body}).encode() + b"\n"
-        self.answers[identity] = line
+        self.answers[identity] = line = message(self.session, identity, **body)
         self.send(line)
 
     def send(self, line: bytes) -> None:
@@ -209,7 +214,8 @@ class Agent:
     def until_next_deadline(self) -> float | None:
         if not self.jobs:
             return None
-        return max(0.0, min(job.deadline for job in self.jobs.values()) - time.monotonic())
+        left = min(job.deadline for job in self.jobs.values()) - time.monotonic()
+        return max(0.0, min(LONGEST_WAIT, left))
 
     # -- operations: each takes the request's id and the request; one that answers later returns None --------------
 
@@ -243,7 +249,7 @@ class Agent:
 
     def run(self, identity: int, request: Request) -> None:
         """A command for the shell, or a list of a program and its arguments."""
-        command, timeout = request["command"], request["timeout"]
+        command, timeout = request["command"], float(request["timeout"])  # what is wrong is told before it starts
         argv = ["/bin/sh", "-c", command] if isinstance(command, str) else command
         module = module_of(argv[0])
         if module is None:
@@ -258,8 +264,8 @@ class Agent:
         with contextlib.suppress(Exception):  # what is wrong with it the fork tells
             compiled(request["file"], request["source"], request["line"])
             load_imports(request["source"])
-        work = functools.partial(function_of, request)
-        self.jobs[identity] = Job.of_fork(self, identity, request["timeout"], ("stdout", "stderr", "result"), work)
+        work, timeout = functools.partial(function_of, request), float(request["timeout"])
+        self.jobs[identity] = Job.of_fork(self, identity, timeout, ("stdout", "stderr", "result"), work)
 
     def signal(self, _identity: int, request: Request) -> Answer:
         job = self.jobs.get(request["job"])
@@ -290,6 +296,15 @@ class Agent:
             return {"data": os.read(file, request["size"])}
         finally:
             os.close(file)
+
+
+def message(session: object, identity: object, **body: object) -> bytes:
+    """A line of the agent's."""
+    return encode({"session": session, "id": identity, **body}).encode() + b"\n"
+
+
+def are_ints(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(one, int) for one in value)
 
 
 class Job:
