@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.in_process_target import InProcessTarget
-from userdev.transport import Stream
+from userdev.transport import Stream, close_all
 from vfio_user.client.conformance import CATALOGUE, Bench, CheckResult, Outcome, run
 from vfio_user.device import PciDevice
 from vfio_user.server import Offer, Server
@@ -44,7 +44,10 @@ def with_fault(fault: Fault) -> type[Session]:
 
             def send_faulty(message: Message) -> None:
                 for each in fault.sent(message):
-                    send(each)
+                    try:
+                        send(each)
+                    finally:
+                        close_all([fd for fd in each.fds if fd not in message.fds])  # the session closes its own
 
             self.connection.send = send_faulty  # type: ignore[method-assign]
             return super()._negotiate()

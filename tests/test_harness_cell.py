@@ -92,7 +92,7 @@ def test_every_command_that_boots_a_guest_takes_the_same_words(command: str) -> 
 def test_a_scenario_that_is_wrong_is_told_before_anything_starts(device: str, tmp_path: Path) -> None:
     scenario = tmp_path / "faults.yaml"
     scenario.write_text("rules:\n- act: {signal: {name: SIGSTOP}}\n")
-    lab = Lab(folder=tmp_path / "results", interpose=scenario)
-    with pytest.raises(UserError, match=r"faults\.yaml:2: .*signal"):
-        lab.boot(device)
-    assert "qemu" not in vars(lab)
+    with Lab(folder=tmp_path / "results", interpose=scenario) as lab:
+        with pytest.raises(UserError, match=r"faults\.yaml:2: .*signal"):
+            lab.boot(device)
+        assert "qemu" not in vars(lab)

@@ -11,7 +11,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -224,9 +224,11 @@ def test_the_stack_of_a_crash_is_beside_its_cause(tmp_path: Path) -> None:
 
 def refused_lab(folder: Path | None = None, *, qemu: str = "", begins: bool = False) -> UserError:
     def use() -> object:
-        with Lab("run", folder=folder, qemu=qemu) as lab:
+        with ExitStack() as begun, Lab("run", folder=folder, qemu=qemu) as lab:
             if begins:
-                lab._records.note(Child("server", ["/bin/true"], log=lab.folder / "server.log"))
+                child = Child("server", ["/bin/true"], log=lab.folder / "server.log")
+                begun.callback(child.stop)
+                lab._records.note(child)
             return lab.qemu if qemu else lab.boot("nonesuch")
 
     with pytest.raises(UserError) as refused:

@@ -225,7 +225,10 @@ def test_an_option_that_a_device_of_ours_has_not_is_told_without_the_usage_of_se
 
     def serve(name: str) -> None:
         server = DeviceServer(Device.parse(f"{name} --hihg 3"), Site(scratch, tmp_path), name)
-        server.check(30)
+        try:
+            server.check(30)
+        finally:
+            server.stop()
 
     for name in ("vhost-user-rng", "edu"):
         with pytest.raises(ServerError, match=r"status 2.*'--hihg'") as caught:

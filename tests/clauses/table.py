@@ -291,7 +291,11 @@ MIGRATION_CLAUSES = [
 SESSION_CLAUSES = [
     Clause("session/next-client", "the next client finds another device", faults.IsAnotherForEach()),
     Clause("session/maps-are-dropped", "what the last client mapped", Behind(C.DMA_MAP, acts.keeps_its_maps)),
-    Clause("session/irqs-are-dropped", "of the last client was fired", Behind(C.SET_IRQS, acts.keeps_its_eventfds)),
+    Clause(
+        "session/irqs-are-dropped",
+        "of the last client was fired",
+        Behind(C.SET_IRQS, acts.keeps_its_eventfds, irqs(EVENTFD | TRIGGER, 1)),
+    ),
     Clause("session/fds-are-closed", "keeps 1 descriptor open", Fault()),
     Clause("session/nothing-is-left", "keeps 1 descriptor open", Fault()),
     Clause("session/fds-on-rubbish", "keeps 1 descriptor open", Fault()),
