@@ -21,7 +21,9 @@ from userdev.transport import Framer, Listener, Stream, close_all
 from vfio_user.client.eventfd import EventFd
 from vfio_user.client.memory import GuestMemory
 from vfio_user.device.irq_wiring import IrqInfo, IrqLines
+from vfio_user.harness.memory_file import MemoryFile
 from vfio_user.migration.memory import Memfd
+from vfio_user.testing import memory_file
 from vfio_user.wire import Message
 from vhost_user.frontend import memory as vhost_memory
 
@@ -116,6 +118,26 @@ def test_a_file_is_kept_once_for_each_way_of_access_and_everything_else_singly(t
         store.drop(fd)
     assert len(store) == 0
     close_all([*given, eventfd])
+
+
+TOO_LARGE = 1 << 62
+"""Bytes: a file may have them, and nobody can map or write it."""
+UNMADE: dict[str, Callable[[], object]] = {
+    "a client's memory that cannot be mapped": lambda: GuestMemory(TOO_LARGE),
+    "a client's memory of no size": lambda: GuestMemory(-1),
+    "a client's memory that is empty": lambda: GuestMemory(0),
+    "a guest's memory of no size": lambda: MemoryFile(-1),
+    "a front-end's memory that cannot be mapped": lambda: vhost_memory.GuestMemory(TOO_LARGE),
+    "a test's memory of no size": lambda: memory_file(-1),
+}
+
+
+def test_memory_that_cannot_be_made_leaves_nothing_open() -> None:
+    before = open_fds()
+    for case, make in UNMADE.items():
+        with pytest.raises((OSError, ValueError)):
+            make()
+        assert open_fds() == before, case
 
 
 def test_of_many_duplicates_there_are_all_or_none() -> None:

@@ -211,7 +211,11 @@ def _counter(fd: int) -> int:
 def memory_file(size: int, content: bytes = b"") -> int:
     """Make a memfd as QEMU's memory backend has it, to be mapped by `device.dma.map`."""
     fd = os.memfd_create("guest memory", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    os.ftruncate(fd, size)
-    write_whole(fd, content, 0)
-    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+    try:
+        os.ftruncate(fd, size)
+        write_whole(fd, content, 0)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+    except BaseException:
+        os.close(fd)
+        raise
     return fd

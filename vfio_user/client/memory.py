@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import mmap
 import os
 from collections.abc import Iterator
@@ -11,11 +10,10 @@ from dataclasses import dataclass, field
 
 from userdev.errors import ProtocolError
 from userdev.memory.intervals import IntervalMap
+from userdev.memory.sealed import sealed_and_mapped
 from vfio_user.wire.constants import DmaFlags
 
 PAGE = 4096
-_SEALS = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
-"""As QEMU's memory-backend-memfd has them."""
 
 
 class GuestMemory:
@@ -29,10 +27,9 @@ class GuestMemory:
         self.size = size
         self.fd: int | None = None
         if shared:
-            self.fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-            os.ftruncate(self.fd, size)
-            fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, _SEALS)
-        self._map = mmap.mmap(-1 if self.fd is None else self.fd, size)
+            self.fd, self._map = sealed_and_mapped(name, size)
+        else:
+            self._map = mmap.mmap(-1, size)
         self.view = memoryview(self._map)
         """The bytes, to read and to write."""
 

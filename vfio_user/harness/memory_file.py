@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import mmap
 import os
 import threading
@@ -11,8 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
 
-_SEALS = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
-"""Those of QEMU's own memfd (backends/hostmem-memfd.c): nobody who maps it can have another's access fail."""
+from userdev.memory.sealed import sealed
 
 _PIECE = 16 << 10
 """Bytes that are left out of a checkpoint together, where all are zero: in 4096 it is many pieces for little less."""
@@ -29,9 +27,7 @@ class MemoryFile:
         """`content` is a file that `keep` wrote; that it cannot be read, `await_filled` says."""
         self.size = mebibytes << 20
         self._filled = Future[None]()
-        self.fd = os.memfd_create("guest-memory", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        os.ftruncate(self.fd, self.size)
-        fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, _SEALS)
+        self.fd = sealed("guest-memory", self.size)
         if content is None:
             self._filled.set_result(None)
         else:

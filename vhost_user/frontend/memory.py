@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
-import mmap
 import os
 
+from userdev.memory.sealed import sealed_and_mapped
 from vhost_user.wire.payloads import MAX_REGIONS, Region
 
 PAGE = 4096
@@ -33,10 +32,9 @@ class GuestMemory:
                 f"{size:#x} bytes are no {regions} regions of whole pages, of which there are 1 to {MAX_REGIONS}"
             )
         self.size = size
-        self.fd = _sealed("guest", size)
+        self.fd, self._map = sealed_and_mapped("guest", size)
         part = size // regions
         self.regions = tuple(Region(at, part, USER_ADDRESS + at, at) for at in range(0, size, part))
-        self._map = mmap.mmap(self.fd, size)
         self._view = memoryview(self._map)
         self._taken: dict[int, int] = {}
         """By the address of a piece that is taken: its end."""
@@ -96,8 +94,7 @@ class DirtyPages:
     def __init__(self, pages: int) -> None:
         """Have room for so many pages from address 0 on."""
         self.size = -(-pages // 8)
-        self.fd = _sealed("dirty log", self.size)
-        self._map = mmap.mmap(self.fd, self.size)
+        self.fd, self._map = sealed_and_mapped("dirty log", self.size)
 
     def pages(self) -> set[int]:
         """The numbers of the pages that are marked."""
@@ -113,11 +110,3 @@ class DirtyPages:
         if not self._map.closed:
             self._map.close()
             os.close(self.fd)
-
-
-def _sealed(name: str, size: int) -> int:
-    """A file in memory that nobody can shrink: a back-end that maps it need not fear SIGBUS."""
-    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    os.ftruncate(fd, size)
-    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
-    return fd
