@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -67,9 +68,11 @@ class Writes(Fault):
 
 
 class KeepsDescriptors(Fault):
+    """For as long as there is the fault itself."""
+
     def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
         for fd in message.fds:
-            os.dup(fd)
+            weakref.finalize(self, os.close, os.dup(fd))
         return proceed(command, message)
 
 
