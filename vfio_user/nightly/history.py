@@ -143,8 +143,8 @@ def _connected(path: Path) -> sqlite3.Connection:
 
 
 def _insert(database: sqlite3.Connection, summary: Summary) -> None:
-    if summary.only:
-        return  # the next whole night would have most of its cases added
+    if summary.only:  # beside it the next whole night would have most of its cases added
+        return
     plan, night = summary.plan.name, summary.night
     database.execute("DELETE FROM nights WHERE plan = ? AND night = ?", (plan, night))
     database.execute(
