@@ -10,9 +10,10 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -21,11 +22,14 @@ from tests.device_kit import descriptors_left
 from tests.interposed import Interposed, interposed_edu
 from tests.interposer_bench import Bench, dma_map, request
 from userdev import descriptors
+from userdev.errors import UserError
 from userdev.eventfd import signal_eventfd
 from userdev.interposer.interposer import BaseInterposer
 from userdev.relay.direction import Direction
+from userdev.relay.loop import Task
 from userdev.transport import close_all
 from vfio_user.client import Disconnected
+from vfio_user.interposer.control.migration import DmaLoggingReport
 from vfio_user.interposer.errors import IncompatibleServer, RequestRefused
 from vfio_user.interposer.guest_memory import read_bytes, read_memory
 from vfio_user.interposer.passing import Passing
@@ -237,3 +241,20 @@ def test_what_nobody_foresaw_costs_the_session_under_way_and_nothing_where_none_
             assert all(said in each for each in done[:2])
             assert done[2:] == ["close"] * goes_on
             assert ("KeyError" in capsys.readouterr().err) is (goes_on and isinstance(error, KeyError))
+
+
+def test_a_bitmap_is_asked_for_as_long_as_an_answer_can_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def report(*_: object) -> bytes:
+        return bytes(16)
+
+    async def migration_of(_: object) -> SimpleNamespace:
+        return SimpleNamespace(report=report)
+
+    module = "vfio_user.interposer.control.migration"
+    monkeypatch.setattr(f"{module}.migration_of", migration_of)
+    monkeypatch.setattr(f"{module}.MAX_DATA", 16)
+    for pages, fits in ((128, True), (129, False)):
+        asked = {"command": "dma_logging_report", "ranges": [{"iova": 0, "size": pages * 4096}]}
+        running = DmaLoggingReport.model_validate(asked).run(cast(Any, SimpleNamespace(current=lambda: None)), [])
+        with nullcontext() if fits else pytest.raises(UserError):
+            assert Task(running).result()["bytes"] == 0

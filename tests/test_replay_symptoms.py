@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import socket
 from dataclasses import replace
 from errno import EINVAL, EPERM
 from pathlib import Path
@@ -11,15 +12,19 @@ from typing import Any, cast
 import pytest
 
 from tests.cases import for_each, for_each_row
-from tests.interposer_bench import request, write
-from tests.traced import UP, Written
-from vfio_user.interposer.replay import Ignored, What, load_script
+from tests.interposer_bench import read, request, write
+from tests.scripted_server import ScriptedServer
+from tests.traced import DOWN, UP, Written
+from userdev.transport import Stream
+from vfio_user.interposer.replay import Ignored, What, load_script, replay
 from vfio_user.interposer.replay.comparing import Comparison
 from vfio_user.interposer.replay.memory import PAGE, SparseMemory
 from vfio_user.interposer.replay.outcome import Difference, ReplayOutcome
+from vfio_user.interposer.replay.player import Player
+from vfio_user.interposer.replay.script import Script
 from vfio_user.interposer.replay.symptom import Symptom
 from vfio_user.interposer.trace import MessageRecord
-from vfio_user.wire import Command
+from vfio_user.wire import CURRENT, Capabilities, Command, encode_version
 from vfio_user.wire.layouts import DMA_ACCESS
 
 WRONG_REPLY = Difference(What.REPLY, 5, evidence=b"wrong")
@@ -80,6 +85,42 @@ def test_a_server_that_agrees_where_another_did_not_differs_whatever_either_offe
     Comparison(script, Ignored(), None, outcome).reply(recorded, found)
     assert [each.what for each in outcome.differences] == [What.REPLY] * (not same)
     assert outcome.compared == same
+
+
+def test_one_that_does_not_answer_is_asked_on_if_it_ever_has() -> None:
+    hello = request(Command.VERSION, encode_version(CURRENT, 0, Capabilities()))
+    asked = Script.of([hello, read(0, UP, 4), read(0, DOWN, 4)])
+    with ScriptedServer(lambda *_: None) as server, Player(asked, server.client_stream, patience=0.05) as player:
+        assert [each.what for each in player.play().differences] == [What.NO_REPLY] * 2
+    ours, theirs = socket.socketpair()
+    with theirs, Player(asked, Stream(ours), patience=0.05, start=0.05) as player:
+        assert [each.what for each in player.play().differences] == [What.NO_REPLY]
+
+
+class Started:
+    """Of a server that was started: it agrees on a version, and answers nothing else."""
+
+    fate = "it runs"
+
+    def __init__(self, *_: object, **__: object) -> None:
+        self._server = ScriptedServer(lambda *_: None)
+
+    async def start(self, _: float) -> Stream:
+        return self._server.client_stream
+
+    async def ended(self, _: float) -> bool:
+        return False
+
+    def close(self) -> None:
+        self._server.close()
+
+
+def test_a_server_that_was_started_is_waited_for_as_long_as_was_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vfio_user.interposer.replay.player.ServerProcess", Started)
+    hello = request(Command.VERSION, encode_version(CURRENT, 0, Capabilities()))
+    (silence,) = replay(Script.of([hello, read(0, UP, 4)]), "its command", patience=0.05).differences
+    assert silence.what is What.NO_REPLY
+    assert "0.05 s" in silence.found
 
 
 def test_what_a_server_asks_of_its_own_is_ignored_once_where_that_may_differ(tmp_path: Path) -> None:

@@ -25,7 +25,6 @@ from tests.flagged import CAUSES as FLAGS
 from tests.flagged import DOWN, UP, flag, work
 from tests.interposed import EDU, Interposed, interposed_edu
 from tests.interposer_bench import read, request, write
-from tests.scripted_server import ScriptedServer
 from tests.traced import Written
 from userdev.descriptors import FdInfo, FdKind
 from userdev.errors import UserError, VerdictError
@@ -167,16 +166,6 @@ def test_a_server_that_does_otherwise_is_found_out(trace: Path, name: str, what:
     assert outcome.difference.what is what
     with pytest.raises(VerdictError):
         outcome.check()
-
-
-def test_one_that_does_not_answer_is_asked_on_if_it_ever_has() -> None:
-    hello = request(Command.VERSION, encode_version(CURRENT, 0, Capabilities()))
-    asked = Script.of([hello, read(0, FLAGS, 4), read(0, UP, 4)])
-    with ScriptedServer(lambda *_: None) as server, Player(asked, server.client_stream, patience=0.05) as player:
-        assert [each.what for each in player.play().differences] == [What.NO_REPLY] * 2
-    ours, theirs = socket.socketpair()
-    with theirs, Player(asked, Stream(ours), patience=0.05, start=0.05) as player:
-        assert [each.what for each in player.play().differences] == [What.NO_REPLY]
 
 
 def test_a_servers_start_is_not_counted_as_its_silence(trace: Path, tmp_path: Path) -> None:
