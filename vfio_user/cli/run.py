@@ -153,10 +153,12 @@ def _exercised(lab: Lab, guest: BootedGuest, program: Program) -> Iterator[tuple
 
 def _failure(device: str, done: Sequence[tuple[Part, Exercise]], left_out: int) -> VerdictError | None:
     """What was wrong, the first of it in a sentence; None where nothing was. So many parts were not tried."""
-    wrong = [f"{part.proves}: {outcome.verdict}" for part, outcome in done if not outcome.ok]
+    wrong = [(part.proves, outcome) for part, outcome in done if not outcome.ok]
     if not wrong:
         return None
-    failure = VerdictError(f"the guest saw {device} do wrong: {wrong[0]}", evidence="\n".join(wrong))
+    first = f"{wrong[0][0]}: {replace(wrong[0][1], wrong=wrong[0][1].wrong[:1]).verdict}"
+    evidence = "\n".join(f"{proves}: {outcome.verdict}" for proves, outcome in wrong)
+    failure = VerdictError(f"the guest saw {device} do wrong: {first}", evidence=evidence)
     if left_out:
         failure.add_note(_of_another_kind(device, left_out))
     return failure
