@@ -66,7 +66,7 @@ class VhostDevice:
     features: int = 0
     """Feature bits of its own type, which the driver may take or leave."""
     sample_request: SampleRequest | None = None
-    """What checks of any back-end may have it do (`vhost-user conformance --device MODULE:CLASS`)."""
+    """What checks of any back-end may have it do (`--device` of `vhost-user conformance`)."""
 
     def __init_subclass__(cls, *, abstract: bool = False, **arguments: Any) -> None:
         """Refuse what is wrong with the class, unless it is `abstract`: the base of others."""
