@@ -216,7 +216,7 @@ def test_the_first_failure_of_a_test_is_the_one_that_is_kept(
 
 
 RAISED = """
-from pathlib import Path
+import pytest
 from userdev.process import Child
 from vfio_user.harness import GuestLost
 
@@ -227,10 +227,16 @@ Traceback (most recent call last):
 ValueError: boo
 '''
 
-def test_it(lab, tmp_path):
+@pytest.fixture
+def mine(tmp_path):
     log = tmp_path / "mine.server.log"
     log.write_text(LOG)
-    lab._records.note(Child("mine", ["sleep", "600"], log=log))
+    child = Child("mine", ["sleep", "600"], log=log)
+    yield child
+    child.stop()
+
+def test_it(mine, lab):
+    lab._records.note(mine)
     raise GuestLost("the guest's agent did not answer 'say()' in 92 s", evidence="(the console is empty)")
 """
 
