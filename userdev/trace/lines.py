@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ from userdev.relay.direction import Direction
 from userdev.trace.format import Header, Note, Raw, TraceRecord, View
 
 PAYLOAD = "payload."
-"""Before the name of a field that the header has too: `flags` is the header's, `payload.flags` the structure's."""
+"""Before the name of a field that is outside too: `flags` is the header's, `payload.flags` the structure's."""
 DATA = "data"
 """What follows a message's own structure."""
 DATA_SHOWN = 64
@@ -80,7 +80,7 @@ class Decoded:
         words = [self.command]
         if self.kind != "request":
             words.append(self.kind)
-        words += [f"{name}={_word(value)}" for name, value in self.fields.items()]
+        words += [f"{name}={word(value)}" for name, value in self.fields.items()]
         words += [*self.more(), self.data_shown()]
         if self.problem:
             words.append(f"!! {self.problem}")
@@ -194,13 +194,18 @@ def as_json(line: TraceLine, began: int) -> dict[str, Any]:
         found["channel"] = entry.channel
     match entry:
         case Note():
-            return {**found, "event": entry.event, **entry.details}
+            return _with(found | {"event": entry.event}, entry.details)
         case Header():
-            return {**found, "event": "trace", **entry.about}
+            return _with(found | {"event": "trace"}, entry.about)
         case Raw():
             return {**found, "direction": entry.direction.label, "bytes": entry.data.hex()}
         case TraceRecord():
-            return {**found, **_record_as_json(entry), **_answering(line)}
+            return _with(found | _record_as_json(entry), _answering(line))
+
+
+def _with(line: dict[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
+    """A line with what its entry says, which keeps none of what the line has of every entry from being told."""
+    return line | {f"{PAYLOAD}{name}" if name in line else name: value for name, value in said.items()}
 
 
 def _record_as_json(entry: TraceRecord[Any]) -> dict[str, Any]:
@@ -277,13 +282,13 @@ def _what(line: TraceLine) -> str:
             return " ".join(filter(None, words))
 
 
-def _word(value: Any) -> str:
+def word(value: Any) -> str:
     """A field's value: a table entry by entry, anything else as it is."""
     match value:
         case list():
-            return f"[{', '.join(map(_word, value))}]"
+            return f"[{', '.join(map(word, value))}]"
         case dict():
-            return " ".join(f"{name}={_word(each)}" for name, each in value.items())
+            return " ".join(f"{name}={word(each)}" for name, each in value.items())
         case _:
             return str(value)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 
-from vfio_user.bundle.model import Outcome, QemuFacts, Recipe, without_option
+from vfio_user.bundle.model import Outcome, QemuFacts, Recipe, Seen, without_option
 from vfio_user.bundle.reading import OpenBundle
 from vfio_user.bundle.wire import wire_differences
 
@@ -62,6 +62,7 @@ def differences(first: OpenBundle, second: OpenBundle) -> list[Difference]:
     return [
         *outcome_differences(one.outcome, other.outcome),
         *_command(one.recipe, other.recipe),
+        *_drawn(one.recipe, other.recipe),
         *made_with_differences(one.recipe, other.recipe),
         *(Difference(About.TRACE, *found) for found in wire_differences(first.traces, second.traces)),
     ]
@@ -77,9 +78,13 @@ def outcome_differences(one: Outcome, other: Outcome) -> Iterator[Difference]:
     after = {seen.what: seen for seen in other.saw}
     for what in [*before, *(name for name in after if name not in before)]:
         was, now = before.get(what), after.get(what)
-        told = [f"{'right' if seen.ok else 'WRONG'}: {seen.seen}" if seen else "" for seen in (was, now)]
+        told = [_saw(seen) if seen else "" for seen in (was, now)]
         if (was and was.ok) != (now and now.ok) or _same_words(told[0]) != _same_words(told[1]):
             yield Difference(About.SAW, what, *told)
+
+
+def _saw(seen: Seen) -> str:
+    return f"{'right' if seen.ok else 'WRONG'}{': ' if seen.seen else ''}{seen.seen}"
 
 
 def made_with_differences(one: Recipe, other: Recipe) -> Iterator[Difference]:
@@ -109,6 +114,13 @@ def _command(one: Recipe, other: Recipe) -> Iterator[Difference]:
         return
     cells = [{name: str(value) for name, value in recipe.cell.items() if name != "qemu"} for recipe in (one, other)]
     for difference in _mapping("cell's ", *cells):
+        yield Difference(About.COMMAND, difference.what, difference.first, difference.second)
+
+
+def _drawn(one: Recipe, other: Recipe) -> Iterator[Difference]:
+    """Seeds that are others: a run that was given none draws one."""
+    seeds = [{name: str(seed) for name, seed in recipe.seeds.items()} for recipe in (one, other)]
+    for difference in _mapping("seed of ", *seeds):
         yield Difference(About.COMMAND, difference.what, difference.first, difference.second)
 
 

@@ -122,16 +122,21 @@ class _Wire:
         return Seen(self._group, self._view.path.name, reader.truncated, printable(words), odd[:MOST_FINDINGS])
 
     def _tell(self, event: Event) -> None:
-        self._last.append((self._reader.number, self._reader.record))
+        self._keep_last()
         match event:
             case Exchange():
                 self._ended = event.time + (event.latency or 0)
                 self._exchange(event)
             case Note():
-                self._note(event)
+                self._note(self._shown.note(event))
             case Raw():
                 line = TraceLine(event, None)
-                self._other(line, "bytes that are no message", as_json(line, 0), Kind.REFUSED)
+                self._other(line, "bytes that are no message", _fields(line), Kind.REFUSED)
+
+    def _keep_last(self) -> None:
+        """Keep the record that is read for the last words: of one that nobody answers both listeners are told."""
+        if not self._last or self._last[-1][0] != self._reader.number:
+            self._last.append((self._reader.number, self._reader.record))
 
     def _tell_gap(self) -> None:
         """Say on the axis what is not there."""
@@ -143,7 +148,7 @@ class _Wire:
 
     def _hear(self, exchange: Exchange) -> None:
         """A request has come: what is no access is taken apart once it is answered."""
-        self._last.append((exchange.number, self._reader.record))
+        self._keep_last()
         self._ended = exchange.time
         if not exchange.place.is_access and not exchange.place.carried:
             self._asked[exchange.number] = self._reader.record
@@ -234,7 +239,8 @@ class _Wire:
         for number, record in records:
             with suppress(ProtocolError):
                 entries.append(decode(number, record, self._reader.protocol))
-        return list(decoded_lines(entries, self._shown.decode))
+        named = (self._shown.note(entry) if isinstance(entry, Note) else entry for entry in entries)
+        return list(decoded_lines(named, self._shown.decode))
 
 
 _SIDES: Mapping[int, str] = {
@@ -256,7 +262,6 @@ def _outcome(exchange: Exchange, usual: Kind, short: str) -> tuple[Kind, str]:
 
 
 def _fields(line: TraceLine) -> dict[str, Any]:
-    assert line.decoded is not None
     return {name: each for name, each in as_json(line, 0).items() if name not in _SEEN}
 
 

@@ -12,6 +12,7 @@ from userdev.descriptors import FdKind
 from userdev.trace.diff.alignment import Hunk, hunks
 from userdev.trace.diff.sequence import Sequence, Sequences, Tokens
 from userdev.trace.exchanges import Exchange, Reading
+from userdev.trace.lines import word
 
 ANSWER, ASKED, ONLY_A, ONLY_B, REPEATS, INTERRUPTS, BEHIND = (
     "answer",
@@ -232,4 +233,4 @@ def _kinds(fds: tuple[FdKind, ...]) -> dict[str, str]:
 
 
 def _words(fields: Mapping[str, Any]) -> str:
-    return " ".join(f"{name}={value}" if name else str(value) for name, value in fields.items())
+    return " ".join(f"{name}={word(value)}" if name else word(value) for name, value in fields.items())

@@ -105,6 +105,8 @@ class Stats:
             tally.last = exchange.value
         if exchange.latency is not None:
             tally.latencies.add(exchange.latency)
+            if (answered := exchange.time + exchange.latency) > self.last_time:
+                self.last_time = answered
         if place.offset is not None and not place.writes:
             tally.ran(exchange, self._writes)
             if (before := self._before.pop(exchange.number, None)) is not None and before is not tally.after:
