@@ -1,0 +1,125 @@
+"""The whole of what commands tell of fixed inputs, as it is kept in `kept/`: one file for each room of the table.
+
+`python -m tests.tellings` writes them anew, after a change that is meant; what `git diff` shows then is to be read.
+What depends on a machine, a moment or a version is replaced by the makers in these modules, each by its name, and
+nothing is left out of the comparison.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import chdir
+from pathlib import Path
+from typing import Any
+
+import click
+from click.testing import CliRunner
+
+from userdev.errors import UserError, VerdictError
+from vfio_user.cli import cli, vhost_user_cli
+
+KEPT = Path(__file__).parent / "kept"
+Told = dict[str, Any]
+"""What was told, by the command or by what it is about."""
+Maker = Callable[[Path], Told]
+"""Makes its inputs in an empty folder, and asks for all that can be told of them."""
+PROGRAMS: Mapping[str, click.Command] = {"vfio-user": cli, "vhost-user": vhost_user_cli}
+_WIDTH = 320
+
+
+def said(folder: Path, line: str) -> Told:
+    """What a command says that is run in a folder, with its status; `line` begins with the program.
+
+    JSON is as it was printed, other text only its facts (`facts`); those of stderr are told where there are some.
+    """
+    name, *words = line.split()
+    return _invoked(folder, PROGRAMS[name], words, is_json="--json" in words)
+
+
+def called(folder: Path, function: Callable[[], None], is_json: bool) -> Told:
+    """The same of a function that tells as a command does."""
+    return _invoked(folder, click.command(name="called")(function), [], is_json=is_json)
+
+
+def _invoked(folder: Path, program: click.Command, words: list[str], *, is_json: bool) -> Told:
+    with chdir(folder):
+        done = CliRunner().invoke(program, words)
+    status, also = done.exit_code, ""
+    match done.exception:
+        case None | SystemExit():
+            pass
+        case VerdictError() as verdict:
+            status, also = 1, f"{verdict}\n{verdict.evidence}"
+        case UserError() as error:
+            status, also = 2, f"{error}\n{error.hint}"
+        case error:
+            raise error
+    out, err = done.stdout.replace(str(folder), "FOLDER"), (done.stderr + also).replace(str(folder), "FOLDER")
+    told: Told = {"status": status, "out": documents(out) if is_json else facts(out)}
+    return {**told, "err": found} if (found := facts(err)) else told
+
+
+def documents(text: str) -> Any:
+    """The JSON documents of a text: the one, or all of them where each is a line."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return [json.loads(line) for line in text.splitlines()]
+
+
+_PROSE = re.compile(r"[(`\"]?[A-Z]?[a-z]+(?:['-][a-z]+)*[`\")]?[.,:;!?]?")
+
+
+def facts(text: str) -> list[str]:
+    """Of each line what is no wording: the cells of one in columns, else numbers, names, values and places."""
+    found = (
+        _cells(line) or " ".join(word for word in line.split() if not _PROSE.fullmatch(word)) for line in lines(text)
+    )
+    return [line for line in found if line]
+
+
+def _cells(line: str) -> str:
+    cells = re.split(r" {2,}", line.strip())
+    return " | ".join(cells) if len(cells) > 1 else ""
+
+
+def lines(text: str) -> list[str]:
+    """Its lines, as a terminal shows them."""
+    return click.unstyle(text).splitlines()
+
+
+def plain(told: Any) -> Any:
+    """As it is read back: tuples are lists, keys are text."""
+    return json.loads(json.dumps(told))
+
+
+def as_kept(told: Any, indent: int = 0) -> str:
+    """JSON in which what fits on a line is one, so that a difference between two files can be read."""
+    short = json.dumps(told, ensure_ascii=False)
+    if len(short) + indent <= _WIDTH or not isinstance(told, dict | list) or not told:
+        return short
+    pad = " " * (indent + 1)
+    if isinstance(told, dict):
+        parts = [f"{pad}{json.dumps(key)}: {as_kept(value, indent + 1)}" for key, value in told.items()]
+        return "{\n" + ",\n".join(parts) + "\n" + " " * indent + "}"
+    return "[\n" + ",\n".join(f"{pad}{as_kept(value, indent + 1)}" for value in told) + "\n" + " " * indent + "]"
+
+
+def differences(kept: Any, told: Any, where: str = "") -> Iterator[str]:
+    """The path of each value that is otherwise, with both."""
+    if isinstance(kept, dict) and isinstance(told, dict):
+        if [*kept] != [*told] and kept.keys() == told.keys():
+            yield f"{where}: its fields are in another order: {', '.join(told)}, not {', '.join(kept)}"
+        for key in {**kept, **told}:
+            at = f"{where} > {key}" if where else key
+            if key not in told or key not in kept:
+                yield f"{at}: {'is told now' if key in told else 'is told no more'}: {(told | kept)[key]!r}"
+            else:
+                yield from differences(kept[key], told[key], at)
+    elif isinstance(kept, list) and isinstance(told, list) and len(kept) == len(told):
+        for number, (one, other) in enumerate(zip(kept, told, strict=True)):
+            yield from differences(one, other, f"{where}[{number}]")
+    elif kept != told or type(kept) is not type(told):
+        yield f"{where}: {told!r}, not {kept!r}"

@@ -1,0 +1,19 @@
+"""Who makes what is kept in which file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tests.tellings import Maker, bundles, devices, lists, nights, runs, traces
+
+ROOMS: Mapping[str, Maker] = {
+    "traces-shown": traces.shown,
+    "traces-counted": traces.counted,
+    "traces-vhost-user": traces.of_vhost_user,
+    "nights": nights.told,
+    "bundles": bundles.told,
+    "devices": devices.told,
+    "lists": lists.told,
+    "pages": runs.of_traces,
+    "runs": runs.of_runs,
+}
