@@ -68,7 +68,11 @@ class _Known(click.ParamType[str]):
     name = "name"
 
     def convert(self, value: str, _param: click.Parameter | None, _ctx: click.Context | None) -> str:
-        """Raises `UserError` for a file that is no find."""
+        """The name of what is known, where its file is given that of its find.
+
+        Raises:
+            UserError: the file is no find.
+        """
         return Find.read(Path(value)).name if value.endswith(".json") else value
 
 
