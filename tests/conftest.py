@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from tests.descriptors import Descriptors
 from tests.forked_starts import ENOUGH, ForkedStarts
 from vfio_user.client import Client, EventFd
 from vfio_user.client.connection import ClientConnection
@@ -125,13 +126,18 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         gc.freeze()
 
 
+OPEN = pytest.StashKey[Descriptors]()
+"""What was open before a test had its own fixtures: those of its module are there."""
+
+
 @pytest.fixture(autouse=True)
-def _same_environment() -> Iterator[None]:
+def _same_environment(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail who leaves variables to the tests behind it, where they decide what is forked, found and waited for.
 
     What is left of folders to import from is taken away: avocado 113 adds one for each import that it looks at,
     hundreds after a few tests, and all that is imported later is looked for in each.
     """
+    request.node.stash[OPEN] = Descriptors.now()
     before, path = _environment(), sys.path[:]
     yield
     if sys.path != path:
@@ -148,6 +154,28 @@ def _same_environment() -> Iterator[None]:
 def _environment() -> dict[bytes, bytes]:
     """All variables, without what `os.environ` does for each: it took 0.2 ms for each test."""
     return dict(os.environ._data)  # type: ignore[attr-defined]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
+    """Let who has failed leave what it likes: its traceback keeps that."""
+    try:
+        return (yield)
+    except BaseException:
+        del item.stash[OPEN]
+        raise
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
+    """Fail who leaves descriptors open: not before its log is gone, in which errors have all that led to them, and
+    what its fixtures gave it.
+    """
+    yield
+    vars(item).get("funcargs", {}).clear()
+    before = item.stash.get(OPEN, None)
+    if before is not None and (left := before.left()):
+        pytest.fail(f"this test leaves descriptors open: {', '.join(left)}", pytrace=False)
 
 
 @pytest.fixture
