@@ -110,7 +110,8 @@ def test_a_run_is_good_only_where_every_part_was_tried_and_right(
         assert report["ok"] is (not said), (ids, seen)
         if said:
             assert isinstance(done.exception, VerdictError)
-            assert said in done.exception.evidence, (ids, seen)
+            told = "\n".join((done.exception.evidence, *getattr(done.exception, "__notes__", ())))
+            assert said in told, (ids, seen)
         else:
             assert done.exit_code == 0
 
