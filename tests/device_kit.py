@@ -1,4 +1,4 @@
-"""What only our own tests of devices need: numbers by the names that PCI has for them, and the limit of descriptors."""
+"""What only our tests of devices need: numbers by PCI's names, a device that interrupts in each way, descriptors."""
 
 from __future__ import annotations
 
@@ -8,12 +8,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from vfio_user import IntX, Msi, MsiX, PciDevice, PciIds
 from vfio_user.wire.constants import IrqSetFlags
 
 INTX, MSI, MSIX, ERR, REQ = range(5)
 TRIGGER, MASK, UNMASK = IrqSetFlags.TRIGGER, IrqSetFlags.MASK, IrqSetFlags.UNMASK
 NONE, BOOL, EVENTFD = IrqSetFlags.DATA_NONE, IrqSetFlags.DATA_BOOL, IrqSetFlags.DATA_EVENTFD
 CONFIG = 7
+
+
+class Ringer(PciDevice):
+    """Each way to interrupt: a line, and four vectors of either kind of message."""
+
+    ids = PciIds(vendor=1, device=2)
+    interrupts = IntX() | Msi(4, maskable=True) | MsiX(4)
 
 
 def open_fds() -> set[str]:

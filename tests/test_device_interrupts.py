@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.cases import for_each
-from tests.device_kit import CONFIG, EVENTFD, INTX, MASK, MSI, MSIX, NONE, TRIGGER, UNMASK
+from tests.device_kit import CONFIG, EVENTFD, INTX, MASK, MSI, MSIX, NONE, TRIGGER, UNMASK, Ringer
 from userdev.eventfd import drain
-from vfio_user import IntX, Msi, MsiX, PciDevice, PciIds, ProtocolError, ResetKind
+from vfio_user import Msi, MsiX, PciDevice, PciIds, ResetKind
 from vfio_user.device import function_of
 from vfio_user.testing import RecordingLink, Vectors, find_capability, read_register, set_irqs, write_register
 
@@ -19,11 +19,6 @@ MSIX_ENABLE, FUNCTION_MASK = 1 << 15, 1 << 14
 INTX_DISABLE = 1 << 10
 TABLE_BAR = 0
 PBA = 0x800
-
-
-class Ringer(PciDevice):
-    ids = PciIds(vendor=1, device=2)
-    interrupts = IntX() | Msi(4, maskable=True) | MsiX(4)
 
 
 @pytest.fixture
@@ -454,52 +449,3 @@ def test_an_index_that_was_disabled_masks_nothing_when_it_is_wired_again(device:
         device.interrupts.trigger(vector)
     assert wires.fired() == [1] * 4
     wires.close()
-
-
-@for_each([0, 7, 8, 15, 16, 31])
-def test_each_vector_of_msi_has_its_own_mask_and_pending_bit(vector: int) -> None:
-    class Wide(PciDevice):
-        ids = PciIds(1, 2)
-        interrupts = Msi(32, maskable=True)
-
-    device = Wide()
-    wires = Vectors(device, MSI, count=32)
-    masks = find_capability(device, 0x05) + 0x10
-    write_register(device, CONFIG, masks, 4, 1 << vector)
-    for each in range(32):
-        device.interrupts.trigger(each)
-    assert wires.fired() == [int(each != vector) for each in range(32)]
-    assert read_register(device, CONFIG, masks + 4, 4) == 1 << vector
-    write_register(device, CONFIG, masks, 4, 0)
-    assert wires.fired() == [int(each == vector) for each in range(32)]
-    wires.close()
-    function_of(device).detach()
-    device.close()
-
-
-@pytest.mark.parametrize("index", [MSI, MSIX])
-def test_what_the_client_has_masked_and_what_waits_for_that_moves_along(device: Ringer, index: int) -> None:
-    there = Ringer()
-    wires, others = Vectors(device, index, count=4), Vectors(there, index, count=4)
-    set_irqs(device, index, 1, 2, MASK, NONE)
-    device.interrupts.trigger(1)
-    function_of(there).load_state(function_of(device).save_state())
-    for vector in range(4):
-        there.interrupts.trigger(vector)
-    assert others.fired() == [1, 0, 0, 1]
-    set_irqs(there, index, 1, 2, UNMASK, NONE)
-    assert others.fired() == [0, 1, 1, 0]
-    wires.close()
-    others.close()
-    function_of(there).detach()
-    there.close()
-
-
-@pytest.mark.parametrize("index", [MSI, MSIX])
-@pytest.mark.parametrize("kind", ["pending", "masked"])
-def test_no_vector_behind_the_last_is_taken_of_a_saved_state(device: Ringer, index: int, kind: str) -> None:
-    saved, name = device.interrupts.save(), {MSI: "msi", MSIX: "msix"}[index]
-    device.interrupts.check(saved | {f"{name}_{kind}": [0, 3]})
-    for wrong in (4, -1):
-        with pytest.raises(ProtocolError):
-            device.interrupts.check(saved | {f"{name}_{kind}": [wrong]})

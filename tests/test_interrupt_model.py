@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.device_kit import BOOL, CONFIG, EVENTFD, INTX, MASK, MSI, MSIX, NONE, TRIGGER, UNMASK
-from vfio_user import IntX, Msi, MsiX, PciDevice, PciIds
+from tests.device_kit import BOOL, CONFIG, EVENTFD, INTX, MASK, MSI, MSIX, NONE, TRIGGER, UNMASK, Ringer
+from vfio_user import PciDevice
 from vfio_user.device import function_of
 from vfio_user.testing import RecordingLink, attached, find_capability, read_register, set_irqs, write_register
 from vfio_user.wire.constants import IrqSetFlags
@@ -19,11 +19,6 @@ ENABLE, FUNCTION_MASK = 1 << 15, 1 << 14
 STATUS_INTERRUPT = 1 << 3
 COMMAND_INTX_DISABLE = 1 << 10
 PBA = 0x800
-
-
-class Ringer(PciDevice):
-    ids = PciIds(vendor=1, device=2)
-    interrupts = IntX() | Msi(VECTORS, maskable=True) | MsiX(VECTORS)
 
 
 class Messages:

@@ -41,8 +41,7 @@ from vhost_user.wire import (
     is_postcopy_acknowledgement,
     payloads,
 )
-from vhost_user.wire.features import words_of
-from vhost_user.wire.messages import Fds, Reply, Request, Shape, shape_of
+from vhost_user.wire.messages import Fds, Reply, Request, shape_of
 
 R, B, P = FrontEndRequest, BackEndRequest, ProtocolFeature
 CHANNELS = (FrontEndRequest, BackEndRequest)
@@ -479,25 +478,3 @@ def test_a_message_survives_any_cutting_of_the_stream(number: int, flags: int, p
         assert framer.next() is None
         framer.feed(data[at : at + step])
     assert framer.next() == message
-
-
-def test_the_example_of_the_guide_is_right() -> None:
-    """Its first block; the others show parts."""
-    guide = (Path(__file__).parent.parent / "docs" / "vhost-user-inside.md").read_text()
-    names: dict[str, Any] = {}
-    exec(guide.partition("```python\n")[2].partition("```")[0], names)
-    assert names["request"] is R.GET_QUEUE_NUM
-    assert decode_reply(R.GET_QUEUE_NUM, names["reply"], Negotiated()) == 2
-
-
-@for_each([*FRONT_END.values(), *BACK_END.values()])
-def test_a_payload_is_called_as_the_specification_calls_it_unless_there_is_none(row: Shape) -> None:
-    for payload in (row.payload, row.reply_payload):
-        if payload is not None:
-            assert (repr(payload) == "<no payload>") is isinstance(payload, payloads.Empty)
-
-
-def test_bits_are_told_by_name_and_those_without_by_number() -> None:
-    assert words_of(VirtioFeature(1 << 63 | 1 << 32)) == "VERSION_1, bit 63"
-    assert words_of(ProtocolFeature.BACKEND_REQ) == "BACKEND_REQ"
-    assert words_of(VirtioFeature(0)) == "none"
