@@ -130,15 +130,16 @@ def test_what_it_says_to_type_next_is_one_word_of_a_shell_each(tmp_path: Path) -
 
 def test_it_says_how_to_go_on_by_a_page_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The built one, or its source in a checkout; where neither is there the command tells how to build them."""
+    checkout, nowhere = docs.PAGES, tmp_path / "vfio_user" / "_pages"
     for protocol, page in (("vfio-user", "devices"), ("vhost-user", "vhost-user")):
         for built, folder, said in (
-            (True, docs.PAGES, f"vfio-user docs {page}"),
-            (False, docs.PAGES, f"less {docs.PAGES.parent.parent / 'docs' / page}.md"),
-            (False, tmp_path / "vfio_user" / "_pages", f"vfio-user docs {page}"),
+            (True, checkout, f"vfio-user docs {page}"),
+            (False, checkout, f"less {checkout.parent.parent / 'docs' / page}.md"),
+            (False, nowhere, f"vfio-user docs {page}"),
         ):
             monkeypatch.setattr(docs, "there", lambda built=built: built)
             monkeypatch.setattr(docs, "PAGES", folder)
-            project = str(tmp_path / f"{protocol}-{built}-{folder.parent.name}-{folder.parts[1]}")
+            project = str(tmp_path / f"{protocol}-{built}-{folder == nowhere}")
             told = CliRunner().invoke(command, ["mydevice", "--protocol", protocol, "--folder", project]).output
             assert any(line.strip().startswith(said) for line in told.splitlines()), (protocol, built, folder, told)
             if not built:

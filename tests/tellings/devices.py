@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import closing
 from pathlib import Path
 
 from tests.everything_device import Everything
@@ -29,7 +30,7 @@ def told(folder: Path) -> Told:
     """What there is to say of each, in JSON and for people."""
     found: Told = {}
     for name, kind in DEVICES.items():
-        with Server(kind(), f"unix:{folder / name}"):
+        with closing(kind()) as device, Server(device, f"unix:{folder / name}"):
             for words in ("--json", "", "--register-map --json"):
                 line = f"vfio-user probe {name} {words}".rstrip()
                 found[line] = said(folder, line)
@@ -37,7 +38,7 @@ def told(folder: Path) -> Told:
         for line in ("vhost-user probe reverse --json", "vhost-user probe reverse"):
             found[line] = said(folder, line)
     _recorded(folder / "trace")
-    with Server(Flag(), f"unix:{folder / 'flag'}"):
+    with closing(Flag()) as flag, Server(flag, f"unix:{folder / 'flag'}"):
         for words in ("--json", "--ignore causes --json", "--registers map.yaml"):
             (folder / "map.yaml").write_text("- {region: 0, offset: 0x24, name: status}\n")
             line = f"vfio-user replay trace --connect unix:flag --patience 0.2 {words}"
