@@ -17,7 +17,6 @@ from tests.mutants import judging
 from tests.mutants.equivalent import equivalents
 from tests.mutants.judging import Fate, Journal, Judge, in_order, within
 from tests.mutants.mutant import Mutant
-from tests.mutants.mutations import drafts
 from tests.mutants.rooms import ROOMS, files
 from tests.seeded_bugs.forking import BROKEN, SKIPPED, Run, Task
 from tests.seeded_bugs.grafting import Functions, in_functions
@@ -85,35 +84,6 @@ def test_what_was_judged_to_change_nothing_is_judged_once_and_of_lines_that_ther
     assert max(judged.values()) == 1
     lines = {file: [line.strip() for line in (ROOT / file).read_text().splitlines()] for file, _, _ in judged}
     assert [(file, line) for file, old, _ in judged for line in old.splitlines() if line not in lines[file]] == []
-
-
-SAMENESS = """
-def told(a):
-    gone = False
-    call(1, kept=False)
-    return zip(a, gone, strict=True)
-"""
-
-
-def test_what_changes_nothing_by_its_kind_is_no_mutant(tmp_path: Path) -> None:
-    """None is as false as False; `strict` of `zip` tells what is known."""
-    (tmp_path / "module.py").write_text(SAMENESS)
-    made = [draft.mutant() for draft in drafts(str(tmp_path / "module.py"))]
-    assert sorted((each.old, each.new) for each in made if each is not None) == [
-        ("call(1, kept=False)", "call(1, )"),
-        ("call(1, kept=False)", "call(1, kept=True)"),
-        ("call(1, kept=False)", "call(2, kept=False)"),
-        ("call(1, kept=False)", "call(None, kept=False)"),
-        ("call(1, kept=False)", "call(kept=False)"),
-        ("call(1, kept=False)", "pass"),
-        ("gone = False", "gone = True"),
-        ("gone = False", "pass"),
-        ("return zip(a, gone, strict=True)", "pass"),
-        ("return zip(a, gone, strict=True)", "return zip(None, gone, strict=True)"),
-        ("return zip(a, gone, strict=True)", "return zip(a, None, strict=True)"),
-        ("return zip(a, gone, strict=True)", "return zip(a, strict=True)"),
-        ("return zip(a, gone, strict=True)", "return zip(gone, strict=True)"),
-    ]
 
 
 def test_some_quick_tests_of_each_file_come_first_then_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
