@@ -32,7 +32,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
     "second": {
         "command": "run",
-        "arguments": ("--server", "./mended {socket}"),
+        "arguments": ("--qemu", "old", "--server", "./mended {socket}", "--qemu", "new"),
         "cell": {"device": "edu", "interpose": True, "cpus": 2},
         "seeds": {"faults.yaml": 8},
         "files": {"./server": "6" * 64},

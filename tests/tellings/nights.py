@@ -39,6 +39,8 @@ PASS, FAIL, ERROR, XFAIL, XPASS, SKIP, WEDGED = (
     Verdict.WEDGED,
 )
 _NONE = None
+NAMES = ("n-5", "n-9", "n-7", "n-8")
+"""Of the nights, which are not in the order of their beginnings."""
 # Of each case: its cell, what it came to in each of four nights, and how long it took in the last two.
 CASES: dict[str, tuple[str, tuple[Verdict | None, ...], tuple[float, float]]] = {
     "steady": ("edu", (PASS, PASS, PASS, PASS), (2.0, 2.1)),
@@ -90,7 +92,7 @@ def night(number: int, *, status: Status = Status.FINISHED, most: int = len(CASE
         for cell, count in planned.items()
     ]
     return Summary(
-        night=f"n-{number}",
+        night=NAMES[number],
         plan=PlanIdentity(name="ours", file="nightly.yaml", digest="0" * 64),
         commit="0123456789ab-dirty",
         began=datetime(2026, 11, 1 + number, 2, 30, tzinfo=UTC),
@@ -116,15 +118,15 @@ def compared(summary: Summary, base: Path) -> Summary:
 def told(folder: Path) -> Told:
     """Compared by the command, and as people read the last one in the morning: finished, ended and compared to none."""
     for number in range(4):
-        (folder / f"n-{number}").mkdir()
-        night(number).write(folder / f"n-{number}")
+        (folder / NAMES[number]).mkdir()
+        night(number).write(folder / NAMES[number])
     found = {line: said(folder, line) for line in LINES}
     for name, summary in (
         ("finished", compared(night(3), folder)),
         ("ended", compared(night(3, status=Status.ENDED, most=7), folder)),
         ("the first", compared(night(0), folder / "none")),
     ):
-        found[name] = _read_in_the_morning(summary, folder / f"n-{summary.night[-1]}")
+        found[name] = _read_in_the_morning(summary, folder / summary.night)
     cases = [(case.id, case.test) for case in night(3).results]
     nights = History(folder).latest("ours", 2)
     expected = estimate([*cases, ("edu/new", "new")], nights, 2)
@@ -137,10 +139,10 @@ def told(folder: Path) -> Told:
 
 
 LINES = (
-    "vfio-user nightly compare n-2 n-3 --json",
-    "vfio-user nightly compare n-2 n-3/summary.json",
-    "vfio-user nightly compare n-3 n-0 --json",
-    "vfio-user nightly compare n-1 n-1",
+    "vfio-user nightly compare n-7 n-8 --json",
+    "vfio-user nightly compare n-7 n-8/summary.json",
+    "vfio-user nightly compare n-8 n-5 --json",
+    "vfio-user nightly compare n-9 n-9",
 )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tests.tellings import Maker, bundles, devices, lists, nights, runs, traces
+from tests.tellings import Maker, bundles, devices, lists, nights, runs, traces, verdicts
 
 ROOMS: Mapping[str, Maker] = {
     "traces-shown": traces.shown,
@@ -16,4 +16,5 @@ ROOMS: Mapping[str, Maker] = {
     "lists": lists.told,
     "pages": runs.of_traces,
     "runs": runs.of_runs,
+    "verdicts": verdicts.told,
 }

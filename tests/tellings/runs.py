@@ -53,6 +53,7 @@ def _page(what: Path, out: Path) -> Told:
         "truncated": [each.replace(str(what.parent), "FOLDER") for each in written.truncated],
         "odd": facts(_words(text.partition('<ul id="odd">')[2].partition("</ul>")[0])),
         "words": [each for each in facts(_words(above)) if re.search(r"\d", each) and "\u2190" not in each],
+        "rows": json.loads(text.partition('id="about">')[2].partition("</script>")[0]),
         "axis": [[*each.where, round(each.when, 7), round(each.lasted, 7), *_said(each)] for each in happened(out)],
     }
 

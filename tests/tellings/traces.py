@@ -162,6 +162,18 @@ def _vfio_user(path: Path, *, faulty: bool) -> None:
         late_asked.id = (trace._ids - 1) & 0xFFFF
         late_reply = late_asked.reply(at.REGION_ACCESS.pack(CAUSES, 0, 4, tail=b"\2\0\0\0"))
         record(Direction.TO_CLIENT, View.RECEIVED | View.SENT, late_reply, late)
+        for size in (64, 65):
+            trace.dma_read(0x1000, bytes(size))
+        changed = write(0, UP, b"\5\0\0\0", id=901)
+        record(Direction.TO_SERVER, View.RECEIVED, changed)
+        changed = write(0, UP, b"\6\0\0\0", id=901)
+        asked_so = record(Direction.TO_SERVER, View.SENT, changed)
+        done = changed.reply(at.REGION_ACCESS.pack(UP, 0, 4))
+        record(Direction.TO_CLIENT, View.RECEIVED | View.SENT, done, asked_so)
+        own = read(0, CAUSES, id=902)
+        asked_by_us = record(Direction.TO_SERVER, View.SENT, own)
+        answered = own.reply(at.REGION_ACCESS.pack(CAUSES, 0, 4, tail=b"\3\0\0\0"))
+        record(Direction.TO_CLIENT, View.RECEIVED, answered, asked_by_us)
         unknown = request(Command.DEVICE_RESET, b"what is this")
         unknown.command = 77
         trace.ask(unknown, errno.ENOTSUP)
@@ -214,7 +226,8 @@ def _vhost_user(path: Path, size: int, refused: int) -> None:
             front_end.send(acknowledge(B.CONFIG_CHANGE_MSG, refused))
             back_end.receive()
         between.ask(R.GET_CONFIG, Config(0, 4, 0, bytes(4)), Config(0, 4, 0, struct.pack("<I", size)))
-        between.tell(R.SET_MEM_TABLE, (Region(0x1000, size, 0x7F0000000000, 0),), [memory])
+        regions = Region(0x1000, size, 0x7F0000000000, 0), Region(0x10000, 4096, 0x7F0000010000, 4096)
+        between.tell(R.SET_MEM_TABLE, regions, [memory, memory])
         for ring in (0, 1):
             between.tell(R.SET_VRING_NUM, VringState(ring, 256 >> ring))
             between.tell(R.SET_VRING_ADDR, VringAddress(ring, 0, 0x1000, 0x2000, 0x3000, 0))
