@@ -10,6 +10,7 @@ ROOMS: Mapping[str, Maker] = {
     "traces-shown": traces.shown,
     "traces-counted": traces.counted,
     "traces-vhost-user": traces.of_vhost_user,
+    "traces-exported": traces.exported,
     "nights": nights.told,
     "bundles": bundles.told,
     "devices": devices.told,

@@ -63,6 +63,52 @@ def of_vhost_user(folder: Path) -> Told:
     return _told(folder, OF_VHOST_USER)
 
 
+def exported(folder: Path) -> Told:
+    """Each way to hand them to other programs."""
+    made(folder)
+    found: Told = {}
+    for name in ("one", "back"):
+        for kind in ("json", "perfetto", "pcapng"):
+            done = said(folder, f"vfio-user trace export {name} --format {kind} -o {name}.{kind}")
+            assert done["status"] == 0, done
+        found[f"{name}, JSON"] = [_short(each) for each in json.loads((folder / f"{name}.json").read_text())]
+        found[f"{name}, perfetto"] = json.loads((folder / f"{name}.perfetto").read_text())
+        found[f"{name}, pcapng"] = _blocks((folder / f"{name}.pcapng").read_bytes())
+    return found
+
+
+def _short(line: dict[str, object]) -> str:
+    """A line that `show --json` has as well."""
+    return f"{line['record']} {line.get('command', line.get('event', 'bytes'))}, {len(line)} fields"
+
+
+def _blocks(data: bytes) -> list[str]:
+    """The blocks of a capture: kind, length, and of a packet its time, sizes, way and comment."""
+    found, place = [], 0
+    while place < len(data):
+        kind, length = struct.unpack_from("<II", data, place)
+        body, words = data[place + 8 : place + length - 4], ""
+        if kind == 6:
+            _, high, low, kept, size = struct.unpack_from("<IIIII", body)
+            options = body[20 + -(-kept // 4) * 4 :]
+            words = f" at {(high << 32 | low) - REALTIME}, {kept} of {size}: {_option(options)}"
+        found.append(f"{kind:#x} {length}{words}")
+        place += length
+    return found
+
+
+def _option(options: bytes) -> str:
+    """Codes of a block's options with what they say."""
+    said, place = [], 0
+    while place + 4 <= len(options):
+        code, length = struct.unpack_from("<HH", options, place)
+        value = options[place + 4 : place + 4 + length]
+        if code:
+            said.append(f"{code}={value.decode() if code == 1 else value.hex()}")
+        place += 4 + -(-length // 4) * 4
+    return " ".join(said)
+
+
 def _told(folder: Path, lines: tuple[str, ...]) -> Told:
     made(folder)
     return {line: said(folder, line) for line in lines}

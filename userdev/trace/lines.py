@@ -173,10 +173,13 @@ def _decoded(
 
 
 def _waits(line: TraceLine) -> bool:
-    """Whether a line is a request that may yet be answered."""
-    entry, decoded = line.entry, line.decoded
+    """Whether a line is a request that may yet be answered, or whose answer was changed and has not gone on yet."""
+    entry, decoded, answer = line.entry, line.decoded, line.answer
     is_request = isinstance(entry, TraceRecord) and not entry.pair and entry.view is not View.RECEIVED
-    return is_request and line.answer is None and decoded is not None and decoded.kind == "request"
+    if not is_request or decoded is None or decoded.kind != "request":
+        return False
+    own = entry.view is View.SENT
+    return answer is None or (not own and answer.entry.view is View.RECEIVED)
 
 
 def text(line: TraceLine, began: int) -> str:
