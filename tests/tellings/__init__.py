@@ -7,10 +7,11 @@ nothing is left out of the comparison.
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import chdir
+from contextlib import chdir, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from click.testing import CliRunner
 
 from userdev.errors import UserError, VerdictError
 from vfio_user.cli import cli, vhost_user_cli
+from vfio_user.cli._errors import explain
 
 KEPT = Path(__file__).parent / "kept"
 Told = dict[str, Any]
@@ -46,17 +48,16 @@ def called(folder: Path, function: Callable[[], None], is_json: bool) -> Told:
 def _invoked(folder: Path, program: click.Command, words: list[str], *, is_json: bool) -> Told:
     with chdir(folder):
         done = CliRunner().invoke(program, words)
-    status, also = done.exit_code, ""
+    status, also = done.exit_code, io.StringIO()
     match done.exception:
         case None | SystemExit():
             pass
-        case VerdictError() as verdict:
-            status, also = 1, f"{verdict}\n{verdict.evidence}"
-        case UserError() as error:
-            status, also = 2, f"{error}\n{error.hint}"
+        case VerdictError() | UserError() as error:
+            with redirect_stderr(also):
+                status = explain(error)
         case error:
             raise error
-    out, err = done.stdout.replace(str(folder), "FOLDER"), (done.stderr + also).replace(str(folder), "FOLDER")
+    out, err = (text.replace(str(folder), "FOLDER") for text in (done.stdout, done.stderr + also.getvalue()))
     told: Told = {"status": status, "out": documents(out) if is_json else facts(out)}
     return {**told, "err": found} if (found := facts(err)) else told
 

@@ -14,7 +14,7 @@ from tests.traced import UP, Written
 from vfio_user.bundle import Outcome, Recipe, Secrets, Seen, pack
 from vfio_user.bundle.model import Program, QemuFacts
 
-_OURS = {"index.html", "commands.txt", "versions.json"}
+_OURS = {"index.html", "commands.txt", "versions.json", "guest-dev0-edu.core.zst"}
 MADE = "2026-11-30T06:00:00+00:00"
 RECIPES: dict[str, dict[str, Any]] = {
     "first": {
@@ -42,6 +42,8 @@ RECIPES: dict[str, dict[str, Any]] = {
         "versions": {"vfio-user": "0.10", "sources": "f" * 64, "python": "3.11.7", "kernel": "6.19"},
     },
 }
+RECIPES["worse"] = RECIPES["first"]
+RECIPES["elsewhere"] = {**RECIPES["first"], "cell": {"device": "edu", "interpose": True, "cpus": 4}, "images": {}}
 OUTCOMES = {
     "first": Outcome(
         verdict="FAIL",
@@ -54,6 +56,8 @@ OUTCOMES = {
         saw=(Seen(what="found", ok=True), Seen(what="computes", ok=False, seen="5! is 122"), Seen(what="irq", ok=True)),
     ),
 }
+OUTCOMES["elsewhere"] = OUTCOMES["first"]
+OUTCOMES["worse"] = Outcome(verdict="FAIL", cause="guest-dev0-edu was killed by SIGABRT", saw=OUTCOMES["first"].saw)
 
 
 def told(folder: Path) -> Told:
@@ -65,10 +69,10 @@ def told(folder: Path) -> Told:
         (results / "guest-dev0-edu.core").write_bytes(bytes(300_000)) if name == "second" else None
         with Written(results / "guest-dev0-edu.trace", NAMED) as trace:
             trace.write(UP, 1, interrupt=True)
-            trace.read(UP, 1 if name == "first" else 3)
+            trace.read(UP, 3 if name == "second" else 1)
         timed(results / "guest-dev0-edu.trace")
         (folder / "faults.yaml").write_text("seed: 7\n")
-        inputs = {"faults.yaml": folder / "faults.yaml"} if name == "first" else {}
+        inputs = {"faults.yaml": folder / "faults.yaml"} if name != "second" else {}
         secrets = Secrets((), {})
         pack(
             results, folder / name, Recipe.model_validate(recipe), OUTCOMES[name], of=f"a {name} run", inputs=inputs,
@@ -86,6 +90,8 @@ LINES = (
     "vfio-user bundle diff first second --json",
     "vfio-user bundle diff second first",
     "vfio-user bundle diff first first --json",
+    "vfio-user bundle diff first elsewhere",
+    "vfio-user bundle diff first worse --json",
 )
 
 

@@ -31,7 +31,7 @@ def told(folder: Path) -> Told:
     found: Told = {}
     for name, kind in DEVICES.items():
         with closing(kind()) as device, Server(device, f"unix:{folder / name}"):
-            for words in ("--json", "", "--register-map --json"):
+            for words in ("--json", "", "--register-map --json", "--register-map"):
                 line = f"vfio-user probe {name} {words}".rstrip()
                 found[line] = said(folder, line)
     with BackEnd(Reverse(), f"unix:{folder / 'reverse'}"):

@@ -84,6 +84,7 @@ LINES = (
     "vfio-user known-issues",
     "vfio-user known-issues it-is-kept-from-it it-may",
     "vfio-user known-issues it-is-wrong --json",
+    "vfio-user known-issues it-end nothing",
     "vfio-user doctor --json",
     "vfio-user doctor",
     "vfio-user doctor --quiet",

@@ -19,7 +19,6 @@ from vfio_user.nightly.morning import Morning, junit_of, write_morning
 from vfio_user.nightly.summary import (
     CaseResult,
     Cell,
-    Comparison,
     Machine,
     PlanIdentity,
     Slot,
@@ -99,7 +98,7 @@ def night(number: int, *, status: Status = Status.FINISHED, most: int = len(CASE
         ended=datetime(2026, 11, 1 + number, 3, 0, tzinfo=UTC),
         seconds=1800.4,
         status=status,
-        reason="by SIGINT" if status is Status.ENDED else "",
+        reason={Status.ENDED: "by SIGINT", Status.UNDONE: "no space"}.get(status, ""),
         remarks=("the clock jumped by 60 s",),
         slots=(Slot(name="here", machine=MACHINE, parallel=2),),
         cells=(*cells, Cell(id="far", parameters={"device": "blk"}, planned=0, reason="the server is not there")),
@@ -124,6 +123,7 @@ def told(folder: Path) -> Told:
     for name, summary in (
         ("finished", compared(night(3), folder)),
         ("ended", compared(night(3, status=Status.ENDED, most=7), folder)),
+        ("undone", night(2, status=Status.UNDONE, most=3)),
         ("the first", compared(night(0), folder / "none")),
     ):
         found[name] = _read_in_the_morning(summary, folder / summary.night)
@@ -157,7 +157,7 @@ def _read_in_the_morning(summary: Summary, folder: Path) -> Told:
         "skipped": [[each.reason, each.number, *each.cells] for each in morning.skippings()],
         "cells": {row.cell.id: [row.missing, *row.counts.values()] for row in morning.cells()},
         "comparison": summary.comparison and summary.comparison.model_dump(mode="json"),
-        "command line": [*_wrong(summary, summary.comparison or Comparison()), _counts(summary)],
+        "command line": [*(_wrong(summary, summary.comparison) if summary.comparison else ()), _counts(summary)],
         "page": page.numbers(),
         "links": page.links,
         "chat": [

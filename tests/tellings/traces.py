@@ -136,6 +136,9 @@ SHOWN = (
     "vfio-user trace show one --register queue[1] --json",
     "vfio-user trace show one --direction to-client --until 0.003",
     "vfio-user trace show other --command DMA_READ --registers map.yaml",
+    "vfio-user trace show one --command DMA_RAED",
+    "vfio-user trace show one --register cause",
+    "vfio-user trace show one --ring 1",
 )
 COUNTED = (
     "vfio-user trace stats one --json",
@@ -154,6 +157,8 @@ OF_VHOST_USER = (
     "vhost-user trace show forth",
     "vhost-user trace show back --ring 1",
     "vhost-user trace show back --command SET_MEM_TABLE --command GET_CONFIG",
+    "vhost-user trace show back --command SET_VRING",
+    "vhost-user trace show back --region BAR0",
     "vhost-user trace stats back --json",
     "vhost-user trace stats forth",
     "vhost-user trace diff back forth --json",
@@ -233,6 +238,7 @@ def _vfio_user(path: Path, *, faulty: bool) -> None:
         trace.write(UP, 1)
         note("server-gone", fate="was killed by SIGSEGV")
         trace.writer.raw(Direction.TO_SERVER, b"\xff" * 40)
+        trace.writer.raw(Direction.TO_CLIENT, b"\xee" * 3)
         trace.read(UP, None)
         if faulty:
             trace.ask(write(0, DOWN, b"\1\0\0\0"), None, view=View.RECEIVED)
