@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -90,6 +90,10 @@ LINES = (
     "vfio-user doctor --quiet",
     "vfio-user image list --json",
     "vfio-user image list",
+    "vfio-user image build minimal",
+    "vfio-user image build minimal --json --quiet",
+    "vfio-user qemu install old",
+    "vfio-user qemu install old --json",
     "vfio-user qemu list --json",
     "vfio-user qemu list",
     "vfio-user qemu which --json",
@@ -105,7 +109,18 @@ COMPLETED: tuple[tuple[list[str], str], ...] = (
     (["trace", "show"], "--r"),
     (["conformance", "--device"], ""),
     (["probe"], "--"),
+    (["conformance", "--device"], "./my"),
 )
+
+
+def _built(_name: str, progress: Callable[[str], None]) -> Any:
+    progress("7 of 8 packages")
+    return IMAGES[0].image
+
+
+def _installed(_name: str, progress: Callable[[str], None]) -> Any:
+    progress("8 MiB")
+    return HERE
 
 
 def _made_up() -> ExitStack:
@@ -114,11 +129,12 @@ def _made_up() -> ExitStack:
     changed: Mapping[ModuleType, Mapping[str, Any]] = {
         known_issues: {"known_issues": lambda: real, "find_qemu": lambda *_: HERE},
         doctor: {"examine_machine": lambda: iter(FINDINGS)},
-        image: {"list_images": lambda: IMAGES},
+        image: {"list_images": lambda: IMAGES, "build_image": _built},
         qemu: {
             "manifest": lambda: QEMUS,
             "installed_qemu": lambda name: HERE if name == "old" else None,
             "find_qemu": lambda *_: HERE,
+            "install_qemu": _installed,
         },
     }
     stack = ExitStack()

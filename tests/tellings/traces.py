@@ -71,15 +71,27 @@ def exported(folder: Path) -> Told:
         for kind in ("json", "perfetto", "pcapng"):
             done = said(folder, f"vfio-user trace export {name} --format {kind} -o {name}.{kind}")
             assert done["status"] == 0, done
-        found[f"{name}, JSON"] = [_short(each) for each in json.loads((folder / f"{name}.json").read_text())]
+        shown_too = said(folder, f"vfio-user trace show {name} --json")["out"]
+        found[f"{name}, JSON as it is shown"] = json.loads((folder / f"{name}.json").read_text()) == shown_too
         found[f"{name}, perfetto"] = json.loads((folder / f"{name}.perfetto").read_text())
         found[f"{name}, pcapng"] = _blocks((folder / f"{name}.pcapng").read_bytes())
+    logs = _logs(folder)
+    said(folder, f"vfio-user trace export cut --format perfetto -o logs.perfetto {logs}")
+    events = json.loads((folder / "logs.perfetto").read_text())["traceEvents"]
+    found["logs, perfetto"] = [each for each in events if each["tid"] in (6, 7)]
     return found
 
 
-def _short(line: dict[str, object]) -> str:
-    """A line that `show --json` has as well."""
-    return f"{line['record']} {line.get('command', line.get('event', 'bytes'))}, {len(line)} fields"
+def _logs(folder: Path) -> str:
+    """The options for a QMP log and a console's, in the time of a recording."""
+    second = REALTIME // 10**9
+    reset, stop = (
+        json.dumps({"event": name, "timestamp": {"seconds": second, "microseconds": micros}})
+        for name, micros in (("RESET", 5000), ("STOP", 10000))
+    )
+    (folder / "qmp").write_text(f'-> {{"execute": "quit"}}\nseen <- {reset}\n<- {{"return": 7}}\n<- {stop}\n')
+    (folder / "console").write_text(f"{second}.0015 login:\n{second}.25 panic 7\n")
+    return "--qmp-log qmp --console-log console"
 
 
 def _blocks(data: bytes) -> list[str]:
@@ -134,7 +146,8 @@ SHOWN = (
     "vfio-user trace show one --region BAR0 --offset 0x100-0x11f",
     "vfio-user trace show one --region CONFIG --json",
     "vfio-user trace show one --register queue[1] --json",
-    "vfio-user trace show one --direction to-client --until 0.003",
+    "vfio-user trace show one --direction to-client --until 0.0033035",
+    "vfio-user trace show one --since 0.0033035 --until 0.0033943",
     "vfio-user trace show other --command DMA_READ --registers map.yaml",
     "vfio-user trace show one --command DMA_RAED",
     "vfio-user trace show one --register cause",
@@ -177,7 +190,9 @@ def _vfio_user(path: Path, *, faulty: bool) -> None:
         trace.ask(hello, at.VERSION.pack(0, 1, tail=VERSION))
         trace.ask(request(Command.GET_INFO, at.DEVICE_INFO.pack(16, 0, 0, 0)), at.DEVICE_INFO.pack(16, 3, 9, 5))
         trace.ask(dma_map(0x1000, 4096, memory))
-        trace.ask(request(Command.SET_IRQS, at.IRQ_SET.pack(20, 0x24, 2, 0, 1), fds=[event]))
+        trace.ask(
+            request(Command.SET_IRQS, at.IRQ_SET.pack(20, 0x24, 2, 0, 2), fds=[event, memory if faulty else event])
+        )
         trace.read(0, 0x12345678, region=7)
         trace.read(2, 0xFFFF, region=7, width=2)
         trace.read(0, None, region=8, errno=errno.EINVAL)
@@ -186,6 +201,7 @@ def _vfio_user(path: Path, *, faulty: bool) -> None:
             for _ in range(3 if faulty else 2):
                 trace.read(CAUSES, value)
         trace.write(DOWN, 0x5A, posted=True)
+        trace.write(DOWN, 0x5B)
         trace.read(CAUSES, 0x10 if faulty else 0)
         trace.write(0x110, 0x1122334455667788, width=8)
         trace.read(0x114, 0x99, width=1)

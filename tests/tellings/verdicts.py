@@ -86,7 +86,7 @@ def _migrate(folder: Path) -> Told:
             tell = partial(migrate._print, report, [WORK["right"], WORK["wrong"]], "evidence", as_json=as_json)
             found[f"{verdict}, {'JSON' if as_json else 'text'}"] = called(folder, tell, as_json)["out"]
     assigned = [migrate._assignments(("edu", "nvme"), work, None) for work in ((), ("none",))]
-    return {**found, "assigned": [[each.device.name for each in some] for some in assigned]}
+    return {**found, "assigned": [[[each.device.name, str(each.kind)] for each in some] for some in assigned]}
 
 
 def _tests(folder: Path) -> Told:
