@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import re
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 from tests.everything_device import Everything
 from tests.flag import Flag
 from tests.interposer_bench import request
-from tests.tellings import Told, said
+from tests.tellings import Told, facts, said
 from tests.tellings.traces import timed
 from tests.traced import CAUSES, DOWN, REGISTERS, UP, Written
 from tests.vhost.reverse import Reverse
 from userdev_servers.edu import Edu
 from vfio_user.cli.minimize import _text, _why_all_stays
+from vfio_user.client import Client
+from vfio_user.client.description import MigrationFacts, describe, render
 from vfio_user.device import PciDevice
 from vfio_user.interposer.replay import Minimized, load_script
 from vfio_user.interposer.replay.outcome import Difference, What
@@ -22,6 +25,7 @@ from vfio_user.server import Server
 from vfio_user.wire import Command
 from vfio_user.wire import layouts as at
 from vhost_user.backend import Server as BackEnd
+from vhost_user.frontend import description as back_end
 
 DEVICES: dict[str, type[PciDevice]] = {"everything": Everything, "edu": Edu}
 
@@ -43,7 +47,26 @@ def told(folder: Path) -> Told:
             (folder / "map.yaml").write_text("- {region: 0, offset: 0x24, name: status}\n")
             line = f"vfio-user replay trace --connect unix:flag --patience 0.2 {words}"
             found[line] = _without_seconds(said(folder, line))
-    return {**found, "minimize": _minimized(folder)}
+    return {**found, **_odd(folder), "minimize": _minimized(folder)}
+
+
+def _odd(folder: Path) -> Told:
+    """Of devices that are odd, of either protocol."""
+    address = f"unix:{folder / 'odd'}"
+    with closing(Everything()) as device, Server(device, address), Client.connect(address) as client:
+        seen = describe(client)
+    wrong = replace(seen, problems=["one", "BAR0 is 3 bytes"], not_survived=["MSI-X at 7"], can_reset=False)
+    others = {
+        "wrong": replace(wrong, interrupt_pin=None, subsystem_vendor=0, class_name=""),
+        "region": replace(seen, migration=MigrationFacts("region"), irqs=seen.irqs[:1], capabilities={}),
+        "none": replace(seen, migration=MigrationFacts("none"), regions=seen.regions[:1], pci_capabilities=[]),
+        "no log": replace(seen, migration=MigrationFacts("messages", ["stop_copy"], "STOP", dirty_logging=False)),
+    }
+    found: Told = {f"a device, {name}": facts(render(one)) for name, one in others.items()}
+    nothing = back_end.Description((), (), None, None, None, ("no VERSION_1", "no REPLY_ACK 7"))
+    for name, other in (("nothing", nothing), ("zeros", replace(nothing, queues=0, memory_slots=1, config="0000"))):
+        found[f"a back-end, {name}"] = [back_end.as_json(other), back_end.render(other).splitlines()]
+    return found
 
 
 def _recorded(path: Path) -> None:

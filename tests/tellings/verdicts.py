@@ -10,24 +10,32 @@ from types import SimpleNamespace
 from typing import Any, cast
 from unittest.mock import patch
 
+from junitparser import JUnitXml
+
 from tests.bundle_kit import FAILED, make_bundle
 from tests.tellings import Told, called, said
 from tests.test_e2e_counts import STATUSES, job_of
+from userdev.conformance import Check, CheckResult, Level, Outcome
 from userdev.errors import UserError, VerdictError
 from vfio_user.avocado_job.ending import Ending
-from vfio_user.bundle import Outcome, open_bundle
+from vfio_user.bundle import Outcome as CameOf
+from vfio_user.bundle import open_bundle
 from vfio_user.bundle.again import Attempt, Command, Prepared
 from vfio_user.bundle.difference import About, Difference, differences
 from vfio_user.bundle.made_with import recorded
 from vfio_user.cli import exec as exec_command
 from vfio_user.cli import migrate, repro, run, test_e2e
+from vfio_user.cli._conformance import Suite, _judge, _tell_counts
 from vfio_user.harness.artifacts import Step
 from vfio_user.harness.exercises import Exercise, Part
 from vfio_user.harness.guest import Result
 from vfio_user.harness.migration.report import Mode, Phase, PhaseRecord, Report, Verdict
 
+DRIVEN = {"access": "vfio", "speed": 7, "interrupts": "MSI"}
 WORK = {
-    "right": Exercise("edu 5", True, {"5!": 120, "took": [1, 2], "regs": {"a": 1}}, (), {"access": "vfio"}, 0.25),
+    "right": Exercise(
+        "edu 5", True, {"5!": 120, "took": [1, 2], "regs": {"a": 1}}, (), {"access": "vfio", "interrupts": "MSI"}, 0.25
+    ),
     "wrong": Exercise("edu 6", False, {"6!": 721}, ("6! is 721", "no interrupt"), {"interrupts": "MSI-X"}, 1.5),
     "failed": Exercise("edu 7", False, {}, (), {}, 0.0, error="it ended with status 3"),
     "silent": Exercise("edu 8", False, {"many": {str(n): n * 1000 for n in range(20)}}, (), {}, 0.0),
@@ -42,6 +50,7 @@ def told(folder: Path) -> Told:
         "test-e2e": _tests(folder / "job"),
         "exec": _exec(folder),
         "repro": _repro(folder),
+        "conformance": _conformance(folder),
     }
 
 
@@ -125,7 +134,7 @@ def _exec(folder: Path) -> Told:
 def _repro(folder: Path) -> Told:
     make_bundle(folder / "first")
     make_bundle(folder / "same")
-    make_bundle(folder / "other", outcome=Outcome(verdict="PASS", saw=FAILED.saw[:1]))
+    make_bundle(folder / "other", outcome=CameOf(verdict="PASS", saw=FAILED.saw[:1]))
     bundles = {name: open_bundle(folder / name) for name in ("first", "same", "other")}
     attempts = [
         Attempt(bundles[name], differences(bundles["first"], bundles[name]), 1.23456 + number)
@@ -140,6 +149,48 @@ def _repro(folder: Path) -> Told:
             found[f"{name}, {'JSON' if as_json else 'text'}"] = called(folder, tell, as_json)["out"]
     before = partial(repro._tell_before, "FAIL", "a run of edu", prepared)
     return {**found, "before": called(folder, before, False)["out"], "recorded": _recorded(folder / "first-results")}
+
+
+def _conformance(folder: Path) -> Told:
+    """Two groups of checks, of each outcome two, as they are shown, counted, judged, and written for a CI."""
+    results: list[CheckResult[Any]] = [
+        CheckResult(
+            Check(f"{group}/{outcome.name.lower()}", f"it is {outcome.name}", f"rule {number}", _nothing, level, None),
+            outcome,
+            "" if outcome is Outcome.PASS else f"it did {number}",
+            number / 4,
+        )
+        for group, level in (("one", Level.MUST), ("two", Level.REFERENCE))
+        for number, outcome in enumerate(Outcome, 1)
+    ]
+    suite: Suite[Any] = Suite([each.check for each in results], "vfio-user", "current", reference="of 2019")
+    good = [each for each in results if each.outcome not in (Outcome.FAIL, Outcome.BROKEN)]
+    found: Told = {"document": suite._document(results)}
+    for name, some in (("all", results), ("none failed", [*good, results[-1], results[-2]]), ("good", good)):
+        found[f"{name}, shown"] = [called(folder, partial(suite._show, each), False)["out"] for each in some]
+        found[f"{name}, counted"] = called(folder, partial(_tell_counts, some), False)["out"]
+        found[f"{name}, judged"] = called(folder, partial(_judge, some), False)
+    suite._write_junit(folder / "junit.xml", results)
+    found["JUnit"] = [
+        [
+            case.classname,
+            case.name,
+            case.time,
+            case.system_out,
+            *((type(it).__name__, it.message) for it in case.result),
+        ]
+        for part in JUnitXml.fromfile(str(folder / "junit.xml"))
+        for case in part
+    ]
+    return found
+
+
+def _became(found: Any) -> tuple[str, str]:
+    return type(found).__name__, found.message
+
+
+def _nothing(_bench: object) -> None:
+    return
 
 
 def _recorded(results: Path) -> Told:
