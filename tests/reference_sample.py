@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 
-from userdev.process import Child
+from userdev.process import Child, is_listening
 from vfio_user.device import Bar, DmaRegion, IntX, PciDevice, PciIds, memory, register, state
 from vfio_user.device.irq_wiring import IrqRequest
 
@@ -81,11 +81,18 @@ def command(socket: str) -> list[str]:
 
 def main() -> None:
     client = psutil.Process().children()[0]  # it was ours before it started this program in its parent's place
-    server = Child("server", command(sys.argv[-1]), log=Path(sys.argv[-1] + ".log"))
+    path, own = Path(sys.argv[-1]), Path(sys.argv[-1] + ".own")
+    server = Child("server", command(str(own)), log=Path(sys.argv[-1] + ".log"))
     try:
+        # The client connects once, as soon as the file is there: a moment after `bind` nobody listens yet.
+        while not is_listening(own):
+            if server.wait(0.01) is not None:
+                sys.exit(server.last_words())
+        own.rename(path)
         sys.exit(client.wait(timeout=PATIENCE))
     finally:
         server.stop()
+        path.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":
