@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.vhost.between import Between
 from tests.vhost.reverse import Reverse
 from tests.vhost_frontend import FrontEnd, Queue
 from tests.vhost_kit import Guest
@@ -52,3 +53,9 @@ def ring(front_end: FrontEnd) -> Iterator[Queue]:
     ring.start()
     yield ring
     ring.close()
+
+
+@pytest.fixture
+def between() -> Iterator[Between]:
+    with Between() as made:
+        yield made

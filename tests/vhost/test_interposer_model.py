@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
-
-import pytest
 
 from tests.cases import for_each_row
 from tests.vhost.between import Between, P, R, V
@@ -28,12 +25,6 @@ from vhost_user.wire import (
     encode_request,
 )
 from vhost_user.wire.payloads import Region, VringState
-
-
-@pytest.fixture
-def between() -> Iterator[Between]:
-    with Between() as made:
-        yield made
 
 
 def test_what_a_back_end_asks_where_it_only_answers_teaches_nothing(between: Between) -> None:

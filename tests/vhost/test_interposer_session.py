@@ -6,7 +6,6 @@ import errno
 import os
 import resource
 import socket
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,12 +35,6 @@ from vhost_user.wire import (
 from vhost_user.wire.payloads import Config, Region
 
 # -- what passes
-
-
-@pytest.fixture
-def between() -> Iterator[Between]:
-    with Between() as made:
-        yield made
 
 
 def test_requests_and_replies_pass_as_they_are(between: Between) -> None:

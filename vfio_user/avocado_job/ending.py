@@ -14,6 +14,8 @@ from typing import Any
 
 import psutil
 
+from vfio_user.harness.interruption import handled
+
 ENDING_SECONDS = 15
 """Seconds that a test which was told to end has for its guests and its evidence; then it is killed, with its guests."""
 
@@ -71,12 +73,8 @@ class Ending:
                 raise KeyboardInterrupt(_TOLD)
             loop.call_soon_threadsafe(_interrupt_at_rest, job, loop)  # it may be waiting for its selector
 
-        before = {number: signal.signal(number, interrupt) for number in _ENDINGS}
-        try:
+        with handled(_ENDINGS, interrupt):
             yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

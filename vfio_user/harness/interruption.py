@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
@@ -27,10 +27,16 @@ def interruptible(*, at_once_when_repeated: bool = False) -> Iterator[None]:
             os._exit(_INTERRUPTED)  # children are killed with their owner (userdev/process)
         raise KeyboardInterrupt
 
-    endings = (*_ENDINGS, signal.SIGINT) if at_once_when_repeated else _ENDINGS
-    before = {number: signal.signal(number, interrupt) for number in endings}
+    with handled((*_ENDINGS, signal.SIGINT) if at_once_when_repeated else _ENDINGS, interrupt):
+        yield
+
+
+@contextmanager
+def handled(signals: Iterable[int], handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Have these signals handled so in the block, and as before behind it. For the main thread."""
+    before = {number: signal.signal(number, handler) for number in signals}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, previous in before.items():
+            signal.signal(number, previous)
