@@ -360,6 +360,7 @@ WITH_NEITHER = {
     "man": "a page",
     "bundle schema": "JSON itself",
     "trace dissector": "a path",
+    "trace cut": "a file",
     "trace export": "a file",
 }
 """Commands of which neither a program nor a silent run is anything, and what they are instead."""

@@ -152,6 +152,9 @@ SHOWN = (
     "vfio-user trace show one --command DMA_RAED",
     "vfio-user trace show one --register cause",
     "vfio-user trace show one --ring 1",
+    "vfio-user trace cut one -o part --records 12-17",
+    "vfio-user trace show part",
+    "vfio-user trace cut cut -o part --from-mark here --records 40-",
 )
 COUNTED = (
     "vfio-user trace stats one --json",
@@ -176,6 +179,8 @@ OF_VHOST_USER = (
     "vhost-user trace stats forth",
     "vhost-user trace diff back forth --json",
     "vhost-user trace diff back forth",
+    "vhost-user trace cut back -o part --since 0.0033",
+    "vhost-user trace show part",
 )
 
 

@@ -23,6 +23,7 @@ from vfio_user.cli._durations import Finite
 from vfio_user.cli._outputs import Output, refuse_overwriting
 from vfio_user.cli._registers import REGISTERS_HELP
 from vfio_user.cli._registers import registers as names
+from vfio_user.cli._trace_cut import cut
 from vfio_user.cli._trace_diff import diff
 from vfio_user.cli._trace_stats import stats
 from vfio_user.interposer.trace import show as vfio_user
@@ -34,7 +35,7 @@ from vhost_user.interposer.asker import request_named
 
 @click.group()
 def command() -> None:
-    """Show, count, compare and export traces."""
+    """Show, count, compare, cut and export traces."""
 
 
 @click.command()
@@ -135,6 +136,7 @@ command.add_command(show)
 command.add_command(export)
 command.add_command(stats)
 command.add_command(diff)
+command.add_command(cut)
 command.add_command(dissector)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from vfio_user.cli._trace_cut import cut
 from vfio_user.cli._trace_diff import diff
 from vfio_user.cli._trace_stats import stats
 from vfio_user.cli.trace import export, show
@@ -12,7 +13,7 @@ from vhost_user.interposer.traces import PACKETS
 
 @click.group()
 def command() -> None:
-    """Show, count, compare and export traces."""
+    """Show, count, compare, cut and export traces."""
 
 
 @click.command()
@@ -25,4 +26,5 @@ command.add_command(show)
 command.add_command(export)
 command.add_command(stats)
 command.add_command(diff)
+command.add_command(cut)
 command.add_command(dissector)

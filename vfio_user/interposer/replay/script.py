@@ -11,6 +11,7 @@ from typing import TypeGuard
 from userdev.descriptors import FdInfo, FdKind
 from userdev.errors import UserError, about
 from userdev.relay.direction import Direction
+from userdev.trace.cutting import EXTRACT, FIRST, PART
 from userdev.trace.format import BOTH, MAGIC, encode_body, encode_json, encode_message
 from vfio_user.interposer.replay.causes import Causes
 from vfio_user.interposer.replay.steps import ScriptStep, is_doing, is_interrupt
@@ -18,10 +19,6 @@ from vfio_user.interposer.trace import Entry, Header, MessageRecord, Note, Raw, 
 from vfio_user.wire import Command, Dialect, Message
 from vfio_user.wire.dialects import dialect_named
 
-FIRST = 2
-"""The number of a trace's first record behind its header."""
-_EXTRACT = "extract"
-"""The note of a trace that was cut down: what of it is compared."""
 _NOT_WRITTEN = "`vfio-user minimize` writes a list of their numbers: was the file edited?"
 
 
@@ -139,7 +136,7 @@ class Script:
             stream.write(MAGIC + encode_json(RecordKind.HEADER, self.header.time, self.header.about))
             if self._is_extract:
                 compared = None if script.compared is None else sorted(script.compared)
-                note = {"event": _EXTRACT, "compared": compared, "all_interrupts": self.all_interrupts}
+                note = {"event": EXTRACT, "compared": compared, "all_interrupts": self.all_interrupts}
                 stream.write(encode_json(RecordKind.NOTE, self.header.time, note))
             for step in script.steps:
                 stream.write(_encoded(step))
@@ -163,7 +160,7 @@ def load_script(path: str | Path, session: int = 1) -> Script:
     for entry in trace.entries:
         if isinstance(entry, Note) and entry.event == "connected":
             current += 1
-        elif isinstance(entry, Note) and entry.event == _EXTRACT:
+        elif isinstance(entry, Note) and entry.event == EXTRACT:
             compared = _compared(path, entry)
             all_interrupts = bool(entry.details.get("all_interrupts"))
         elif current == session or (current == 0 and session == 1):
@@ -173,7 +170,14 @@ def load_script(path: str | Path, session: int = 1) -> Script:
                 steps.append(entry)
     if not steps:
         raise UserError(f"{path} has no session {session} to replay", hint=f"it has {max(current, 1)}")
-    return Script(trace.header, tuple(steps), compared, all_interrupts)
+    script = Script(trace.header, tuple(steps), compared, all_interrupts)
+    is_part = any(isinstance(entry, Note) and entry.event == PART for entry in trace.entries)
+    if is_part and not script.versions:
+        hint = "cut it from where the client connects, and up to what is to be seen: --to-mark, --until, --records -N"
+        raise UserError(
+            f"{path} is a part of a trace, without the beginning of a session: nobody serves that", hint=hint
+        )
+    return script
 
 
 def _compared(path: str | Path, note: Note) -> frozenset[int] | None:
