@@ -8,7 +8,7 @@ import pytest
 
 from tests.cases import for_each
 from tests.device_kit import CONFIG, MASK, MSI, MSIX, NONE, UNMASK, Ringer
-from vfio_user import Msi, PciDevice, PciIds, ProtocolError
+from vfio_user import Msi, MsiX, PciDevice, PciIds, ProtocolError
 from vfio_user.device import function_of
 from vfio_user.testing import Vectors, find_capability, read_register, set_irqs, write_register
 
@@ -68,3 +68,32 @@ def test_no_vector_behind_the_last_is_taken_of_a_saved_state(device: Ringer, ind
     for wrong in (4, -1):
         with pytest.raises(ProtocolError):
             device.interrupts.check(saved | {f"{name}_{kind}": [wrong]})
+
+
+def test_another_thread_may_interrupt_while_a_guest_looks_at_what_is_pending() -> None:
+    """A set that grows while it is looked through is an error, which the guest would be answered with."""
+
+    class Masked(PciDevice):
+        ids = PciIds(1, 2)
+        interrupts = Msi(4, maskable=True) | MsiX(4, bar=0)
+
+    class Watched(set[int]):
+        def __iter__(self) -> Iterator[int]:
+            assert interrupts._lock._is_owned()  # type: ignore[attr-defined]
+            return super().__iter__()
+
+    device = Masked()
+    interrupts = device.interrupts
+    msi, msix = (find_capability(device, id) for id in (0x05, 0x11))
+    for index, mask, value, pending in (
+        (MSI, (CONFIG, msi + 0x10, 4), 0xF, (CONFIG, msi + 0x14, 4)),
+        (MSIX, (CONFIG, msix + 2, 2), 0xC000, (0, 0x800, 8)),
+    ):
+        wires = Vectors(device, index, count=4)
+        write_register(device, *mask, value)
+        interrupts._pending[index] = Watched()
+        interrupts.trigger(2)
+        assert read_register(device, *pending) == 0b100, index
+        wires.close()
+    function_of(device).detach()
+    device.close()

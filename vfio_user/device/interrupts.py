@@ -88,7 +88,7 @@ class Interrupts:
         self.link: Link = NoClient()
         self._on_mask = on_mask
         self.table = MsiXTable(counts[MSIX], self._changed)
-        self.pba = PendingBits(pba_size(msix_vectors), lambda: self._pending[MSIX])
+        self.pba = PendingBits(pba_size(msix_vectors), lambda: self._pending_bits(MSIX))
         self._config = config
         self._msi = msi
         self._msi_offset = offsets.get(MsiCapability.id, 0)
@@ -201,8 +201,7 @@ class Interrupts:
         status = self._config.get(STATUS, 2) & ~STATUS_INTERRUPT
         self._config.set(STATUS, 2, status | (STATUS_INTERRUPT if self._level else 0))
         if self._msi and self._msi.maskable:
-            bits = sum(1 << vector for vector in self._pending[MSI])
-            self._config.set(self._msi_offset + self._msi.pending_offset, 4, bits)
+            self._config.set(self._msi_offset + self._msi.pending_offset, 4, self._pending_bits(MSI))
 
     def reset(self) -> None:
         """Clear what a reset of the function clears; the client's wiring stays."""
@@ -367,6 +366,11 @@ class Interrupts:
         if self._msi and self._msi.maskable:
             return bool(self._config.get(self._msi_offset + self._msi.mask_offset, 4) >> vector & 1)
         return False
+
+    def _pending_bits(self, index: int) -> int:
+        """A bit for each vector that waits; one of the device's own threads may be adding another."""
+        with self._lock:
+            return sum(1 << vector for vector in self._pending[index])
 
     @property
     def _msi_control(self) -> int:

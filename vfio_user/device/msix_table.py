@@ -6,7 +6,7 @@ and means nothing. So masks count only from the first write on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Set
+from collections.abc import Callable
 
 ENTRY = 16
 ENTRY_MASK = b"\xfc\xff\xff\xff" + b"\xff" * 8 + b"\x01\x00\x00\x00"
@@ -52,14 +52,13 @@ class MsiXTable:
 class PendingBits:
     """One bit a vector, read-only."""
 
-    def __init__(self, size: int, pending: Callable[[], Set[int]]) -> None:
+    def __init__(self, size: int, pending: Callable[[], int]) -> None:
         self._size = size
         self._pending = pending
 
     def read(self, offset: int, count: int) -> bytes:
         """The `count` bytes at `offset`, as things are now."""
-        bits = sum(1 << vector for vector in self._pending())
-        return bits.to_bytes(self._size, "little")[offset : offset + count]
+        return self._pending().to_bytes(self._size, "little")[offset : offset + count]
 
     def write(self, offset: int, data: bytes) -> None:
         """Read-only."""
