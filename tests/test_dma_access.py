@@ -235,6 +235,37 @@ def test_a_client_that_refuses_a_message_passes_its_errno_on(make: Callable[...,
     assert refusal.value.errno == errno.ENODEV
 
 
+@for_each(itertools.product(MODES, ("read", "read_into", "write")), ids=lambda case: " ".join(case))
+def test_what_is_unmapped_while_a_message_is_waited_for_is_used_no_more(
+    case: tuple[str, str], make: Callable[..., Guest]
+) -> None:
+    """Its descriptor's number may be another file's by then, one that the client was never to see."""
+    mode, access = case
+    guest = make("message", mode)
+    others: list[int] = []
+
+    class Unmapping(RecordingLink):
+        def dma_read(self, iova: int, count: int) -> bytes:
+            self.unmap()
+            return bytes(count)
+
+        def dma_write(self, iova: int, data: bytes | memoryview) -> None:
+            self.unmap()
+
+        def unmap(self) -> None:
+            assert not others, "what is unmapped was asked for"
+            guest.dma.unmap(0x11000, PAGE)
+            others.append(memory_file(PAGE, b"secret"))
+
+    guest.dma.link = Unmapping()
+    given = {"read": 8, "read_into": bytearray(8), "write": b"overwrites"}[access]
+    with pytest.raises(ProtocolError) as refusal:
+        getattr(guest.dma, access)(0x10FFC, given)
+    assert refusal.value.errno == errno.EFAULT
+    assert os.pread(others[0], 6, 0) == b"secret"
+    os.close(others[0])
+
+
 def test_a_file_that_ends_too_early_answers_efault(make: Callable[..., Guest]) -> None:
     dma, fd = Dma(), os.memfd_create("not sealed")
     os.ftruncate(fd, PAGE)

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from tests.session_kit import GUEST, Prober, comes_to_read, comes_true, message_memory
+from userdev.errors import ProtocolError
 from userdev.transport import Framer, connect
 from vfio_user.client import Client, RemoteError
 from vfio_user.device import Quiesce, ResetKind
@@ -27,7 +28,7 @@ from vfio_user.wire import (
     encode_version,
 )
 from vfio_user.wire.constants import MigrationState
-from vfio_user.wire.layouts import DEVICE_INFO, DMA_ACCESS, DMA_MAP, REGION_ACCESS
+from vfio_user.wire.layouts import DEVICE_INFO, DMA_ACCESS, DMA_MAP, DMA_UNMAP, REGION_ACCESS
 
 Request = tuple[Command, bytes, int]
 """Command, payload, flags."""
@@ -140,8 +141,8 @@ def test_a_posted_write_handler_may_wait_for_message_dma(client: Client) -> None
     assert comes_to_read(client, 8, 8, 0xBEEF)
 
 
-def map_memory() -> Request:
-    return Command.DMA_MAP, DMA_MAP.pack(DMA_MAP.size, 3, 0, GUEST, 0x1000), 0
+def map_memory(size: int = 0x1000) -> Request:
+    return Command.DMA_MAP, DMA_MAP.pack(DMA_MAP.size, 3, 0, GUEST, size), 0
 
 
 def test_a_write_that_waits_for_dma_is_answered_before_the_dma(wire: Wire) -> None:
@@ -358,6 +359,31 @@ def test_a_large_message_dma_is_cut_to_what_the_client_takes(device: Prober, cli
     device.call_soon(lambda: found.append(device.dma.read(GUEST, size)))
     assert comes_true(client, lambda: bool(found))
     assert found[0] == memory.view[:size]
+
+
+@pytest.mark.parametrize("write", [False, True])
+def test_nothing_is_asked_of_memory_whose_unmap_has_been_answered(wire: Wire, device: Prober, write: bool) -> None:
+    """A large access is several messages, and the client may give these addresses to somebody else between two."""
+    size, refusals = 3 << 20, list[ProtocolError]()
+
+    def use() -> None:
+        with pytest.raises(ProtocolError) as refusal:
+            device.dma.write(GUEST, bytes(size)) if write else device.dma.read(GUEST, size)
+        refusals.append(refusal.value)
+
+    wire.send([map_memory(size)])
+    wire.receive(1)
+    device.call_soon(use)
+    [asked] = wire.receive(1)
+    wire.send([(Command.DMA_UNMAP, DMA_UNMAP.pack(DMA_UNMAP.size, 0, GUEST, size), 0)])
+    wire.receive(1)
+    access = DMA_ACCESS.unpack(asked.payload)
+    wire.answer(asked, DMA_ACCESS.pack(*access, tail=b"" if write else bytes(access.length)))
+    end = time.monotonic() + 60
+    while not refusals and time.monotonic() < end:
+        wire.send([reading(0)])
+        assert [message.is_reply for message in wire.receive(1)] == [True]
+    assert [refusal.errno for refusal in refusals] == [errno.EFAULT]
 
 
 def test_what_comes_in_one_piece_with_version_is_answered_though_nothing_more_comes(server: Server) -> None:

@@ -6,8 +6,9 @@ DMA_WRITE messages). Mapped and file memory may be used anywhere, and from any t
 message memory only on the session's thread and never in a register's reader (`Link.dma_read`).
 
 Each access is checked as a whole before a byte moves: EFAULT where nothing is mapped, EPERM where the client did not
-grant it. Every write marks its pages dirty while a log is kept. Memory in a file that is not sealed against shrinking
-(F_SEAL_SHRINK, as QEMU's memfd is) is asked for its size before each access: behind its end that would be SIGBUS.
+grant it. While one waits for a message's answer the client may unmap what is left of it: EFAULT then, too. Every write
+marks its pages dirty while a log is kept. Memory in a file that is not sealed against shrinking (F_SEAL_SHRINK, as
+QEMU's memfd is) is asked for its size before each access: behind its end that would be SIGBUS.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ class Dma(DmaMap):
         done = 0
         with memoryview(buffer) as view:
             for region, start, size in self.pieces(iova, len(view), READ):
-                if region.file:
+                if region.file and not region.gone:
                     start += region.base
                     region.file.check(start + size)
                     view[done : done + size] = region.file.view[start : start + size]
@@ -191,6 +192,8 @@ class Dma(DmaMap):
         return region, region.file.view if write else region.file.view.toreadonly()
 
     def _read_piece(self, region: DmaRegion, start: int, count: int) -> bytes:
+        if region.gone:
+            raise _unmapped_meanwhile(region)
         if region.file:
             start += region.base
             region.file.check(start + count)
@@ -200,6 +203,8 @@ class Dma(DmaMap):
         return self.link.dma_read(region.iova + start, count)
 
     def _write_piece(self, region: DmaRegion, start: int, data: memoryview) -> None:
+        if region.gone:
+            raise _unmapped_meanwhile(region)
         if region.file:
             place = start + region.base
             region.file.check(place + len(data))
@@ -210,3 +215,7 @@ class Dma(DmaMap):
             self.link.dma_write(region.iova + start, data)
         if region.dirty is not None:
             region.dirty.mark(region.iova + start, len(data))
+
+
+def _unmapped_meanwhile(region: DmaRegion) -> ProtocolError:
+    return ProtocolError(f"{region!r} was unmapped while an access to what is before it was under way", errno.EFAULT)

@@ -291,6 +291,7 @@ class DmaMap:
         self._release(region)
 
     def _release(self, region: DmaRegion) -> None:
+        region.gone = True
         if region.file:
             self._files.give_back(region.file)
         if region.fd is not None:

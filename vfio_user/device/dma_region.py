@@ -35,7 +35,20 @@ DRAFT_V6_POLICY = MapPolicy(overlap_errno=errno.EEXIST, identical_is_fine=False,
 class DmaRegion:
     """A range of client memory: `iova`, `size`, `readable`, `writable`, `mode`. The rest is for `Dma`."""
 
-    __slots__ = ("base", "dirty", "fd", "file", "flags", "iova", "offset", "read_map", "size", "source", "write_map")
+    __slots__ = (
+        "base",
+        "dirty",
+        "fd",
+        "file",
+        "flags",
+        "gone",
+        "iova",
+        "offset",
+        "read_map",
+        "size",
+        "source",
+        "write_map",
+    )
 
     def __init__(self, iova: int, size: int, flags: int, offset: int) -> None:
         self.iova = iova
@@ -53,6 +66,8 @@ class DmaRegion:
         self.fd: int | None = None
         """Its own descriptor, in file mode."""
         self.dirty: DirtyPages | None = None
+        self.gone = False
+        """Unmapped: its file is closed, and its descriptor may be another's."""
 
     @property
     def end(self) -> int:

@@ -45,8 +45,12 @@ class ClientRequests:
         lock: threading.RLock,
         owed: Owed,
         serve: Callable[[], None],
+        check: Callable[[int, int], object] = lambda iova, count: None,
     ) -> None:
-        """`serve` handles what was received, and sends the replies; for the session's thread."""
+        """`serve` handles what was received, and sends the replies; for the session's thread. `check` is asked before
+        each DMA message whether its bytes are mapped, and raises ProtocolError (EFAULT) where they are not: the client
+        may have unmapped them while the message before was under way.
+        """
         self.agreement = Agreement()
         """From VERSION on: what the client takes, and its twin socket."""
         self.serving_thread: int | None = None
@@ -57,6 +61,7 @@ class ClientRequests:
         self._answered = threading.Condition(lock)
         self._owed = owed
         self._serve = serve
+        self._check = check
         self._open = OpenRequests[_Waiting]()
         self._unasked = 0  # replies that nobody waited for
         self._last_id = 0
@@ -67,8 +72,8 @@ class ClientRequests:
         """Read guest memory by message.
 
         Raises:
-            ProtocolError: the client refused (its errno), has not answered within `ANSWER_SECONDS` (ETIMEDOUT), or a
-                register read would wait for it (EDEADLK).
+            ProtocolError: the client refused (its errno), has not answered within `ANSWER_SECONDS` (ETIMEDOUT), has
+                unmapped it meanwhile (EFAULT), or a register read would wait for it (EDEADLK).
             ClientGone: the client went away.
         """
         chunk = self.agreement.data_per_message
@@ -136,6 +141,7 @@ class ClientRequests:
         shape = self._dialect.shapes[command]
         assert shape.request is not None
         with contextlib.nullcontext() if self._is_serving_thread() else self._lock:
+            self._check(address, count)
             message = Message(self._new_id(), shape.number, payload=shape.request.pack(address, count, tail=data))
             answer = self._exchange(message)
         if answer.failed:

@@ -91,7 +91,14 @@ class Session:
         self.connection = _connection(stream, self.max_data, trace)
         self.owed = Owed()
         self._worker = Worker(self._locked)
-        self._requests = ClientRequests(dialect, self.connection, self.lock, self.owed, self._answer_what_came)
+        self._requests = ClientRequests(
+            dialect,
+            self.connection,
+            self.lock,
+            self.owed,
+            self._answer_what_came,
+            lambda iova, count: function.dma.pieces(iova, count, 0),
+        )
         self._backlog: deque[Message] = deque()  # commands that came while the device was getting quiet
         self._deferred: deque[Callable[[], None]] = deque()
         self._gone = False
