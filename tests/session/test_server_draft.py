@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from tests.cases import for_each
 from tests.everything_device import Everything
+from userdev.errors import ProtocolError
 from userdev.transport import close_all
-from vfio_user.client import Client, GuestMemory, Mapping
+from vfio_user.client import Client, GuestMemory, Mapping, RemoteError
+from vfio_user.device import DmaRegion
 from vfio_user.server import Server
 from vfio_user.wire import DRAFT_V6, Command, Message
 from vfio_user.wire.constants import DmaFlagsV6, RegionFlags
@@ -68,6 +72,47 @@ def test_several_ranges_are_unmapped_by_one_table(client: Client) -> None:
         client.dma_unmap_each([(mapping.iova, SIZE) for mapping in mappings[:2]])
         assert list(client.memory) == mappings[2:]
         client.dma_map_all(mappings[:2])  # they are free
+
+
+@for_each(
+    {
+        "one range twice": [(BASE, SIZE), (BASE, SIZE)],
+        "a part of another": [(BASE + 2 * SIZE, SIZE), (BASE, SIZE), (BASE + PAGE, PAGE)],
+        "no bytes, twice": [(BASE, SIZE), (0, 0), (0, 0)],
+    }.items(),
+    ids=lambda case: case[0],
+)
+def test_a_table_that_names_something_twice_is_refused_as_a_whole(
+    case: tuple[str, list[tuple[int, int]]], client: Client
+) -> None:
+    _, named = case
+    with GuestMemory(3 * SIZE) as ram, GuestMemory(0x1000, shared=False) as none:
+        mappings = [Mapping(BASE, SIZE, ram), Mapping(BASE + 2 * SIZE, SIZE, ram), Mapping(0, 0, none)]
+        client.dma_map_all(mappings)
+        with pytest.raises(RemoteError) as refusal:
+            client.dma_unmap_each(named)
+        assert refusal.value.errno == errno.EINVAL
+        client.dma_unmap_each([(mapping.iova, mapping.size) for mapping in mappings])  # all of it was still there
+
+
+def test_all_of_a_table_is_unmapped_whatever_the_device_says_of_one(tmp_path: Path) -> None:
+    class Refusing(Everything):
+        def on_dma_unmap(self, region: DmaRegion) -> None:
+            if region.iova == BASE:
+                raise ProtocolError("not this one", errno.EBUSY)
+
+    address = str(tmp_path / "socket")
+    with (
+        closing(Refusing()) as device,
+        Server(device, address, dialect=DRAFT_V6),
+        Client.connect(address, dialect=DRAFT_V6) as client,
+        GuestMemory(SIZE) as ram,
+    ):
+        mappings = [Mapping(BASE + 2 * place * SIZE, SIZE, ram) for place in range(3)]
+        client.dma_map_all(mappings)
+        with pytest.raises(RemoteError) as refusal:
+            client.dma_unmap_each([(mapping.iova, SIZE) for mapping in mappings])
+        assert (refusal.value.errno, device.dma.regions) == (errno.EBUSY, [])
 
 
 def test_a_bitmap_may_be_larger_than_its_bits(client: Client) -> None:

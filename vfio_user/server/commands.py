@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from userdev.errors import AUTHORS_FAILURES, ProtocolError
@@ -143,14 +144,18 @@ def dma_unmap(session: ServedFunction, message: Message) -> Reply:
 def _dma_unmap_table(session: ServedFunction, message: Message) -> Reply:
     """The draft's table: one request, all of it or nothing."""
     dma, entries = session.function.dma, unmap_table(message.payload)
+    for before, range_ in pairwise(sorted((entry.address, entry.size) for entry in entries)):
+        if before == range_ or sum(before) > range_[0]:
+            raise _refuse(f"DMA_UNMAP: ranges that overlap at {range_[0]:#x}")
     for entry in entries:
         if not dma.has_any(entry.address, entry.size):
             raise _refuse(f"DMA_UNMAP: nothing is mapped at {entry.address:#x}", errno.ENOENT)
     wanted = [(entry.address, entry.size, entry.bitmap.pgsize, entry.bitmap.size) for entry in entries if entry.bitmap]
     with session.quiet():
         report = bitmaps_report_v6(_migration(session), wanted) if wanted else bytes
-        for entry in entries:
-            dma.unmap(entry.address, entry.size)
+        with contextlib.ExitStack() as unmapped:  # all of them, whatever the author's hook raises at one
+            for entry in reversed(entries):
+                unmapped.callback(dma.unmap, entry.address, entry.size)
         return report(), []
 
 
