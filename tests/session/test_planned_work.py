@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import threading
 
-from tests.session_kit import Prober, comes_true
+import pytest
+
+from tests.session_kit import GUEST, Prober, comes_true, message_memory
 from userdev.serving.worker import FORGOTTEN, Worker
 from vfio_user.client import Client, EventFd
 from vfio_user.device import function_of
+from vfio_user.server import Server
 from vfio_user.wire.constants import IrqIndex, MigrationState
 
 
@@ -32,6 +35,29 @@ def test_nothing_that_was_planned_interrupts_a_guest_whose_device_is_stopped(dev
             return rung == 20
 
         assert comes_true(client, all_rung)
+
+
+def test_what_is_deferred_is_done_though_what_came_before_it_misses_the_client(
+    device: Prober, server: Server, client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A device that is done with a request only in the last of them would be busy for its next client."""
+    done = threading.Event()
+    message_memory(client)
+
+    def read() -> None:
+        device.dma.read_u32(GUEST)
+
+    def defer() -> None:
+        for work in (read, read, read, done.set):
+            device.defer(work)
+
+    device.config.watch(0x0C, 1, lambda old, new: defer())
+    client.config_write(0x0C, b"\1")
+    client.close()
+    assert done.wait(10)
+    with Client.connect(str(server.listener.address)) as following:  # whose session begins when that one has ended
+        following.load(0, 0, 4)
+    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 def test_what_is_cancelled_is_not_done_and_does_not_pile_up(device: Prober, client: Client) -> None:

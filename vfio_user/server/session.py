@@ -474,11 +474,15 @@ class Session:
             self.lock.release()
 
     def _guarded(self, work: Callable[[], None]) -> None:
-        """Run deferred work, which has nobody to answer: what it raises is logged."""
+        """Run deferred work, which has nobody to answer: what it raises is logged. Whose client has gone already is
+        told so again and again, and what it does without it is done all the same.
+        """
         try:
             work()
-        except ClientGone:
-            raise
+        except ClientGone as error:
+            if not self._gone:
+                raise
+            log.info("deferred work: %s", error)
         except ProtocolError as error:
             log.warning("deferred work: %s", error)
         except AUTHORS_FAILURES:
