@@ -8,6 +8,8 @@ import struct
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,14 +17,14 @@ import pytest
 from tests.everything_device import Everything
 from tests.session_kit import GUEST, Prober, comes_to_read, message_memory
 from userdev.errors import ProtocolError
-from userdev.transport import Stream, connect
+from userdev.transport import Stream, close_all, connect
 from vfio_user.client import Client, Disconnected, GuestMemory, RemoteError
 from vfio_user.server import Offer, Server
 from vfio_user.server import server as program
 from vfio_user.server.connection import ServerConnection
 from vfio_user.wire import CURRENT, HEADER_SIZE, Capabilities, Command, Message, encode_version
 from vfio_user.wire.constants import UnmapFlags
-from vfio_user.wire.layouts import BITMAP, DMA_UNMAP, IRQ_INFO, REGION_ACCESS, WRITE_MULTI
+from vfio_user.wire.layouts import BITMAP, DMA_UNMAP, IRQ_INFO, REGION_ACCESS, REGION_IO_FDS, WRITE_MULTI
 
 ADD, FETCH = 0, 8
 SIZE = 0x10000
@@ -233,3 +235,19 @@ def test_a_program_offers_what_it_was_told_to_and_says_its_name_where_it_is_to(
     monkeypatch.setattr(program, "run", run)
     program.serve(device, str(tmp_path / "socket"), offer=Offer(max_data_xfer_size=4096), announce=announce)
     assert ran == [(name, 4096)]
+
+
+def test_no_client_is_sent_more_descriptors_than_it_takes(tmp_path: Path) -> None:
+    """What does not fit into its buffer the kernel drops, and the client would take another's place for it."""
+    with closing(Everything()) as device, Server(device, str(tmp_path / "socket")) as server:
+        device.add_ioeventfd(0, 0x20, 4, datamatch=9)
+        for most, found in {0: (0, 0, 0), 1: (1, errno.ENOSPC, 0), 2: (1, 0, 2)}.items():
+            limits = Capabilities(max_msg_fds=most)
+            with Client.connect(str(server.listener.address), capabilities=limits) as client:
+                region = client.region_info(2)
+                room = REGION_IO_FDS.pack(1 << 10, 0, 0, 0)
+                reply = client.raw(CURRENT.number(Command.GET_REGION_IO_FDS), room)
+                assert reply is not None
+                close_all(reply.fds)
+            assert (region.descriptors, reply.errno, len(reply.fds)) == found, most
+            assert bool(region.mappable) == bool(most), most

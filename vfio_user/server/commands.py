@@ -199,7 +199,8 @@ def get_region_io_fds(session: ServedFunction, message: Message) -> Reply:
     """DEVICE_GET_REGION_IO_FDS: the region's ioeventfds, or the room that they need where argsz is less.
 
     Raises:
-        ProtocolError: EINVAL, there is no such region, or a field is not as it has to be.
+        ProtocolError: EINVAL, there is no such region, or a field is not as it has to be; ENOSPC, they have more
+            descriptors than the client takes in one message.
     """
     request = at.REGION_IO_FDS.unpack(message.payload)
     if request.flags or request.nr_entries or not at.REGION_IO_FDS.size <= request.argsz <= _MAX_ARGSZ:
@@ -225,6 +226,8 @@ def get_region_io_fds(session: ServedFunction, message: Message) -> Reply:
         at.IO_FD.pack(e.offset, e.size, slot(e.fd), e.type, e.flags, slot(e.shadow_fd), e.shadow_offset, e.datamatch)
         for e in entries
     )
+    if len(fds) > (most := session.agreement.client.fds_per_message):
+        raise _refuse(f"GET_REGION_IO_FDS: {len(fds)} descriptors, and the client takes {most}", errno.ENOSPC)
     return header + body, fds
 
 

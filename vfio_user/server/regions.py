@@ -25,7 +25,8 @@ class Regions:
 
     def __init__(self, function: Function, dialect: Dialect, *, carries_fds: bool) -> None:
         self._function = function
-        self._carries_fds = carries_fds
+        self.carries_fds = carries_fds
+        """Whether descriptors can go to the client: the transport takes them along, and the client takes any."""
         self._migration = function.migration
         self._has_migration_region = dialect.migration_region and function.migration is not None
         self._migration_region: MigrationRegion | None = None
@@ -36,7 +37,7 @@ class Regions:
         return len(self._function.regions) + self._has_migration_region
 
     def info(self, index: int) -> RegionInfo:
-        """One of them; without descriptors where the transport carries none.
+        """One of them; without descriptors where none can go to the client.
 
         Raises:
             ProtocolError: (EINVAL) there is no such region.
@@ -47,7 +48,7 @@ class Regions:
             region = RegionInfo(index, v1.size, v1.flags, v1.fd, 0, v1.sparse, v1.type)
         else:
             region = self._function.regions[index]
-        if self._carries_fds:
+        if self.carries_fds:
             return region
         return replace(region, flags=region.flags & ~_MMAP, fd=None, sparse=(), io_fds=[])
 

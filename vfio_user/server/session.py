@@ -315,6 +315,7 @@ class Session:
             log.warning("client refused: %s", reply.reason)
         else:
             self._requests.agreement = agreement
+            self.regions.carries_fds &= agreement.client.fds_per_message > 0
         if reply.message is not None:
             try:
                 self.connection.send(reply.message)
