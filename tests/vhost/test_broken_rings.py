@@ -84,6 +84,29 @@ def test_a_bad_chain_breaks_its_ring_and_no_other(guest: Guest, kind: type[AnyDr
 
 
 @BOTH
+def test_a_bad_chain_keeps_nothing_that_was_taken_before_it(kind: type[AnyDriver]) -> None:
+    for what, bad in BAD_CHAINS.items():
+        with Guest() as guest:
+            driver = kind(guest, 8, ALL)
+            region = inflight_region(driver)
+            ring = driver.ring(inflight=inflight(memoryview(region), driver))
+            driver.request(writable=(2,))
+            driver.request(writable=(2,))
+            done, later = take(ring), take(ring)
+            ring.push(done, done.write(b"ab"))
+            bad(driver)
+            with pytest.raises(BrokenRing):
+                ring.pop()
+            assert ring.publish(), what
+            finish(ring, later, b"cd")
+            assert driver.collect() == [1, 2], what
+            assert not ring.outstanding
+            assert not driver.ring(inflight=inflight(memoryview(region), driver)).resubmitted, what
+            with pytest.raises(BrokenRing):
+                ring.pop()
+
+
+@BOTH
 def test_an_indirect_table_that_was_not_negotiated_breaks_the_ring(guest: Guest, kind: type[AnyDriver]) -> None:
     driver = kind(guest)
     driver.request(indirect=True)

@@ -67,6 +67,23 @@ def test_a_device_that_fails_breaks_the_ring_and_what_was_done_before_is_told(
     assert "queue 0 of Reverse" in caplog.text
 
 
+def test_what_was_taken_before_a_wrong_chain_comes_back(front_end: FrontEnd, ring: Queue, device: Reverse) -> None:
+    """Taken together with it, done at once or on another thread: a driver that starts again would wait for them."""
+    device.go_on.set()
+    wrong, *_ = split(ring)._free
+    del split(ring)._free[0]
+    split(ring).describe(wrong, MEMORY, 4, 0, 0)
+    ring.put(b"ab", 2)
+    ring.put(b"wait", 4)
+    split(ring).offer(wrong)
+    ring.kick()
+    assert ring.wait_err()
+    front_end.settle()
+    assert sorted(each.data for each in ring.take_used()) == [b"ba", b"tiaw"]
+    assert ring.wait_call(0)
+    assert ring.stop(drain=False) == 2, "the wrong one is next"
+
+
 def test_a_ring_that_is_started_without_addresses_breaks(front_end: FrontEnd) -> None:
     ring = front_end.queue()
     front_end.do(R.SET_VRING_ERR, 0, [ring.err_fd])

@@ -92,12 +92,12 @@ class SupplyVring(Vring):
         self._supply.port = None
         if self.ring is not None:
             self.leave()
-            if self.owes and not self.ring.broken:
+            if self.owes and not self.ring.is_lost:
                 self.publish()
 
     def _take(self, ring: Ring) -> bool:
         ring.disable_kicks()
         self._device.on_supply(self.index)
-        if self.owes and not ring.broken:
+        if self.owes and not ring.is_lost:
             self.publish()
         return False

@@ -246,7 +246,7 @@ class Vring:
         else:
             why = "its device has failed"
             log.error("%s: the device failed at a request", self, exc_info=error)
-        if not ring.broken:
+        if not ring.is_lost:
             self.publish()
         self.break_down(why)
 

@@ -136,14 +136,14 @@ class PackedRing(Ring):
             try:
                 self.inflight.leave(chain.entry)
             except ProtocolError as error:
-                self._break(str(error))
+                self._lose(str(error))
 
     def publish(self) -> bool:  # noqa: D102 - Ring has it
         chains = self._finished
         if not chains:
             return False
         if self.broken or self._generation != self.table.generation or self._is_watched:
-            self.refresh()
+            self._look_around()
         self._finished = []
         if self.log is not None:
             self._mark(chains)
@@ -158,7 +158,7 @@ class PackedRing(Ring):
             try:
                 inflight.begin([chain.entry for chain in chains], used, wrap)
             except ProtocolError as error:
-                self._break(str(error))
+                self._lose(str(error))
         shorts, words = self._shorts, self._words
         for (at, _), chain in zip(places, chains, strict=True):
             words[4 * at + 2] = chain.length

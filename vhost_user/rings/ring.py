@@ -102,6 +102,8 @@ class Ring(ABC):
         """What was taken and not given back, for a successor; each kind of ring writes its own into it."""
         self.broken = ""
         """Why it takes no requests any more; not the error, whose frames would keep the ring and its memory."""
+        self.is_lost = False
+        """Whether it cannot give back either what it has taken: its memory, its log or its account has gone."""
         self.resubmitted: deque[Chain] = deque()
         """What was under way when a back-end died: taken first."""
         self.outstanding = 0
@@ -156,6 +158,8 @@ class Ring(ABC):
     @abstractmethod
     def publish(self) -> bool:
         """Let the driver have what was pushed; whether it wants to be told (the call descriptor).
+
+        A ring that an entry has broken gives back what was taken before that.
 
         Raises:
             BrokenRing: the ring's memory has gone, or the dirty log does not reach so far.
@@ -220,6 +224,12 @@ class Ring(ABC):
         """
         if self.broken:
             raise BrokenRing(self.broken)
+        self._look_around()
+
+    def _look_around(self) -> None:
+        """`refresh`, also of a ring that an entry has broken."""
+        if self.is_lost:
+            raise BrokenRing(self.broken)
         if self.table.can_shrink:
             try:
                 self.table.check()
@@ -251,7 +261,7 @@ class Ring(ABC):
         try:
             self._map()
         except ProtocolError as error:
-            self._break(str(error))
+            self._lose(str(error))
         self._generation = self.table.generation
 
     @property
@@ -266,14 +276,14 @@ class Ring(ABC):
             if self._kept is not None:
                 self._kept.check()
         except ProtocolError as error:
-            self._break(str(error))
+            self._lose(str(error))
 
     def _lost(self, error: ProtocolError) -> None:
         """A memory file has shrunk: this ring is broken if it was in there, and finds out when it looks itself up."""
         try:
             self._map()
         except ProtocolError:
-            self._break(str(error))
+            self._lose(str(error))
         self._generation = self.table.generation
 
     def _part(self, address: int, size: int, align: int, *, written: bool) -> memoryview:
@@ -334,6 +344,15 @@ class Ring(ABC):
         self.broken = what
         raise BrokenRing(what)
 
+    def _lose(self, what: str) -> NoReturn:
+        """Break the ring, with all that it has taken.
+
+        Raises:
+            BrokenRing: always.
+        """
+        self.is_lost = True
+        self._break(what)
+
     def _taken(self, chain: Chain) -> None:
         if self._in_order is not None:
             self._in_order.append(chain)
@@ -349,7 +368,7 @@ class Ring(ABC):
                 for address, length in chain.ranges:
                     log.mark(address, length)
         except ProtocolError as error:
-            self._break(str(error))
+            self._lose(str(error))
 
     def _mark_ring(self, address: int, length: int) -> None:
         """The same for a part of the ring itself, at a guest address."""
@@ -357,4 +376,4 @@ class Ring(ABC):
             try:
                 self.log.mark(address, length)
             except ProtocolError as error:
-                self._break(str(error))
+                self._lose(str(error))

@@ -119,7 +119,7 @@ class SplitRing(Ring):
         if not chains:
             return False
         if self.broken or self._generation != self.table.generation or self._is_watched:
-            self.refresh()
+            self._look_around()
         self._finished = []
         if self.log is not None:
             self._mark(chains)
