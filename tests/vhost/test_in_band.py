@@ -159,6 +159,28 @@ def test_a_channel_that_comes_late_is_told_what_was_owed(simulated: FrontEnd, ri
         assert told(channel) == (CALL, 0)
 
 
+def test_a_channel_that_comes_late_is_told_that_a_ring_is_broken(simulated: FrontEnd, ring: Queue) -> None:
+    split(ring).describe(0, 0x8000, 4, 1, 0)
+    split(ring).offer(0)
+    kick(simulated)
+    with Channel(simulated) as channel:
+        assert told(channel) == (ERR, 0)
+
+
+def test_a_channel_that_comes_late_is_told_that_configuration_has_changed(stranger: FrontEnd, device: Watched) -> None:
+    """Once: the next one has nothing to be told."""
+    stranger.negotiate(protocol=PROTOCOL | P.BACKEND_REQ | P.CONFIG)
+    stranger.share_memory()
+    stranger.queue().start()
+    device.config_changed()
+    stranger.settle()
+    with Channel(stranger) as channel:
+        assert channel.receive()[0] is BackEndRequest.CONFIG_CHANGE_MSG
+    with Channel(stranger) as channel:
+        stranger.settle()
+        assert channel.is_silent()
+
+
 def test_a_change_of_configuration_is_told_once_a_kick_has_started_a_ring(stranger: FrontEnd, device: Watched) -> None:
     stranger.negotiate(protocol=IN_BAND | P.CONFIG)
     stranger.share_memory()

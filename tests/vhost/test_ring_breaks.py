@@ -111,6 +111,33 @@ def test_a_ring_without_a_kick_is_looked_at_by_itself(front_end: FrontEnd) -> No
     ring.stop()
 
 
+def test_a_ring_that_gets_another_kick_looks_whether_it_was_told_by_the_one_before(
+    front_end: FrontEnd, ring: Queue
+) -> None:
+    ring.enable(False)
+    ring.enable()
+    while not ring.driver.wants_kick():
+        front_end.settle()
+    ring.put(b"ab", 2)
+    other = os.eventfd(0)
+    front_end.do(R.SET_VRING_KICK, 0, [other])
+    os.close(other)
+    assert [each.data for each in ring.wait_used()] == [b"ba"]
+
+
+def test_a_ring_that_is_broken_tells_who_asks_for_that_later(front_end: FrontEnd, ring: Queue) -> None:
+    outside_memory(ring)
+    split(ring).offer(0)
+    ring.kick()
+    assert ring.wait_err()
+    for enabled in (True, False):
+        ring.enable(enabled, kick=False)
+        err = os.eventfd(0, os.EFD_NONBLOCK)
+        front_end.do(R.SET_VRING_ERR, 0, [err])
+        assert os.eventfd_read(err), enabled
+        os.close(err)
+
+
 def test_a_kick_that_cannot_be_waited_for_leaves_the_one_before(
     front_end: FrontEnd, ring: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -77,7 +77,7 @@ class BackEnd:
         self._transfer: StateTransfer | None = None
         self.postcopy = Postcopy()
         self._config_has_changed = False
-        """And the front-end was not told: a device that is suspended says nothing."""
+        """And the front-end was not told: a device that is suspended, or has no channel, says nothing."""
 
     @property
     def features(self) -> VirtioFeature:
@@ -117,7 +117,8 @@ class BackEnd:
         self._in_band.forget()
         if channel is not None:
             self.vrings.misses.ask_again()
-            self.vrings.call_in_band()
+            self.vrings.tell_in_band()
+            self.resume()
 
     def tell_config_changed(self) -> None:
         """Have the front-end read configuration space again, if it has given a way to say so."""
@@ -125,12 +126,11 @@ class BackEnd:
         self.resume()
 
     def resume(self) -> None:
-        """Say what there was to say while no ring was started ("Suspended device state"), if one is now."""
+        """Say what there was to say while no ring was started ("Suspended device state"), or no way to say it."""
         if not (self._config_has_changed and self.vrings.started):
             return
-        self._config_has_changed = False
         if self._channel is not None and ProtocolFeature.CONFIG in self.negotiated.protocol_features:
-            self._channel.tell(BackEndRequest.CONFIG_CHANGE_MSG)
+            self._config_has_changed = not self._channel.tell(BackEndRequest.CONFIG_CHANGE_MSG)
 
     def reset(self, *, device_too: bool) -> None:
         """Have rings be stopped and disabled, and the device as after power-on if wanted; memory stays."""

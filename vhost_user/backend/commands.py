@@ -213,7 +213,7 @@ def _set_vring_call(back_end: BackEnd, value: int, fds: Fds) -> None:
 def _set_vring_err(back_end: BackEnd, value: int, fds: Fds) -> None:
     vring, fd = _descriptor(back_end, value, fds)
     fds.clear()
-    vring.err.set(fd)
+    back_end.vrings.set_err(vring, fd)
 
 
 def _descriptor(back_end: BackEnd, value: int, fds: Fds) -> tuple[Vring, int | None]:

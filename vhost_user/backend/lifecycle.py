@@ -30,6 +30,11 @@ class RingState(Enum):
         """Whether SET_VRING_KICK has come since it was stopped."""
         return self not in (RingState.STOPPED, RingState.ENABLED)
 
+    @property
+    def is_broken(self) -> bool:
+        """Whether it takes nothing before it was stopped."""
+        return self in (RingState.BROKEN, RingState.BROKEN_DISABLED)
+
 
 class RingEvent(Enum):
     """The events that befall a ring."""

@@ -238,13 +238,14 @@ class Vrings:
             vring.ring.log_used(vring.log_address)
 
     def set_kick(self, vring: Vring, fd: int | None) -> None:
-        """SET_VRING_KICK: it starts.
+        """SET_VRING_KICK: it starts. One that runs looks at once: it may have been told by the descriptor before.
 
         Raises:
             OSError: the descriptor cannot be waited for.
         """
         vring.set_kick(fd)
         self._start(vring)
+        vring.kicked()
 
     def kick(self, vring: Vring) -> None:
         """VRING_KICK: it starts if it is stopped, and does what is there."""
@@ -267,11 +268,19 @@ class Vrings:
         if vring.state is RingState.RUNNING:
             vring.call.signal()
 
-    def call_in_band(self) -> None:
-        """There is a channel to call on: what was owed may not have been told."""
+    def set_err(self, vring: Vring, fd: int | None) -> None:
+        """SET_VRING_ERR. A ring that is broken tells it at once."""
+        vring.err.set(fd)
+        if vring.state.is_broken:
+            vring.err.signal()
+
+    def tell_in_band(self) -> None:
+        """There is a channel to tell of rings on: what was owed may not have been told."""
         for vring in self.started:
             if vring.call.is_in_band and vring.state is RingState.RUNNING:
                 vring.call.signal()
+            if vring.err.is_in_band and vring.state.is_broken:
+                vring.err.signal()
 
     def enable(self, vring: Vring, *, on: bool) -> None:
         """SET_VRING_ENABLE."""
