@@ -19,6 +19,7 @@ from click.testing import CliRunner, Result
 from userdev.errors import UserError, VerdictError
 from vfio_user.bundle import open_bundle
 from vfio_user.cli import cli, exec, migrate, run
+from vfio_user.harness.agent import ANSWER_SECONDS
 from vfio_user.harness.artifacts import Timeline
 from vfio_user.harness.exercises import EXERCISES, Exercise
 from vfio_user.harness.guest import Result as Ran
@@ -67,20 +68,29 @@ def say(*words: str, stdin: bytes | None = None) -> Result:
 Outcome = tuple[int, bytes, bytes, bool]
 
 
-def executed(monkeypatch: pytest.MonkeyPatch, outcome: Outcome, *words: str) -> tuple[Result, float]:
-    """What `exec` says of a command with this outcome, and how long the guest was to let it run."""
+def executed(
+    monkeypatch: pytest.MonkeyPatch, outcome: Outcome, *words: str
+) -> tuple[Result, tuple[float, float | None]]:
+    """What `exec` says of a command with this outcome, how long the guest was to let it run, and what limit we have."""
     code, out, err, timed_out = outcome
+    raw = (out, err)
     texts = out.decode(errors="replace"), err.decode(errors="replace")
     limits: list[float] = []
+    waits: list[float | None] = []
 
     def start(command: Any, timeout: float) -> Any:
         limits.append(timeout)
-        return SimpleNamespace(wait=lambda: Ran(command, code, *texts, 1.25, timed_out, (out, err)))
+
+        def wait(limit: float | None) -> Ran:
+            waits.append(limit)
+            return Ran(command, code, *texts, 1.25, timed_out, raw)
+
+        return SimpleNamespace(wait=wait)
 
     monkeypatch.setattr(Lab, "guest", SimpleNamespace(patience=5.0, start=start))
     monkeypatch.setattr(exec, "Lab", Lab)
     monkeypatch.setattr(exec, "OUTPUT_LIMIT", len(FULL))
-    return say("exec", *words, "--", "it"), limits[0]
+    return say("exec", *words, "--", "it"), (limits[0], waits[0])
 
 
 OUTCOMES: Sequence[tuple[Outcome, int]] = (
@@ -114,8 +124,10 @@ def test_a_command_in_a_guest_ends_as_here_and_its_streams_are_its_own(monkeypat
 
 
 def test_a_timeout_is_of_here_however_slow_the_guest_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert executed(monkeypatch, OUTCOMES[0][0], "--timeout", "10")[1] == 2.0
-    assert executed(monkeypatch, OUTCOMES[0][0])[1] * 5 >= 1e6
+    assert executed(monkeypatch, OUTCOMES[0][0], "--timeout", "10")[1] == (2.0, 10 + 5 * ANSWER_SECONDS)
+    guests, ours = executed(monkeypatch, OUTCOMES[0][0])[1]
+    assert guests * 5 >= 1e6
+    assert ours is None
 
 
 def test_a_command_is_given_the_standard_input_and_none_of_it_stays(
@@ -127,7 +139,7 @@ def test_a_command_is_given_the_standard_input_and_none_of_it_stays(
     def start(line: str, timeout: float) -> Any:
         done = subprocess.run(["sh", "-c", line], capture_output=True, check=True)
         told.append(line)
-        return SimpleNamespace(wait=lambda: Ran(line, 0, done.stdout.decode(), "", 0.0, raw=(done.stdout, b"")))
+        return SimpleNamespace(wait=lambda _: Ran(line, 0, done.stdout.decode(), "", 0.0, raw=(done.stdout, b"")))
 
     guest = SimpleNamespace(patience=1.0, start=start, put=lambda data, where: Path(where).write_bytes(data))
     monkeypatch.setattr(Lab, "guest", guest)

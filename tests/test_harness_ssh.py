@@ -12,8 +12,10 @@ import paramiko
 import pytest
 
 from tests.cases import for_each_row
+from userdev.process import Deadline
 from vfio_user.harness.guest import GuestLost
 from vfio_user.harness.ssh import SshGuest, _SshJob
+from vfio_user.harness.troubles import Wait
 
 
 class Ended:
@@ -39,7 +41,7 @@ class Ended:
 def test_the_status_of_a_shell_is_a_signal_where_there_is_one_of_that_number(status: int, exit_code: int) -> None:
     guest: Any = SimpleNamespace(is_connected=True, check=lambda _: None)
     channel: Any = Ended(status)
-    result = _SshJob(guest, "true", channel, 5.0).wait()
+    result = _SshJob(guest, "true", channel, Wait(Deadline(5.0), 1.0)).wait()
     assert (result.exit_code, result.ok) == (exit_code, status == 0)
 
 
@@ -68,14 +70,20 @@ def test_a_command_that_takes_too_long_is_killed_with_all_its_processes_and_one_
         begun.append(command)
         return SimpleNamespace(wait=lambda: None)
 
-    guest: Any = SimpleNamespace(is_connected=True, check=lambda _: None, start=start, patience=1.0)
+    guest: Any = SimpleNamespace(
+        is_connected=True,
+        check=lambda _: None,
+        start=start,
+        waiting=lambda seconds: Wait(Deadline(seconds), 1.0),
+        waiting_until=lambda limit: Wait(Deadline.of(limit), 1.0),
+    )
     channel: Any = GoesOn(b"4711\nits own")
-    waited_for = _SshJob(guest, "sleep 9", channel, 60.0)
+    waited_for = _SshJob(guest, "sleep 9", channel, Wait(Deadline(60.0), 1.0))
     with pytest.raises(GuestLost, match="'sleep 9' did not end"):
         waited_for.wait(0.01)
     assert not begun
     channel = GoesOn(b"4711\nits own")
-    result = _SshJob(guest, "sleep 9", channel, 0.01).wait()
+    result = _SshJob(guest, "sleep 9", channel, Wait(Deadline(0.01), 1.0)).wait()
     assert begun == [f"kill -{signal.SIGKILL:d} -4711"]
     assert (result.timed_out, result.exit_code, result.stderr) == (True, -signal.SIGKILL, "its own")
 

@@ -6,7 +6,7 @@ import json
 import re
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.cases import for_each_row
+from userdev.process import Child
 from vfio_user.harness import machine
 from vfio_user.harness.command_line import MachineConfig, Start
 from vfio_user.harness.log import LogFile
@@ -89,11 +90,16 @@ class Emulated:
 
 @contextmanager
 def machine_of(
-    emulated: Emulated, folder: Path, adapted: Callable[[Launch], Launch] = lambda launch: launch
+    emulated: Emulated,
+    folder: Path,
+    adapted: Callable[[Launch], Launch] = lambda launch: launch,
+    beside: Callable[[], Iterable[Child]] = tuple,
 ) -> Iterator[Machine]:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(machine, "Child", emulated.start)
-        with Machine(emulated, adapted(Launch(CONFIG, Start(folder / "k", folder / "i"), folder))) as made:
+        with Machine(
+            emulated, adapted(Launch(CONFIG, Start(folder / "k", folder / "i"), folder)), beside=beside
+        ) as made:
             yield made
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from tests.descriptors import fd_count
 from tests.vhost.reverse import Reverse
 from tests.vhost_frontend import MEMORY, FrontEnd, Queue, R, no_fd, split
+from vfio_user.harness.troubles import BROKE, WORKS
 from vhost_user.backend import Session
 
 
@@ -82,6 +84,29 @@ def test_what_was_taken_before_a_wrong_chain_comes_back(front_end: FrontEnd, rin
     assert sorted(each.data for each in ring.take_used()) == [b"ba", b"tiaw"]
     assert ring.wait_call(0)
     assert ring.stop(drain=False) == 2, "the wrong one is next"
+
+
+def test_that_a_ring_is_broken_and_that_it_runs_again_is_told_as_the_harness_reads_it(
+    front_end: FrontEnd, ring: Queue, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+
+    def told() -> list[str]:
+        lines = [f"{record.levelname} {record.getMessage()}" for record in caplog.records]
+        names = (BROKE, "broke"), (WORKS, "works")
+        return [f"{found['who']} {what}" for line in lines for known, what in names if (found := known.match(line))]
+
+    ring.put(b"fail", 4)
+    ring.kick()
+    assert ring.wait_err()
+    assert told() == ["queue 0 of Reverse broke"]
+    for _ in range(2):  # told once
+        ring.stop()
+        front_end.memory[0x10000:0x13000] = bytes(0x3000)
+        again = front_end.queue()
+        again.start()
+        assert again.exchange(b"cd", 2).data == b"dc"
+        assert told() == ["queue 0 of Reverse broke", "queue 0 of Reverse works"]
 
 
 def test_a_ring_that_is_started_without_addresses_breaks(front_end: FrontEnd) -> None:

@@ -15,6 +15,7 @@ from vfio_user.cli._durations import LEAST, MOST, Finite
 from vfio_user.cli._errors import explain
 from vfio_user.cli._hardware import devices_option, guest_hardware, image_option
 from vfio_user.cli._progress import Waiting, quiet_option
+from vfio_user.harness.agent import ANSWER_SECONDS
 from vfio_user.harness.booted_guest import BootedGuest
 from vfio_user.harness.command_line import HardwareOptions
 from vfio_user.harness.guest import OUTPUT_LIMIT, Command, Result
@@ -136,7 +137,8 @@ def _result(guest: BootedGuest, command: Command, stdin: bytes | None, timeout: 
         guest.put(stdin, _STDIN)
         line = command if isinstance(command, str) else shlex.join(command)
         command = f"exec < {_STDIN}; rm {_STDIN}; {line}"
-    return guest.start(command, (timeout or MOST) / guest.patience).wait()
+    job = guest.start(command, (timeout or MOST) / guest.patience)
+    return job.wait(timeout + ANSWER_SECONDS * guest.patience if timeout else None)  # nothing makes it shorter
 
 
 def _status(result: Result) -> int:

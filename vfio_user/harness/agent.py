@@ -35,10 +35,10 @@ from vfio_user.harness.guest import (
     outcome_of,
     result_of,
 )
-from vfio_user.harness.timeouts import waited
+from vfio_user.harness.troubles import Look, Wait, nothing_wrong
 
-# Seconds that an answer may need beyond the job that it reports.
-_ANSWER_SECONDS = 15.0
+ANSWER_SECONDS = 15.0
+"""Seconds that an answer may need beyond the job that it reports."""
 _CAUSE_SECONDS = 1.0  # seconds between the end of a connection and that of its process
 _PIECE = 96 << 10  # bytes of a file in one message
 MAX_LINE = 80 << 20
@@ -60,7 +60,7 @@ class AgentGuest(Guest):
     """A guest behind its agent. `connection` is the host's end of the virtio-serial port.
 
     `check` is asked before every request, and when no answer will come any more, with the seconds that the cause may
-    take to show: it raises that if it knows one. `log` has what is run there.
+    take to show: it raises that if it knows one. `look` is that of any `Guest`; `log` has what is run there.
     """
 
     def __init__(
@@ -70,9 +70,10 @@ class AgentGuest(Guest):
         patience: float = 1.0,
         console: Callable[[], str] = str,
         check: Callable[[float], None] = lambda _seconds: None,
+        look: Look = nothing_wrong,
         log: CommandLog | None = None,
     ) -> None:
-        super().__init__(patience=patience, console=console)
+        super().__init__(patience=patience, console=console, look=look)
         self._check = check
         self._log = log
         self._session = secrets.token_hex(8)
@@ -120,13 +121,13 @@ class AgentGuest(Guest):
         for request in given_up.values():
             request.answer.set_exception(GuestLost(why))
 
-    def hello(self, limit: float | Deadline) -> dict[str, Any]:
+    def hello(self, timeout: float) -> dict[str, Any]:
         """Wait until the agent answers.
 
         Raises:
-            GuestLost: it does not within the limit.
+            GuestLost: it does not in time.
         """
-        return self._answer(self._ask("hello"), Deadline.of(limit), "hello")
+        return self._answer(self._ask("hello"), self.waiting(timeout), "hello")
 
     def set_clock(self) -> None:
         """Give the guest the host's time: a restored guest resumes at the moment its checkpoint was made."""
@@ -142,11 +143,12 @@ class AgentGuest(Guest):
         Raises:
             GuestLost: the connection to the agent is closed.
         """
-        limit = timeout * self.patience
         identity, future = self._ask_job(
-            "run", command=command if isinstance(command, str) else list(command), timeout=limit
+            "run",
+            command=command if isinstance(command, str) else list(command),
+            timeout=timeout * self.patience,
         )
-        return _AgentJob(self, command, identity, future, limit)
+        return _AgentJob(self, command, identity, future, self.waiting(timeout + ANSWER_SECONDS))
 
     def put(self, source: Path | bytes, target: str, mode: int = 0o644) -> None:
         """Write a file of the guest in pieces of 96 KiB; the last one sets its permissions to `mode`.
@@ -185,9 +187,8 @@ class AgentGuest(Guest):
             GuestFailure: the process of the function ended without a result.
             GuestLost: the agent does not answer.
         """
-        limit = timeout * self.patience
-        future = self._ask("call", **request, timeout=limit)
-        answer = self._answer(future, Deadline(limit + _ANSWER_SECONDS * self.patience), f"{request['function']}()")
+        future = self._ask("call", **request, timeout=timeout * self.patience)
+        answer = self._answer(future, self.waiting(timeout + ANSWER_SECONDS), f"{request['function']}()")
         if answer.get("result"):
             return outcome_of(request["function"], answer["result"])
         result = result_of(f"{request['function']}()", answer)
@@ -203,7 +204,7 @@ class AgentGuest(Guest):
     # -- requests -------------------------------------------------------------------------------------------------
 
     def _do(self, operation: str, **arguments: object) -> dict[str, Any]:
-        return self._answer(self._ask(operation, **arguments), Deadline(_ANSWER_SECONDS * self.patience), operation)
+        return self._answer(self._ask(operation, **arguments), self.waiting(ANSWER_SECONDS), operation)
 
     def _ask(self, operation: str, **arguments: object) -> Future[dict[str, Any]]:
         return self._ask_job(operation, **arguments)[1]
@@ -228,9 +229,9 @@ class AgentGuest(Guest):
         self._send(line)
         return identity, future
 
-    def _answer(self, future: Future[dict[str, Any]], deadline: Deadline, what: str) -> dict[str, Any]:
+    def _answer(self, future: Future[dict[str, Any]], wait: Wait, what: str) -> dict[str, Any]:
         try:
-            answer = future.result(deadline.remaining)
+            answer = self._result(future, wait, what)
         except GuestLost:
             try:
                 self._check(_CAUSE_SECONDS)
@@ -238,13 +239,19 @@ class AgentGuest(Guest):
                 cause.add_note(f"the guest was at: {what}")
                 raise cause from None
             raise
-        except FutureTimeout:
-            limit = waited(deadline.seconds / self.patience, self.patience)
-            raise GuestLost(f"the guest's agent did not answer {what!r} in {limit}", evidence=self._console()) from None
         if "error" in answer:
             raise GuestFailure(f"the guest's agent could not do {what!r}: {answer['error']}")
         body: dict[str, Any] = answer["ok"]
         return body
+
+    def _result(self, future: Future[dict[str, Any]], wait: Wait, what: str) -> dict[str, Any]:
+        while True:
+            try:
+                return future.result(wait.turn)
+            except FutureTimeout:
+                if not wait.remaining:
+                    why = f"the guest's agent did not answer {what!r}"
+                    raise GuestLost.after(wait, why, evidence=self._console()) from None
 
     # -- the connection -------------------------------------------------------------------------------------------
 
@@ -325,17 +332,17 @@ def _shut(connection: socket.socket, reader: threading.Thread) -> None:
 
 class _AgentJob(Job):
     def __init__(
-        self, guest: AgentGuest, command: Command, identity: int, future: Future[dict[str, Any]], timeout: float
+        self, guest: AgentGuest, command: Command, identity: int, future: Future[dict[str, Any]], wait: Wait
     ) -> None:
         self._guest = guest
         self._command = command
         self._identity = identity
         self._future = future
-        self._deadline = Deadline(timeout + _ANSWER_SECONDS * guest.patience)
+        self._wait = wait
 
     def wait(self, limit: float | Deadline | None = None) -> Result:
-        deadline = self._deadline if limit is None else Deadline.of(limit)
-        return result_of(self._command, self._guest._answer(self._future, deadline, str(self._command)))
+        wait = self._wait if limit is None else self._guest.waiting_until(limit)
+        return result_of(self._command, self._guest._answer(self._future, wait, str(self._command)))
 
     def kill(self, number: int = 15) -> None:
         self._guest._do("signal", job=self._identity, signal=number)

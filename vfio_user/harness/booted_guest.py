@@ -29,6 +29,7 @@ from vfio_user.harness.mishaps import Mishap
 from vfio_user.harness.qmp import Qmp, QmpError
 from vfio_user.harness.server import DeviceServer, ServerFailure
 from vfio_user.harness.timeouts import waited
+from vfio_user.harness.troubles import Trouble, first_trouble
 from vfio_user.page.names import COLLECTED
 
 if TYPE_CHECKING:
@@ -93,7 +94,9 @@ class BootedGuest(Guest):
         *,
         serve: ServerStarter,
     ) -> None:
-        super().__init__(patience=machine.patience, console=lambda: self.machine.console.last_lines())
+        super().__init__(
+            patience=machine.patience, console=lambda: self.machine.console.last_lines(), look=self._first_trouble
+        )
         self.machine = machine
         self.spec = spec
         self.devices: list[Plugged] = []
@@ -103,11 +106,14 @@ class BootedGuest(Guest):
             patience=machine.patience,
             console=self._console,
             check=self._check,
+            look=self._look,
             log=self._commands,
         )
         self._listen()
         self._serve = serve
         self._count = 0
+        self._coming: DeviceServer | None = None
+        """That of the device that is being plugged in."""
         self._used: dict[int, int] = {}
         """When each slot got its last device, in devices."""
         self._ssh: list[SshGuest] = []
@@ -188,7 +194,11 @@ class BootedGuest(Guest):
     def _plugged(
         self, attachment: Attachment, device: Device, place: Place, pattern: str, server: DeviceServer | None
     ) -> Plugged:
-        seen = self.call(hotplug.wait_for_device, pattern, _PLUG_SECONDS * self.patience, timeout=_PLUG_SECONDS + 5)
+        self._coming = server
+        try:
+            seen = self.call(hotplug.wait_for_device, pattern, _PLUG_SECONDS * self.patience, timeout=_PLUG_SECONDS + 5)
+        finally:
+            self._coming = None
         if "missing" in seen:
             raise GuestFailure(
                 f"the guest does not see {device.name!r} at {place} after {waited(_PLUG_SECONDS, self.patience)}:"
@@ -282,7 +292,7 @@ class BootedGuest(Guest):
             MachineError: QEMU is gone.
         """
         try:
-            self.agent.hello(limit * self.patience)
+            self.agent.hello(limit)
         except GuestLost:
             self.machine.check()
             raise
@@ -333,6 +343,7 @@ class BootedGuest(Guest):
             patience=self.patience,
             console=self._console,
             check=self._check,
+            look=self._look,
         )
         self._ssh.append(guest)
         return guest
@@ -374,6 +385,11 @@ class BootedGuest(Guest):
             self.qmp.events.await_end(_LAST_EVENTS_SECONDS)
             self.machine.mishaps.check()  # that may be why
             raise
+
+    def _first_trouble(self) -> Trouble | None:
+        """What has gone wrong with the servers of its devices, as they are now."""
+        servers = (*(plugged.server for plugged in self.devices), self._coming)
+        return first_trouble(child for server in servers if server is not None for child in server.children)
 
     def _listen(self) -> None:
         machine = self.machine

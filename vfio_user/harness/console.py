@@ -73,6 +73,11 @@ class Console:
                     )
 
     @property
+    def has_ended(self) -> bool:
+        """Whether nothing more will come."""
+        return self._ended
+
+    @property
     def position(self) -> int:
         """How many bytes have come so far: `since` for a wait for something new."""
         with self._changed:

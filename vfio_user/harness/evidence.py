@@ -100,6 +100,8 @@ def first_cause(ended: Ends, error: BaseException | None) -> str:
     raised = next((one for one in ended.exceptions if own is None or one.when < own.when), None)
     came = own.sentence if own else _sentence(error) if error else ""
     first = "; after that ".join(filter(None, [raised.sentence, came])) if raised else came
+    if raised and own is None and raised.sentence in str(error):  # it tells the whole itself
+        first = str(error).partition("\n")[0]
     when = raised.when if raised else own.when if own else math.inf
     wanted = [death for death in bad if death.on_request and death.when <= when]
     by_test = "the test itself ended " + ", ".join(f"{death.name} ({death.how})" for death in wanted[-3:])

@@ -24,6 +24,7 @@ from userdev.errors import UserError, VerdictError
 from userdev.printable import printable
 from userdev.process import Deadline
 from vfio_user.harness.timeouts import SCALE_VARIABLE, waited
+from vfio_user.harness.troubles import Look, Wait, nothing_wrong
 
 Command = str | Sequence[str]
 """A line for the guest's shell, or a program and its arguments."""
@@ -77,11 +78,22 @@ _LOST = (
 )
 
 
+_IN_VAIN = (
+    "begin with that: once a server has ended or a queue is broken, what needs its device gets no answer, and a wait"
+    " has no more patience than under KVM"
+)
+
+
 class GuestLost(UserError):
     """The guest did not answer in time, or there is no way to it any more. The evidence is its console's last lines."""
 
     def __init__(self, what: str, *, hint: str = _LOST, evidence: str = "") -> None:
         super().__init__(what, hint=hint, evidence=evidence)
+
+    @classmethod
+    def after(cls, wait: Wait, what: str, *, evidence: str = "") -> GuestLost:
+        """What a wait that is over was without: "the agent did not answer"."""
+        return cls(wait.without(what), hint=_IN_VAIN if wait.was_in_vain else _LOST, evidence=evidence)
 
 
 class Job(abc.ABC):
@@ -101,11 +113,15 @@ class Job(abc.ABC):
 
 
 class Guest(abc.ABC):
-    """A running guest. Timeouts are seconds of a guest under KVM; they are multiplied by `patience`."""
+    """A running guest. Timeouts are seconds of a guest under KVM; they are multiplied by `patience`.
 
-    def __init__(self, *, patience: float = 1.0, console: Callable[[], str] = str) -> None:
+    `look` is asked what has gone wrong beside a wait that has lasted so long unmultiplied: it ends then.
+    """
+
+    def __init__(self, *, patience: float = 1.0, console: Callable[[], str] = str, look: Look = nothing_wrong) -> None:
         self.patience = patience
         self._console = console
+        self._look = look
 
     # -- what each way of reaching a guest has to provide ---------------------------------------------------------
 
@@ -130,6 +146,14 @@ class Guest(abc.ABC):
         """Give up the way to the guest; the guest itself runs on."""
 
     # -- the verbs ------------------------------------------------------------------------------------------------
+
+    def waiting(self, timeout: float) -> Wait:
+        """A wait of so many seconds of a guest under KVM that begins now."""
+        return Wait(Deadline(timeout * self.patience), self.patience, self._look)
+
+    def waiting_until(self, limit: float | Deadline) -> Wait:
+        """A wait until `limit`, which nothing makes shorter, but which says what has gone wrong beside it."""
+        return Wait(Deadline.of(limit), 1.0, self._look)
 
     def run(self, command: Command, timeout: float = 60.0) -> Result:
         """Run a command to its end.
@@ -165,13 +189,13 @@ class Guest(abc.ABC):
         Raises:
             GuestFailure: it never did within `timeout`; it has the last result.
         """
-        deadline = Deadline(timeout * self.patience)
+        wait = self.waiting(timeout)
         while True:
             result = self.start(command, timeout).wait()
             if result.ok:
                 return result.stdout
-            if deadline.remaining <= interval:
-                raise self._failure(f"in {waited(timeout, self.patience)} {as_line(command)!r} never succeeded", result)
+            if wait.remaining <= interval:
+                raise self._failure(wait.without(f"{as_line(command)!r} never succeeded"), result)
             time.sleep(interval)
 
     def call(self, function: Callable[..., Any], *args: object, timeout: float = 60.0, **kwargs: object) -> Any:

@@ -26,7 +26,8 @@ from vfio_user.harness.mishaps import Mishaps
 from vfio_user.harness.qmp import Qmp, QmpError, QmpLost, QmpTimeout
 from vfio_user.harness.qtest import QTest
 from vfio_user.harness.server import ServerFailure
-from vfio_user.harness.timeouts import SCALE_VARIABLE, patience, waited
+from vfio_user.harness.timeouts import SCALE_VARIABLE, patience
+from vfio_user.harness.troubles import Wait, first_trouble
 
 # Seconds for QEMU itself, whatever the guest does.
 _GREETING_SECONDS = 30.0  # multiplied by patience: what it starts on may be slow, or busy
@@ -175,17 +176,21 @@ class Machine:
         """Wait until the guest's init has said READY on the console, in what came after byte `since`.
 
         Raises:
-            MachineError: not in time, or the kernel panicked or QEMU is gone, which is told at once; with the
-                console's last lines.
+            MachineError: not in time, which is less where something is wrong with a server; or the kernel panicked or
+                QEMU is gone, which is told at once; with the console's last lines.
         """
-        deadline = Deadline(self._ready_seconds)
-        try:
-            found = self.console.wait_for(UP.pattern, deadline, since=since)[0]
-        except ConsoleError as error:
-            self.check(wait=1.0)
-            limit = waited(deadline.seconds / self.patience, self.patience)
-            hint = crowding(self.config, os.cpu_count() or 1)
-            raise MachineError(f"the guest did not come up in {limit}", hint=hint, evidence=error.evidence) from error
+        wait = self._wait(Deadline(self._ready_seconds))
+        while True:
+            try:
+                found = self.console.wait_for(UP.pattern, wait.turn, since=since)[0]
+                break
+            except ConsoleError as error:
+                if not self.console.has_ended and wait.remaining:
+                    continue
+                self.check(wait=1.0)
+                hint = "" if wait.was_in_vain else crowding(self.config, os.cpu_count() or 1)
+                why = wait.without("the guest did not come up")
+                raise MachineError(why, hint=hint, evidence=error.evidence) from error
         if not found.startswith(b"READY"):
             said = found.decode(errors="replace").strip()
             more = "is there room for the image in the guest's memory? `--memory` gives it more"
@@ -351,11 +356,27 @@ class Machine:
                 if refused.kind != _GONE:
                     raise
             else:
-                gone = {"device": attachment.identity}
-                self.qmp.events.take("DEVICE_DELETED", gone, deadline, unless=self.mishaps.check)
+                self._await_deleted(attachment.identity, self._wait(deadline))
             for needed in reversed(attachment.needs):
                 if needed.removing is not None:
                     self.qmp.execute(*needed.removing, deadline)
+
+    def _await_deleted(self, identity: str, wait: Wait) -> None:
+        is_there = True
+        while is_there:
+            try:
+                self.qmp.events.take(
+                    "DEVICE_DELETED", {"device": identity}, Deadline(wait.turn), unless=self.mishaps.check
+                )
+                is_there = False
+            except QmpTimeout as error:
+                if not wait.remaining:
+                    came = str(error).rpartition("; ")[2]
+                    raise QmpTimeout(f"{wait.without(f'no DEVICE_DELETED of {identity}')}; {came}") from None
+
+    def _wait(self, deadline: Deadline) -> Wait:
+        """A wait for the guest, beside all programs of the run."""
+        return Wait(deadline, self.patience, lambda: first_trouble(self._beside()))
 
     @contextmanager
     def _telling_its_end(self) -> Iterator[None]:

@@ -19,6 +19,7 @@ import paramiko
 from userdev.process import Deadline
 from vfio_user.harness.guest import OUTPUT_LIMIT, Command, Guest, GuestLost, Job, Result, as_line, encode, outcome_of
 from vfio_user.harness.hosts.ssh_connection import why_lost
+from vfio_user.harness.troubles import Look, Wait, nothing_wrong
 
 logging.getLogger("paramiko").addHandler(logging.NullHandler())
 
@@ -53,9 +54,10 @@ class SshGuest(Guest):
         patience: float = 1.0,
         console: Callable[[], str] = str,
         check: Callable[[float], None] = lambda _seconds: None,
+        look: Look = nothing_wrong,
         limit: float = 30.0,
     ) -> None:
-        super().__init__(patience=patience, console=console)
+        super().__init__(patience=patience, console=console, look=look)
         self.check = check
         kind, blob = host_key.split()[:2]
         self._client = paramiko.SSHClient()
@@ -91,7 +93,6 @@ class SshGuest(Guest):
         Raises:
             GuestLost: the connection is closed, or fails now.
         """
-        limit = timeout * self.patience
         transport = self._client.get_transport()
         self.check(0.0 if self.is_connected else _CAUSE_SECONDS)
         if transport is None or not self.is_connected:
@@ -100,7 +101,7 @@ class SshGuest(Guest):
             channel = transport.open_session(timeout=30 * self.patience)
             # The shell tells its process number, which is also its group's, on the first line of stderr.
             channel.exec_command(f"setsid sh -c 'echo $$ >&2; exec \"$@\"' - sh -c {shlex.quote(as_line(command))}")
-        return _SshJob(self, command, channel, limit)
+        return _SshJob(self, command, channel, self.waiting(timeout))
 
     def put(self, source: Path | bytes, target: str, mode: int = 0o644) -> None:
         """Write a file of the guest by SFTP.
@@ -174,23 +175,22 @@ class SshGuest(Guest):
 
 
 class _SshJob(Job):
-    def __init__(self, guest: SshGuest, command: Command, channel: paramiko.Channel, timeout: float) -> None:
+    def __init__(self, guest: SshGuest, command: Command, channel: paramiko.Channel, own: Wait) -> None:
         self._guest = guest
         self._command = command
         self._channel = channel
         self._began = time.monotonic()
-        self._timeout = timeout
+        self._own = own
         self._group = 0
         self._stdout = bytearray()
         self._stderr = bytearray()
 
     def wait(self, limit: float | Deadline | None = None) -> Result:
-        own = Deadline(max(0.0, self._began + self._timeout - time.monotonic()))
-        deadline = own if limit is None else Deadline.of(limit)
-        self._collect(deadline)
+        wait = self._own if limit is None else self._guest.waiting_until(limit)
+        self._collect(wait)
         if not self._channel.exit_status_ready():
-            if limit is not None and not own.passed:
-                raise GuestLost(f"in {deadline.seconds:g} s {as_line(self._command)!r} did not end")
+            if not self._own.has_passed:
+                raise GuestLost.after(wait, f"{as_line(self._command)!r} did not end")
             self.kill(signal.SIGKILL)
             return self._result(-signal.SIGKILL, timed_out=True)
         code = self._channel.recv_exit_status()
@@ -202,19 +202,19 @@ class _SshJob(Job):
         return self._result(_exit_code(code))
 
     def kill(self, number: int = 15) -> None:
-        self._collect(Deadline(5 * self._guest.patience), until_group=True)
+        self._collect(self._guest.waiting(5.0), until_group=True)
         if self._group:
             self._guest.start(f"kill -{int(number)} -{self._group}", 10).wait()
 
-    def _collect(self, deadline: Deadline, *, until_group: bool = False) -> None:
+    def _collect(self, wait: Wait, *, until_group: bool = False) -> None:
         """Take output until the command ends, or its process group is known."""
-        while not deadline.passed and not self._channel.exit_status_ready():
+        while (left := wait.remaining) and not self._channel.exit_status_ready():
             self._guest.check(0.0)
-            self._channel.settimeout(min(0.05, deadline.remaining))
+            self._channel.settimeout(min(0.05, left))
             self._drain()
             if until_group and self._group:
                 return
-            self._channel.status_event.wait(min(0.02, deadline.remaining))
+            self._channel.status_event.wait(min(0.02, left))
         self._drain()
 
     def _drain(self) -> None:

@@ -81,6 +81,8 @@ class Vring:
         self._kick = -1
         self._has_begun = False
         """Whether the device was told that it runs."""
+        self._was_broken = False
+        """Whether people were told that it is, and not yet that it runs again."""
 
     def __str__(self) -> str:
         return f"queue {self.index} of {type(self._device).__name__}"
@@ -178,6 +180,7 @@ class Vring:
 
     def break_down(self, why: str) -> None:
         """Take no requests any more; the front-end is told, and people are."""
+        self._was_broken = True
         log.warning("%s is broken until it is started again: %s", self, why)
         self.happen(RingEvent.BREAK)
         self.err.signal()
@@ -201,6 +204,9 @@ class Vring:
             self.break_down("its device has failed")
             return
         self.pending = True
+        if self._was_broken:
+            self._was_broken = False
+            log.info("%s is started again after it was broken", self)
         self.tell_others()
         self.call.signal()  # a back-end that died may have owed it
 
