@@ -366,6 +366,7 @@ WITH_NEITHER = {
 """Commands of which neither a program nor a silent run is anything, and what they are instead."""
 ANSWERS = {
     "bundle",
+    "control",
     "image list",
     "known-issues",
     "nightly compare",

@@ -29,6 +29,7 @@ ROOT = Path(__file__).parent.parent
 OURS = {"vfio_user", "vhost_user", "userdev", "userdev_servers"}
 WITHOUT_EXTRAS = {
     "completion",
+    "control",
     "docs",
     "fuzz",
     "man",

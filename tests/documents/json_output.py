@@ -39,6 +39,7 @@ FIND = f"printf %s '{json.dumps(A_FIND.plain())}' > find.json;"
 COMMANDS: dict[str, tuple[str, ...]] = {
     "bundle": (f"{KEPT} vfio-user bundle show kept --json",),
     "bundle-diff": (f"{KEPT} vfio-user bundle diff kept kept --json",),
+    "control": ("vfio-user control edu.control status --json", "vhost-user control rng.control status --json"),
     "doctor": ("vfio-user doctor --json",),
     "exec": ("vfio-user exec --json -- uname -r", "vfio-user exec --json --timeout 1 -- sleep 60"),
     "fuzz": (
@@ -102,6 +103,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     running = []
     for program, server, name in (("vfio-user", EDU, "edu"), ("vhost-user", RNG, "rng")):
         words = [str(BIN / program), "interpose", "--listen", f"{name}.sock", "--trace", f"{name}.trace"]
+        words += ["--control", f"{name}.control"]
         environment = {"PATH": f"{BIN}:/usr/bin:/bin"}
         command = [*words, "--server-command", server]
         process = subprocess.Popen(command, cwd=made, env=environment, stdout=subprocess.PIPE, text=True)

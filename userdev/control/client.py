@@ -15,6 +15,7 @@ from userdev.transport import Stream
 
 TIMEOUT_SECONDS = 60.0
 """Seconds that a program has for an answer."""
+_WHOSE = "a control socket is what the program's --control says, and no device's own"
 _ROOM = 1 << 18  # bytes that are received at once
 
 
@@ -120,7 +121,7 @@ class ControlClient:
 
         One that has not come whole in time is there for the next call, with what has come of it.
         """
-        self._told = told = self._told or json.loads(self._line())
+        self._told = told = self._told or self._answer()
         size = told["result"].get("raw") if told.get("ok") else None
         if size is not None:
             told["result"]["raw"] = self._bytes(size)
@@ -141,6 +142,16 @@ class ControlClient:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _answer(self) -> dict[str, Any]:
+        line = self._line()
+        try:
+            told = json.loads(line)
+        except (ValueError, RecursionError):
+            told = None
+        if not isinstance(told, dict) or not ({"ok", "event"} & told.keys()):
+            raise ControlError(f"{self._path}: what answers there is no control socket", hint=_WHOSE)
+        return told
 
     def _line(self) -> bytes:
         searched = 0
@@ -169,4 +180,4 @@ class ControlClient:
         self._input += data
 
     def _gone(self) -> ControlError:
-        return ControlError(f"{self._path}: the program at this control socket has gone")
+        return ControlError(f"{self._path}: the program at this control socket has gone", hint=_WHOSE)

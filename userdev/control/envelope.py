@@ -9,7 +9,7 @@ import reprlib
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from userdev.errors import UserError
+from userdev.errors import UserError, meant
 
 EXAMPLE = '{"command": NAME, ...}'
 MAX_DIGITS = 1000
@@ -63,7 +63,9 @@ def command_of(document: Any, known: Collection[str]) -> str:
     if not isinstance(name, str):
         raise UserError(f"a command is one line of JSON: {EXAMPLE}")
     if name not in known:
-        raise UserError(f"{reprlib.repr(name)} is no command", hint=f"there are: {', '.join(known)}")
+        raise UserError(
+            f"{reprlib.repr(name)} is no command", hint=f"{meant(name, known)}there are: {', '.join(known)}"
+        )
     return name
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 COMMANDS: dict[str, tuple[str, str]] = {
     "boot": ("boot", "Boot a guest with a device and open a shell in it."),
     "bundle": ("bundle", "Show what a bundle is of, and what is otherwise in another."),
+    "control": ("control", "Have a running interposer, or a device, do a command of its control socket."),
     "conformance": ("conformance", "Check any server against the rules of the protocol."),
     "completion": ("completion", "Print what has a shell complete commands, options, devices, images and tests."),
     "doctor": ("doctor", "Say what is there, what is missing and how to get it."),
@@ -55,6 +56,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 VHOST_USER_COMMANDS: dict[str, tuple[str, str]] = {
     "completion": ("completion", "Print what has a shell complete commands, options and devices."),
+    "control": ("control", "Have a running interposer, or a device, do a command of its control socket."),
     "conformance": ("vhost_conformance", "Check any back-end against the rules of the protocol."),
     "fuzz": ("vhost_fuzz", "Look for what any back-end does wrong, by sequences that are drawn."),
     "interpose": ("vhost_interpose", "Stand between a front-end and a back-end: trace, break."),

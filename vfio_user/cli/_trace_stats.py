@@ -14,6 +14,7 @@ from userdev.errors import UserError
 from userdev.trace.stats import Report, Stats, report
 from userdev.trace.view import opened
 from userdev.trace.writer import INHERITED
+from vfio_user.cli._answering import answering
 from vfio_user.cli._beside import refuse_beside
 from vfio_user.cli._durations import Finite
 from vfio_user.cli._registers import REGISTERS_HELP, registers
@@ -66,9 +67,9 @@ def traced_file(path: Path) -> Path:
     """
     if not path.is_socket():
         return path
-    from userdev.control.client import ControlClient
+    from userdev.control.client import TIMEOUT_SECONDS, ControlClient
 
-    with ControlClient(path) as control:
+    with answering(path, "status", TIMEOUT_SECONDS), ControlClient(path) as control:
         status = control.call("status")
     trace = status.get("trace")
     if not trace:

@@ -30,7 +30,7 @@ Seconds = Annotated[float, Field(gt=0, le=3600)]
 class ControlCommand(BaseModel, Generic[C]):
     """What all commands have: `id` comes back in the answer, whatever it is."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
     command: str
     id: Any = None
     fds: ClassVar[bool] = False

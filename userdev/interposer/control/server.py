@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from userdev.control import ControlLine, ControlResult, LineReader, answer_line, command_of, document_of, refusal_line
 from userdev.declare.values import shortened
-from userdev.errors import ProtocolError, UserdevError, UserError
+from userdev.errors import ProtocolError, UserdevError, UserError, meant
 from userdev.interposer.control.controlled import Controlled
 from userdev.relay.loop import GONE, READ, WRITE, Loop, Task
 from userdev.relay.outlet import Outlet
 from userdev.transport import Listener, Stream, close_all
 
 if TYPE_CHECKING:  # with it comes pydantic, which takes longer to load than all of the rest
+    from pydantic import ValidationError
+
     from userdev.interposer.control.command import ControlCommand
 
 MAX_CONNECTIONS = 32
@@ -182,11 +184,24 @@ class _Connection:
         try:
             command = commands[name].model_validate(document)
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            place = ".".join(shortened(str(each)) for each in first["loc"])
-            raise UserError(f"{place}: {first['msg']}" if place else str(first["msg"])) from None
+            raise _refusal(name, commands[name], error) from None
         if line.fds and not command.fds:
             raise UserError("this command takes no descriptors")
         if line.behind:
             command.follow(line.behind)
         return await command.run(self._interposer, line.fds)
+
+
+def _refusal(name: str, command: type[ControlCommand[Any]], error: ValidationError) -> UserError:
+    """What is wrong with a command's parameters first, and which there are."""
+    wrong = error.errors(include_url=False)
+    first = next((one for one in wrong if one["type"] == "extra_forbidden"), wrong[0])  # it may be what is missing
+    place = ".".join(shortened(str(each)) for each in first["loc"])
+    takes = [field for field in command.model_fields if field not in ("command", "id")]
+    hint = f"{name} takes: {', '.join(takes)}" if takes else f"{name} takes nothing"
+    match first["type"]:
+        case "extra_forbidden" if len(first["loc"]) == 1:
+            return UserError(f"there is no parameter {place!r}", hint=f"{meant(place, takes)}{hint}")
+        case "missing" if len(first["loc"]) == 1:
+            return UserError(f"the parameter {place!r} is missing", hint=hint)
+    return UserError(f"{place}: {first['msg']}" if place else str(first["msg"]), hint=hint)

@@ -11,12 +11,19 @@ from userdev.interposer.control.command import Number, ParsedNumber
 from userdev.memory.bitmap import IovaRange
 from vfio_user.interposer.trace.show import parse_region
 
+_HEX = "hex:"
+"""Before bytes in hexadecimal digits; base64 has no colon."""
+
 
 def _bytes(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
     try:
-        return base64.b64decode(value, validate=True) if isinstance(value, str) else value
+        if value.startswith(_HEX):
+            return bytes.fromhex(value.removeprefix(_HEX))
+        return base64.b64decode(value, validate=True)
     except ValueError:
-        raise ValueError("bytes are written in base64") from None
+        raise ValueError("bytes are written in base64, or as hex: and hexadecimal digits") from None
 
 
 def _region(value: Any) -> Any:
