@@ -312,6 +312,7 @@ def test_pre_copy_that_is_cancelled_leaves_the_device_running_and_can_begin_agai
     read_data(migration, 100)
     set_state(migration, RUNNING)
     assert device.actions == []
+    assert device.entered == [PRE_COPY, RUNNING], "it may have prepared to be stopped"
     set_state(migration, PRE_COPY)
     stream = read_all(migration)
     set_state(migration, STOP_COPY)

@@ -279,6 +279,31 @@ def test_a_device_that_may_not_go_on_as_what_it_was_begins_anew_for_the_next_cli
     device.close()
 
 
+@for_each([False, True])
+def test_a_device_whose_client_goes_in_pre_copy_is_told_that_it_runs_on(refuses: bool) -> None:
+    told: list[S] = []
+
+    class Preparing(Edu):
+        def on_migration(self, state: S) -> None:
+            told.append(state)
+            if refuses and state is S.RUNNING:
+                raise ProtocolError("not now", errno.EBUSY)
+
+    device = Preparing()
+    migration = Migration(function_of(device))
+    for _ in range(2):
+        with attached(device):
+            migration.attach()
+            device.inverted = 1
+            migration.set_state(S.PRE_COPY)
+            migration.detach()
+            assert migration.state is S.RUNNING
+        assert device.inverted == 1, "it ran all along, and is no other now"
+    assert told == 2 * [S.PRE_COPY, S.RUNNING]
+    migration.close()
+    device.close()
+
+
 @for_each([S.PRE_COPY, S.STOP_COPY])
 def test_a_device_that_nobody_could_load_is_not_saved_and_runs_on_whichever_way_it_was_asked(asked: S) -> None:
     device = Edu()

@@ -119,7 +119,7 @@ class Hooks:
 
         PRE_COPY: the device is going to be stopped soon. STOP: it stands still, and what it has acknowledged must be
         where another host finds it. STOP_COPY: its state is handed over, and from now on another may run in its place.
-        RUNNING: it goes on, or begins with the state that was loaded.
+        RUNNING: it goes on, or begins with the state that was loaded; also where pre-copy has been given up.
 
         What is raised refuses the change, with the errno of an OSError: the device stays in the state before. One that
         a client has left stopped, and that cannot go on for the next one, is reset and runs all the same.

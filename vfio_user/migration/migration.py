@@ -53,7 +53,7 @@ class Migration:
                 (STOP, STOP_COPY): self._begin_saving_stopped,
                 (RUNNING, PRE_COPY): self._begin_saving,
                 (PRE_COPY, STOP_COPY): self._stop_while_saving,
-                (PRE_COPY, RUNNING): self._drop_streams,
+                (PRE_COPY, RUNNING): self._give_up_saving,
                 (STOP_COPY, STOP): self._drop_streams,
                 (STOP, RESUMING): self._begin_loading,
                 (RESUMING, STOP): self._load,
@@ -102,6 +102,11 @@ class Migration:
         """The client has gone: its streams and its dirty log end."""
         self._stop_device = self.device.stop
         self.device.dma.stop_log()
+        if self.state is PRE_COPY:
+            try:
+                self.device.on_migration(RUNNING)
+            except AUTHORS_FAILURES as error:
+                log.warning("migration: the device ran all along, and now says: %s", error)
         self._drop_streams()
         self._machine.enter(_LEFT_IN.get(self.state, self.state))
 
@@ -193,6 +198,11 @@ class Migration:
     def _begin_saving(self) -> None:
         self.device.on_migration(PRE_COPY)
         self._saving = Saving(self.device)
+
+    def _give_up_saving(self) -> None:
+        """The device ran all along, and is told that it will not be stopped after all."""
+        self.device.on_migration(RUNNING)
+        self._drop_streams()
 
     def _begin_saving_stopped(self) -> None:
         self.device.on_migration(STOP_COPY)
