@@ -19,10 +19,11 @@ from tests.session_kit import Prober
 from userdev.errors import ProtocolError
 from userdev_servers.edu import Edu
 from userdev_servers.gpio import Gpio
-from vfio_user import PciDevice
+from vfio_user import Msi, MsiX, PciDevice, PciIds
 from vfio_user.device import function_of
 from vfio_user.migration import Migration
-from vfio_user.testing import attached, set_irqs
+from vfio_user.pci import MsiCapability
+from vfio_user.testing import attached, find_capability, set_irqs, write_register
 from vfio_user.wire.constants import MigrationState as S
 
 MAKES = (Everything, Edu, Gpio)
@@ -275,6 +276,27 @@ def test_a_device_that_may_not_go_on_as_what_it_was_begins_anew_for_the_next_cli
         migration.attach()
         assert (device.inverted == 0) == refuses
         assert function_of(device).may_run
+    migration.close()
+    device.close()
+
+
+def test_a_device_that_fails_to_interrupt_as_it_stops_runs_on() -> None:
+    class Several(PciDevice):
+        ids = PciIds(1, 2)
+        interrupts = Msi(1) | MsiX(4)
+
+    device = Several()
+    function = function_of(device)
+    migration = Migration(function)
+    with attached(device):
+        migration.attach()
+        write_register(device, 7, find_capability(device, MsiCapability.id) + 2, 2, MsiCapability.ENABLE)
+        device.interrupts.coalesce(3)  # which MSI-X would have
+        with pytest.raises(ProtocolError):
+            migration.set_state(S.STOP)
+        assert migration.state is S.RUNNING
+        assert function.may_run
+        migration.set_state(S.STOP)
     migration.close()
     device.close()
 

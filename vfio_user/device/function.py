@@ -217,11 +217,11 @@ class Function:
         hold = self.hold_still()
         try:
             hold.check()
+            self.interrupts.trigger_coalesced()
         except AUTHORS_FAILURES:
             hold.release()
             raise
         self._stopped = hold
-        self.interrupts.trigger_coalesced()
 
     def start(self) -> None:
         """Migration: go on, and do what came due meanwhile.
