@@ -7,6 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -137,6 +138,28 @@ def test_there_is_a_limit_of_regions(dma: Dma) -> None:
     assert refused(dma, 3 * PAGE, PAGE, RW) == errno.EINVAL
     dma.unmap(0, PAGE)
     dma.map(3 * PAGE, PAGE, RW)
+
+
+def test_regions_of_no_bytes_count_as_any_other(dma: Dma) -> None:
+    dma.policy = MapPolicy(max_regions=3)
+    for iova in (0, 1, 1, 2):
+        dma.map(iova, 0, RW)
+    assert refused(dma, 3, 0, RW) == errno.EINVAL
+    assert refused(dma, PAGE, PAGE, RW) == errno.EINVAL
+    dma.unmap(1, 0)
+    dma.map(PAGE, PAGE, RW)
+
+
+def test_no_more_regions_are_made_by_unmapping_parts_than_by_mapping(dma: Dma) -> None:
+    dma.policy = replace(DRAFT_V6_POLICY, max_regions=2)
+    dma.map(0, 8 * PAGE, RW)
+    dma.unmap(2 * PAGE, PAGE)
+    for iova, size in ((4 * PAGE, PAGE), (PAGE, 0)):
+        with pytest.raises(ProtocolError):
+            dma.unmap(iova, size)
+        assert [(region.iova, region.size) for region in dma.regions] == [(0, 2 * PAGE), (3 * PAGE, 5 * PAGE)]
+    dma.unmap(PAGE, 6 * PAGE)  # two are cut, and two are left
+    assert [(region.iova, region.size) for region in dma.regions] == [(0, PAGE), (7 * PAGE, PAGE)]
 
 
 def test_a_read_only_file_cannot_be_mapped_for_writing(dma: Dma, ram: int) -> None:

@@ -103,7 +103,8 @@ class DmaMap:
                 if fd is not None and not self.by_message and not self._back(region, fd, flags):
                     region.fd, fd = fd, None
                 self._insert(region)
-            else:
+            elif iova not in self._empty:
+                self._check_room(1)
                 self._empty.add(iova)
         finally:
             if fd is not None:
@@ -128,15 +129,17 @@ class DmaMap:
             self._drop(region)
         elif size == 0 and iova in self._empty:
             self._empty.remove(iova)
-        elif self._drop_inside(iova, iova + size):
+        elif size and self._drop_inside(iova, iova + size):
             pass
-        elif not self.policy.partial_unmap or not self._cut(iova, iova + size):
+        elif not size or not self.policy.partial_unmap or not self._cut(iova, iova + size):
             raise ProtocolError(f"no DMA region is at {iova:#x} with size {size:#x}", errno.ENOENT)
 
     def has_any(self, iova: int, size: int) -> bool:
-        """Whether anything is mapped in a range."""
+        """Whether anything is mapped in a range; of one of no bytes, whether it is."""
+        if not size:
+            return iova in self._empty
         last = self._map.last_before(iova + size)
-        return (last is not None and last.end > iova) or (size == 0 and iova in self._empty)
+        return last is not None and last.end > iova
 
     def unmap_all(self) -> None:
         """Forget everything. What a hook of the author raises is raised when all of it is forgotten."""
@@ -218,8 +221,12 @@ class DmaMap:
         other = self._map.last_before(iova + size)
         if other is not None and other.end > iova:
             raise ProtocolError(f"DMA_MAP: {size:#x} bytes at {iova:#x} overlap {other!r}", self.policy.overlap_errno)
-        if len(self._map) >= self.policy.max_regions:
-            raise ProtocolError(f"DMA_MAP: more than {self.policy.max_regions} regions", errno.EINVAL)
+        self._check_room(1)
+
+    def _check_room(self, more: int) -> None:
+        """Look whether there may be so many more regions, those of no bytes among them."""
+        if len(self._map) + len(self._empty) + more > self.policy.max_regions:
+            raise ProtocolError(f"DMA: more than {self.policy.max_regions} regions", errno.EINVAL)
 
     def _back(self, region: DmaRegion, fd: int, flags: int) -> bool:
         """Map the region's file; False if the descriptor is to be read and written instead."""
@@ -312,13 +319,14 @@ class DmaMap:
     def _cut(self, start: int, end: int) -> bool:
         """Unmap a range whatever regions it touches; what is left of them stays mapped."""
         cut = self._map.within(start, end)
+        borders = ((region, ((region.iova, start), (end, region.end))) for region in cut)
+        left = [(region, first, last) for region, sides in borders for first, last in sides if first < last]
+        self._check_room(len(left) - len(cut))
         parts: list[tuple[DmaRegion, DmaRegion]] = []
         with ExitStack() as made:  # all of them or none
-            for region in cut:
-                for first, last in ((region.iova, start), (end, region.end)):
-                    if first < last:
-                        parts.append((region.part(first, last), region))
-                        made.callback(self._release, parts[-1][0])
+            for region, first, last in left:
+                parts.append((region.part(first, last), region))
+                made.callback(self._release, parts[-1][0])
             made.pop_all()
         with ExitStack() as told:  # from the last to the first, whatever one raises
             for part, region in reversed(parts):
