@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from userdev.errors import UserError
-from vfio_user.harness import RESULTS_VARIABLE, XFAIL, results_folder
+from vfio_user.harness import RESULTS_VARIABLE, XFAIL, results_folder, results_root
 
 Verdicts = Mapping[str, str]
 """Of one run: a test's name and its verdict."""
@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> int:
 
 def _last(asked: Sequence[str]) -> Path:
     """The folder of the last time that the same tests were asked for."""
-    parent = Path(os.environ.get(RESULTS_VARIABLE) or "results").absolute()
+    parent = results_root()
     for folder in sorted(parent.glob("flakes-*"), reverse=True):
         noted = folder / _ASKED
         if noted.exists() and json.loads(noted.read_text()) == list(asked):

@@ -73,7 +73,7 @@ class Wanting(HTMLParser):
 
 def page(results: Path) -> Wanting:
     found = Wanting()
-    found.feed(next(results.glob("soak-*/soak.html")).read_text())
+    found.feed(next(results.glob("soak-*/index.html")).read_text())
     return found
 
 
@@ -103,7 +103,7 @@ def test_what_was_lost_is_told_with_the_command_that_repeats_it(results: Path, m
     assert len(failure["reduced"]) == 1
     told = page(results).text
     assert "work of <edu>" in told
-    assert 'href="guest1/index.html"' in next(results.glob("soak-*/soak.html")).read_text()
+    assert 'href="guest1/index.html"' in next(results.glob("soak-*/index.html")).read_text()
     assert f"--weight kill=1 --seed 3 --only {failure['number']}" in told
 
 

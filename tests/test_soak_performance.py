@@ -14,7 +14,7 @@ from vfio_user.harness import Assignment, Mode, Phase, Report, Verdict
 from vfio_user.harness.migration.report import PhaseRecord
 from vfio_user.soak import EVENTS, Failed, Happening, acts
 from vfio_user.soak.guest import Scene, SoakedDevice
-from vfio_user.soak.guest import _named as named_devices
+from vfio_user.soak.guest import named as named_devices
 from vfio_user.soak.performance import Performance
 
 DISK, CARD, EDU = "nvme", "vhost-user-net", "edu"

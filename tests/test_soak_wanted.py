@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
+from click.testing import CliRunner
 
 from tests.test_soak_command import results as results
 from tests.test_soak_command import run, summary
 from userdev.errors import UserError, VerdictError
 from vfio_user.cli import soak as soak_command
-from vfio_user.soak import USUAL_WEIGHTS, Happening, Journal
+from vfio_user.soak import EVENTS, USUAL_WEIGHTS, Happening, Journal, Order
 from vfio_user.soak.summary import summary_of
 
 
@@ -66,7 +69,7 @@ def test_a_guest_that_does_not_come_up_leaves_what_there_is_to_look_at(
     with pytest.raises(VerdictError, match="did not boot"):
         soak_command.command.main(["--until", "1", "--quiet"], standalone_mode=False)
     assert summary(results)["ended"] == "ended by an error"
-    assert [*results.glob("soak-*/soak.html")]
+    assert [*results.glob("soak-*/index.html")]
 
 
 def test_a_server_that_is_not_there_is_told_before_anything_is_written(
@@ -87,3 +90,73 @@ def test_a_rate_is_of_all_that_happened_those_that_failed_too(tmp_path: Path) ->
     assert found["events"] == 4
     assert found["seconds"] == pytest.approx(400, abs=20)
     assert found["a_minute"] == pytest.approx(4 / found["seconds"] * 60, abs=0.02)
+
+
+# -- what would be ----------------------------------------------------------------------------------------------------
+
+
+def planned(*words: str) -> str:
+    done = CliRunner().invoke(soak_command.command, ["--dry-run", *words], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def test_a_plan_is_what_happens_where_nothing_is_left_out(
+    results: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Seed, devices, weights and the first events, of which a soak with that seed has the same; nothing is written."""
+    words = ("--device", "edu", "--device", "vhost-user-blk", "--hosts", "local", "--seed", "7", "--weight", "hop=0")
+    told = planned(*words)
+    assert not [*results.iterdir()]
+    assert "seed 7\n" in told
+    assert "device edu: edu, with workload dma" in told
+    assert "until: 100, first-failure" in told
+    assert "\nhop" not in told
+    assert re.search(r"^kill +4 +\d+\.\d% +edu, vhost-user-blk$", told, re.MULTILINE)
+    possible = {name: [""] if event.of_guest else ["edu", "vhost-user-blk"] for name, event in EVENTS.items()}
+    order = Order(7, {**USUAL_WEIGHTS, "hop": 0.0}, possible)
+    drawn = [str(order.happening(number)) for number in range(1, 11)]
+    assert "\n".join(drawn) in told
+    assert drawn[8] in planned(*words, "--only", "9,3").splitlines()
+    assert "--seed" not in planned("--device", "edu"), "one is drawn"
+
+
+def test_a_plan_goes_on_where_an_interrupted_soak_would(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupts(lived: Sequence[Happening]) -> str:
+        if lived[-1].number == 3:
+            raise KeyboardInterrupt
+        return ""
+
+    with pytest.raises(click.exceptions.Abort):
+        run(monkeypatch, "--device", "edu", loses=interrupts)
+    before = (results / "soak.jsonl").read_bytes()
+    seed = json.loads(before.splitlines()[0])["seed"]
+    told = planned("--device", "edu")
+    assert f"seed {seed}, going on after 2 events" in told
+    assert re.search(r"\n\n3 ", told)
+    assert "one of other devices" in planned("--device", "edu --msix 0")
+    assert (results / "soak.jsonl").read_bytes() == before
+
+
+def test_what_a_soak_refuses_its_plan_refuses_before_a_seed_is_told(results: Path) -> None:
+    """Hosts too, of which a soak had told its seed first."""
+    for words, about in {
+        "--hosts mars": "there are: auto",
+        "--hosts naemspaces": "did you mean 'namespaces'?",
+        "--hosts a,b,c": "'a,b,c'",
+        "--hosts local,http://b": "http://b",
+        "--device edo": "did you mean 'edu'",
+        "--only-events hopp": "did you mean 'hop'",
+    }.items():
+        for dry in ([], ["--dry-run"]):
+            out = CliRunner().invoke(soak_command.command, [*words.split(), *dry])
+            assert isinstance(out.exception, UserError), words
+            assert about in f"{out.exception} {out.exception.hint}", words
+            assert "seed" not in out.output, words
+    for words in ("--hosts nowhere,sonowhere", "--hosts local,ssh://nobody@127.0.0.1:1"):
+        with pytest.raises(UserError):
+            planned(*words.split())
+    assert not [*results.iterdir()]
+    for beside in ("--json", "--quiet", "--bundle"):
+        done = CliRunner().invoke(soak_command.command, ["--dry-run", beside])
+        assert done.exit_code == 2, beside

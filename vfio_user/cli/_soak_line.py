@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -91,6 +91,14 @@ class Teller:
             last = self._journal.events[-1] if self._journal.events else {}
             text = status_line(done, last, self._worst, self._until.left(done, run), now)
             self._progress.update(self._task, completed=self._until.part(done, run), description=printable(text))
+
+
+def opening(journal: Journal) -> Iterator[str]:
+    """The first lines of a soak: its seed, and how it stands to one that was interrupted."""
+    resumed = f", going on after {counted(journal.done.events, 'event')}" * journal.resumed
+    yield f"seed {journal.seed}{resumed}"
+    if journal.unlike:
+        yield f"begun anew: the unfinished soak in {journal.path} was one of other {', '.join(journal.unlike)}"
 
 
 def status_line(done: Done, last: Mapping[str, Any], worst: float, left: float | None, now: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from collections.abc import Iterator
 from functools import partial
@@ -20,7 +19,7 @@ from vfio_user.cli._bundling import place_of_bundles, with_bundle_options
 from vfio_user.cli._completion import complete_cells
 from vfio_user.cli._durations import LEAST, Finite
 from vfio_user.cli._progress import quiet_option
-from vfio_user.harness.artifacts import RESULTS_VARIABLE
+from vfio_user.harness.artifacts import results_root
 from vfio_user.harness.debian import Progress
 from vfio_user.harness.debian import quiet as unsaid
 from vfio_user.nightly.bundles import Bundles
@@ -87,7 +86,7 @@ def command(
     drawn = draw_plan(plan)
     folder = suite_folder()
     root = folder.parent if folder else Path.cwd()
-    base = Path(os.environ.get(RESULTS_VARIABLE) or "results").absolute() / "nightly"
+    base = results_root() / "nightly"
     if not list_only and not dry_run:
         _keep(plan, drawn, locked=locked)
     named = [name for names in plan.references.values() for name in names]

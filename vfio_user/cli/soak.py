@@ -27,14 +27,16 @@ from vfio_user.cli._hardware import (
 from vfio_user.cli._outputs import Output
 from vfio_user.cli._progress import quiet_option
 from vfio_user.cli._soak_again import Again, keep_soak
-from vfio_user.cli._soak_line import Teller
-from vfio_user.harness.artifacts import drop_results, results_folder
+from vfio_user.cli._soak_line import Teller, opening
+from vfio_user.cli._soak_plan import plan_of
+from vfio_user.harness.artifacts import drop_results, results_folder, results_root
 from vfio_user.harness.command_line import HardwareOptions
 from vfio_user.harness.device import Device
 from vfio_user.harness.hosts import KINDS as HOSTS
+from vfio_user.harness.hosts.pair import require_hosts
 from vfio_user.harness.interruption import interruptible
 from vfio_user.harness.migration.workload import all_kinds
-from vfio_user.page.names import COMMANDS
+from vfio_user.page.names import COMMANDS, INDEX, SOAK
 from vfio_user.server.catalogue import DEVICES as CATALOGUE
 from vfio_user.soak import (
     EVENTS,
@@ -93,6 +95,9 @@ _UNTIL = ("100", "first-failure")
 @click.option("--trace", is_flag=True, help="Record every message of every guest; long soaks have large ones.")
 @capture_dma_option()
 @click.option("--journal", type=Output(makes_folders=True), help="JSON lines; by default soak.jsonl among the results.")
+@click.option(
+    "--dry-run", is_flag=True, help="Say what would be: hosts, devices, the events with weights, the first ones."
+)
 @quiet_option("Say only what failed, and how it ended.")
 @click.option("--json", "as_json", is_flag=True, help="Print each event's line of the journal.")
 @bundled("soak")
@@ -115,6 +120,7 @@ def command(
     trace: bool,
     capture_dma: bool,
     journal: Path | None,
+    dry_run: bool,
     quiet: bool,
     as_json: bool,
     kept: Keeping,
@@ -131,26 +137,32 @@ def command(
         devices = devices or ("edu",)
     if only:
         refuse_beside("--only does these events once", "untils", "hops", "tries", "journal")
+    if dry_run:
+        refuse_beside("--dry-run starts nothing", "bundle", "bundle_size", "as_json", "quiet")
     spec = SoakedSpec(devices or DEVICES, workloads, interrupts or "", hosts, image or "", hardware, capture_dma)
     if capture_dma:
         check_capture_dma(spec.devices)
+    require_hosts(hosts)
     _require_servers(spec.devices, hosts)
     wanted = _weights(weights_file, weights, only_events)
     until = Until.parse(untils or _UNTIL, datetime.now())
     numbers = parse_numbers(only) if only else []
     if numbers and seed is None:
         raise UserError("events are told by their numbers and a seed", hint="say which: --seed N")
+    soaked, of_all = {**spec.as_dict(), "weights": wanted}, journal or results_root() / SOAK
+    if dry_run:
+        planned = Journal(of_all, soaked, seed, begin=False)
+        for line in plan_of(Again(spec, wanted, planned.seed, qemu), planned, numbers, untils or _UNTIL):
+            click.echo(line)
+        return
     folder = results_folder("soak")
-    path = folder / "soak.jsonl" if numbers else journal or folder.parent / "soak.jsonl"
-    journaled = Journal(path, {**spec.as_dict(), "weights": wanted}, seed)
+    journaled = Journal(folder / SOAK if numbers else of_all, soaked, seed)
     again = Again(spec, wanted, journaled.seed, qemu)
     if numbers:
         kept.recipe, kept.folder = again.recipe(numbers), folder / FIRST
     with Teller(journaled, until, quiet=quiet, as_json=as_json) as teller:
-        resumed = f", going on after {counted(journaled.done.events, 'event')}" * journaled.resumed
-        teller.say(f"seed {journaled.seed}{resumed}")
-        if journaled.unlike:
-            teller.say(f"begun anew: the unfinished soak in {path} was one of other {', '.join(journaled.unlike)}")
+        for line in opening(journaled):
+            teller.say(line)
         recorded = Recorded.ALL if trace or capture_dma else Recorded.REPEATED if kept.is_wanted else Recorded.NONE
         begin = performances(spec, journaled.seed, qemu, lambda text: teller.say(text), recorded)
         soak = Soak(begin, journaled, wanted, until, folder, teller, tries)
@@ -180,7 +192,7 @@ class _Results:
         folder: Path,
         again: Again,
     ) -> None:
-        self.page = folder / "soak.html"
+        self.page = folder / INDEX
         self._again, self._done_before = again, journal.done.events
         self._journal, self._spec, self._weights, self._teller = journal, spec, weights, teller
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -37,7 +36,7 @@ from vfio_user.cli._completion import complete_tests
 from vfio_user.cli._durations import LEAST, Finite
 from vfio_user.cli._hardware import capture_dma_option, guest_hardware
 from vfio_user.cli._progress import Waiting, quiet_option
-from vfio_user.harness.artifacts import RESULTS_VARIABLE
+from vfio_user.harness.artifacts import results_root
 from vfio_user.harness.cell import Cell, parse_servers
 from vfio_user.harness.command_line import HardwareOptions
 from vfio_user.harness.evidence import cause_of
@@ -107,7 +106,7 @@ def command(
     settings = dict(_setting(option) for option in options)
     if settings:
         check_settings(settings)
-    results = Path(os.environ.get(RESULTS_VARIABLE) or "results").absolute()
+    results = results_root()
     config: dict[str, Any] = {
         **usual_settings(results, parallel),
         "resolver.references": chosen,

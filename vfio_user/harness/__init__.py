@@ -84,6 +84,7 @@ __all__ = [
     "reference_program",
     "report_of",
     "results_folder",
+    "results_root",
     "slot_address",
     "succeed",
     "trial",
@@ -93,7 +94,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from userdev.process import Child, Deadline
-    from vfio_user.harness.artifacts import RESULTS_VARIABLE, results_folder
+    from vfio_user.harness.artifacts import RESULTS_VARIABLE, results_folder, results_root
     from vfio_user.harness.attachment import Attachment, SocketChardev
     from vfio_user.harness.boot_disk import write_boot_disk
     from vfio_user.harness.booted_guest import BootedGuest, Plugged, attachment_of
@@ -131,7 +132,7 @@ else:
 
     _NAMES = {
         "userdev.process": ("Child", "Deadline"),
-        "vfio_user.harness.artifacts": ("RESULTS_VARIABLE", "results_folder"),
+        "vfio_user.harness.artifacts": ("RESULTS_VARIABLE", "results_folder", "results_root"),
         "vfio_user.harness.attachment": ("Attachment", "SocketChardev"),
         "vfio_user.harness.boot_disk": ("write_boot_disk",),
         "vfio_user.harness.booted_guest": ("BootedGuest", "Plugged", "attachment_of"),

@@ -19,9 +19,14 @@ from userdev.errors import UserError, about
 RESULTS_VARIABLE = "VFIO_USER_RESULTS"
 
 
+def results_root() -> Path:
+    """Where the folders of results are: $VFIO_USER_RESULTS, or `results` in the current folder."""
+    return Path(os.environ.get(RESULTS_VARIABLE) or "results").absolute()
+
+
 def results_folder(name: str, base: Path | None = None) -> Path:
-    """A new folder NAME-DATE-TIME in `base`: by default $VFIO_USER_RESULTS, or `results` in the current folder."""
-    parent = base or Path(os.environ.get(RESULTS_VARIABLE) or "results").absolute()
+    """A new folder NAME-DATE-TIME in `base`: by default `results_root`."""
+    parent = base or results_root()
     stamp = f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
     for attempt in range(1000):
         folder = parent / (f"{stamp}-{attempt}" if attempt else stamp)

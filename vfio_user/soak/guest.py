@@ -254,7 +254,7 @@ def scene_of(spec: SoakedSpec, lab: Lab) -> Iterator[Scene]:
     pair = lab.hosts(spec.hosts)
     wanted = spec.assignments
     guest = lab.boot(image=spec.image or image_for(wanted), host=pair.a, **spec.hardware)
-    scene = Scene(lab, pair, guest, _named(wanted))
+    scene = Scene(lab, pair, guest, named(wanted))
     for device in scene.devices:
         scene.plug(device)
         scene.server(device)
@@ -269,8 +269,8 @@ def scene_of(spec: SoakedSpec, lab: Lab) -> Iterator[Scene]:
         raise
 
 
-def _named(assignments: Sequence[Assignment]) -> list[SoakedDevice]:
-    """By the device's name; of two that have the same, the second has a 2."""
+def named(assignments: Sequence[Assignment]) -> list[SoakedDevice]:
+    """The devices of a soak by their names; of two that have the same, the second has a 2."""
     found: list[SoakedDevice] = []
     for assignment in assignments:
         name = assignment.device.name

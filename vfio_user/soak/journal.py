@@ -23,10 +23,11 @@ Line = dict[str, Any]
 class Journal:
     """The lines of one soak, those of earlier runs included."""
 
-    def __init__(self, path: Path, soaked: Mapping[str, Any], seed: int | None = None) -> None:
+    def __init__(self, path: Path, soaked: Mapping[str, Any], seed: int | None = None, *, begin: bool = True) -> None:
         """Go on with the last soak of the file if it was of the same and has no end, else begin one.
 
-        Without a `seed` it is that of the soak that is gone on with, or drawn.
+        Without a `seed` it is that of the soak that is gone on with, or drawn. Unless it is to `begin`, the file stays
+        as it is.
 
         Raises:
             UserError: the file cannot be read or written.
@@ -43,7 +44,7 @@ class Journal:
         self.resumed = begun is not None
         self._size_before = path.stat().st_size if path.exists() else None
         self.seed = begun if begun is not None else secrets.randbelow(1 << 32) if seed is None else seed
-        if not self.resumed:
+        if begin and not self.resumed:
             self._write({"kind": "begin", "soaked": dict(soaked), "seed": self.seed, "when": time.time()})
 
     @property

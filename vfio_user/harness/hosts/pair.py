@@ -9,8 +9,11 @@ from types import MappingProxyType
 
 from userdev.errors import UserError, meant
 from vfio_user.harness.hosts.host import Host, LocalHost
-from vfio_user.harness.hosts.namespace import Cable, can_make_namespaces, joined_namespaces
+from vfio_user.harness.hosts.namespace import Cable, NamespaceHost, can_make_namespaces, joined_namespaces
 from vfio_user.harness.hosts.ssh import SshHost
+
+_HERE = "local"
+"""This machine, of two hosts that are named."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ def by_ssh() -> Iterator[Pair]:
 @contextmanager
 def named(first: str, second: str) -> Iterator[Pair]:
     """Hosts that are there: "local", or what `SshHost.parse` takes, which is reached before anything is begun."""
-    a, b = (LocalHost(n) if text == "local" else SshHost.parse(n, text) for n, text in (("a", first), ("b", second)))
+    a, b = _host("a", first), _host("b", second)
     for host in (a, b):
         if isinstance(host, SshHost):
             host.reach()
@@ -75,17 +78,55 @@ KINDS: Mapping[str, Callable[[], AbstractContextManager[Pair]]] = MappingProxyTy
 )
 
 
-def two_hosts(kind: str = "auto") -> AbstractContextManager[Pair]:
-    """The hosts called `kind`, or two named as A,B; a context manager.
+def require_hosts(kind: str) -> None:
+    """Look at the name of two hosts, and at nothing else.
 
     Raises:
-        UserError: an unknown kind; in its block, a host that is named and not reached.
+        UserError: an unknown kind, or what is no address.
     """
-    if kind.count(",") == 1:
-        return named(*kind.split(","))
-    if kind not in KINDS:
+    if _names(kind) is None and kind not in KINDS:
         hint = (
             f"{meant(kind, KINDS)}there are: {', '.join(KINDS)}; or two are named as A,B: local,ssh://lab@host.example"
         )
         raise UserError(f"there are no hosts called {kind!r}", hint=hint)
-    return KINDS[kind]()
+    for text in _names(kind) or ():
+        _host("", text)
+
+
+def hosts_in_words(kind: str) -> str:
+    """What hosts these would be; those that are named are reached.
+
+    Raises:
+        UserError: as `require_hosts`, or one is not reached, or cannot be made.
+    """
+    require_hosts(kind)
+    if names := _names(kind):
+        with named(*names):
+            return " and ".join(text if text == _HERE else f"{text}, which is reached" for text in names)
+    if kind == "auto":
+        kind = "namespaces" if can_make_namespaces() else "local"
+    elif kind != "local":
+        NamespaceHost("probe", "").close()
+    what = (KINDS[kind].__doc__ or "").rstrip(".")
+    return f"{what[:1].lower()}{what[1:]} (--hosts {kind})"
+
+
+def two_hosts(kind: str = "auto") -> AbstractContextManager[Pair]:
+    """The hosts called `kind`, or two named as A,B; a context manager.
+
+    Raises:
+        UserError: as `require_hosts`; in its block, a host that is named and not reached.
+    """
+    require_hosts(kind)
+    names = _names(kind)
+    return named(*names) if names else KINDS[kind]()
+
+
+def _names(kind: str) -> tuple[str, str] | None:
+    """Both of A,B; None where it is a kind's name."""
+    first, comma, second = kind.partition(",")
+    return (first, second) if comma and "," not in second else None
+
+
+def _host(name: str, text: str) -> Host:
+    return LocalHost(name) if text == _HERE else SshHost.parse(name, text)
