@@ -6,7 +6,7 @@ import errno
 import mmap
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from userdev.errors import ProtocolError
 from userdev.memory.intervals import IntervalMap
@@ -67,6 +67,10 @@ class Mapping:
         """The first IOVA behind it."""
         return self.iova + self.size
 
+    def part(self, iova: int, end: int) -> Mapping:
+        """A part of it."""
+        return replace(self, iova=iova, size=end - iova, offset=self.offset + iova - self.iova)
+
 
 class AddressSpace:
     """The memory that the device may reach, by IOVA; it serves DMA messages, and knows which pages those wrote."""
@@ -87,10 +91,18 @@ class AddressSpace:
         self._mappings.add(mapping)
 
     def remove(self, iova: int, size: int) -> None:
-        """Forget the mapping of exactly that range; nothing happens where there is none."""
-        mapping = self._mappings.starting_at(iova)
-        if mapping is not None and mapping.size == size:
-            self._mappings.remove(iova)
+        """Forget what is mapped in that range: a server may take all that lies in it, and a draft's parts, too."""
+        if not size:
+            mapping = self._mappings.starting_at(iova)
+            if mapping is not None and not mapping.size:
+                self._mappings.remove(iova)
+            return
+        end = iova + size
+        for mapping in self._mappings.within(iova, end):
+            self._mappings.remove(mapping.iova)
+            for first, last in ((mapping.iova, iova), (end, mapping.end)):
+                if first < last:
+                    self._mappings.add(mapping.part(first, last))
 
     def clear(self) -> None:
         """Forget every mapping."""
