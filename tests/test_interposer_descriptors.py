@@ -20,9 +20,9 @@ from vfio_user.interposer.capture import CaptureDma, CaptureInterrupts
 from vfio_user.interposer.faults.scenario import Scenario
 from vfio_user.interposer.faults.stage import Faults
 from vfio_user.interposer.pairing import LIMIT
-from vfio_user.wire import CURRENT, MAX_DATA, Command, Message
+from vfio_user.wire import CURRENT, DRAFT_V6, MAX_DATA, Command, Dialect, Message
 from vfio_user.wire import layouts as at
-from vfio_user.wire.constants import IrqIndex, IrqSetFlags
+from vfio_user.wire.constants import DmaFlags, IrqIndex, IrqSetFlags
 
 _WIRED = IrqSetFlags.DATA_EVENTFD | IrqSetFlags.TRIGGER
 _DISABLED = IrqSetFlags.DATA_NONE | IrqSetFlags.TRIGGER
@@ -313,3 +313,36 @@ def test_those_of_requests_of_one_id_that_nobody_answers() -> None:
             with_an_eventfd(bench.client, dma_map(number << 12, 4096, id=5))
             close_all(bench.server.receive().fds)
         assert LIMIT <= fd_count(collect=True) - before <= LIMIT + 1
+
+
+@pytest.mark.parametrize("dialect", [CURRENT, DRAFT_V6], ids=str)
+def test_what_the_client_gave_for_reading_or_writing_alone_is_used_for_nothing_else(dialect: Dialect) -> None:
+    """A descriptor does not say what it was given for. And the draft wants the count of a write's answer to be 0."""
+    numbers = {command: dialect.number(command) for command in (Command.DMA_READ, Command.DMA_WRITE, Command.DMA_MAP)}
+    for rights in DmaFlags.READ, DmaFlags.WRITE:
+        memory = os.memfd_create("guest")
+        os.ftruncate(memory, 4096)
+        with Bench(dialect=dialect) as bench:
+            CaptureDma(bench.session)
+            if dialect is DRAFT_V6:
+                payload = at.DMA_ENTRY_V6.pack(0, 4096, 0, rights, 1)
+            else:
+                payload = at.DMA_MAP.pack(at.DMA_MAP.size, rights, 0, 0, 4096)
+            bench.client.send(Message(1, numbers[Command.DMA_MAP], payload=payload, fds=[memory]))
+            bench.server.send(bench.server.receive().reply())
+            bench.client.receive()
+            layout = dialect.shapes[Command.DMA_READ].request
+            assert layout is not None
+            for command, right, data in (
+                (Command.DMA_READ, DmaFlags.READ, b""),
+                (Command.DMA_WRITE, DmaFlags.WRITE, b"data"),
+            ):
+                asked = Message(9, numbers[command], payload=layout.pack(0x10, 4, tail=data))
+                bench.server.send(asked)
+                if right & rights:
+                    count = layout.unpack(bench.server.receive().payload).length
+                    assert count == (0 if dialect is DRAFT_V6 and data else 4)
+                else:
+                    assert bench.client.receive() == asked
+                    assert bench.server.is_silent()
+        os.close(memory)

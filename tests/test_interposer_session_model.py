@@ -13,6 +13,8 @@ from tests.interposer_bench import Bench, dma_map, read, request, write
 from vfio_user.interposer import session_model
 from vfio_user.interposer.restore import irq_messages
 from vfio_user.interposer.session_model import MAX_INDEXES, SessionModel
+from vfio_user.interposer.unmapped import UnmappedMemory
+from vfio_user.testing import memory_file
 from vfio_user.wire import DRAFT_V6, Command, Message
 from vfio_user.wire import layouts as at
 from vfio_user.wire.constants import (
@@ -243,3 +245,18 @@ def test_the_drafts_tables_unmap_whether_or_not_they_ask_for_bitmaps(bitmaps: bo
     )
     assert [mapping.iova for mapping in model.maps] == [0, 0x2000]
     model.close()
+
+
+def test_what_is_left_of_memory_that_is_unmapped_in_part_is_known(bench: Bench, model: SessionModel) -> None:
+    """The draft allows it: a new server would be given all of it again."""
+    memory = memory_file(0x4000)
+    bench.exchange(dma_map(0x10000, 0x4000, memory))
+    model.unmapped = UnmappedMemory()
+    for iova, size in ((0x11000, 0x1000), (0x13800, 0x8000), (0x12000, 0)):
+        unmap(bench, iova, size)
+    os.close(memory)
+    assert [(one.iova, one.size, one.offset) for one in model.maps] == [(0x10000, 0x1000, 0), (0x12000, 0x1800, 0x2000)]
+    assert sorted((gone.offset, gone.size) for gone in model.unmapped) == [(0x1000, 0x1000), (0x3800, 0x800)]
+    assert len({one.fd for one in model.maps}) == len(model.fds) == 1
+    unmap(bench, 0x10000, 0x4000)
+    assert (list(model.maps), len(model.fds)) == ([], 0)

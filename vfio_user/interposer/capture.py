@@ -36,7 +36,7 @@ from vfio_user.interposer.twin import TwinSocket
 from vfio_user.interposer.undecided import Undecided
 from vfio_user.wire import COMMAND, MAX_DATA, Command, Message
 from vfio_user.wire import layouts as at
-from vfio_user.wire.constants import IrqSetFlags
+from vfio_user.wire.constants import DmaFlags, IrqSetFlags
 
 CLIENT_SECONDS = 2.0
 """Seconds that a client has to answer what the server asks on its second socket: less than it waits for a register
@@ -241,16 +241,22 @@ class CaptureDma:
             written = message.payload[shape.request.size :]
             if access.length > self._most() or len(written) != (access.length if command is Command.DMA_WRITE else 0):
                 return None  # whose client says no, as without us
+            if not self._allows(access, DmaFlags.WRITE if command is Command.DMA_WRITE else DmaFlags.READ):
+                return None
+            count, data = access.length, b""
             if command is Command.DMA_WRITE:
                 write_memory(self._session, access.address, written)
-                data = b""
+                count = access.length if self._session.dialect.write_reply_counts else 0
             else:
                 data = read_memory(self._session, access.address, access.length)
         except (RequestRefused, ProtocolError, OSError):
             return None
-        return message.reply(
-            shape.reply.pack(access.address, access.length, tail=data) if shape.reply is not None else b""
-        )
+        return message.reply(shape.reply.pack(access.address, count, tail=data) if shape.reply is not None else b"")
+
+    def _allows(self, access: at.VfioUserDmaAccess, right: DmaFlags) -> bool:
+        """Whether the client has given memory for this: a descriptor says nothing of what it was given for."""
+        touched = self._memory.maps.within(access.address, access.address + access.length)
+        return all(mapping.protections & right for mapping in touched)
 
     def _most(self) -> int:
         """Bytes that the client takes or gives in one message."""

@@ -10,7 +10,7 @@ import errno
 import os
 import struct
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 
 from userdev.descriptors import FdStore, FileKey, file_key
@@ -52,8 +52,8 @@ class DmaMapping:
     flags: int
     offset: int
     fd: int
-    protections: int = 0
-    """Of the draft's table entries; `flags` has them elsewhere."""
+    protections: int = DmaFlags.READ | DmaFlags.WRITE
+    """What the server may do there: of the draft's table entries, elsewhere of `flags`, in the same bits."""
 
     @property
     def end(self) -> int:
@@ -63,7 +63,11 @@ class DmaMapping:
     @property
     def written_directly(self) -> bool:
         """Whether the server can write here without a message."""
-        return self.fd >= 0 and bool((self.flags | self.protections) & DmaFlags.WRITE)
+        return self.fd >= 0 and bool(self.protections & DmaFlags.WRITE)
+
+    def part(self, iova: int, end: int, fd: int) -> DmaMapping:
+        """A part of this range, with a descriptor of its own."""
+        return replace(self, iova=iova, size=end - iova, offset=self.offset + iova - self.iova, fd=fd)
 
 
 @dataclass
@@ -203,20 +207,31 @@ class SessionModel:
         else:
             asked = at.DMA_MAP.unpack(request.payload)
             fd = request.fds[0] if request.fds else -1
-            self._map(DmaMapping(asked.addr, asked.size, asked.flags, asked.offset, fd))
+            rights = asked.flags & (DmaFlags.READ | DmaFlags.WRITE)
+            self._map(DmaMapping(asked.addr, asked.size, asked.flags, asked.offset, fd, rights))
 
     def _map(self, asked: DmaMapping) -> None:
         self._unmap(asked.iova)
-        kept = self.fds.keep(asked.fd) if asked.fd >= 0 else -1
-        self.maps.add(DmaMapping(asked.iova, asked.size, asked.flags, asked.offset, kept, asked.protections))
+        self._add(asked)
+
+    def _add(self, asked: DmaMapping) -> None:
+        self.maps.add(replace(asked, fd=self.fds.keep(asked.fd) if asked.fd >= 0 else -1))
 
     def _unmap(self, iova: int) -> None:
-        gone = self.maps.remove(iova)
-        if gone is not None:
-            if self.unmapped is not None and gone.written_directly:
-                self.unmapped.add(FileRange(os.fstat(gone.fd).st_ino, gone.offset, gone.size))
-            if gone.fd >= 0:
-                self.fds.drop(gone.fd)
+        if (mapping := self.maps.starting_at(iova)) is not None:
+            self._cut(mapping, mapping.iova, mapping.end)
+
+    def _cut(self, mapping: DmaMapping, start: int, end: int) -> None:
+        """Forget what of a mapping is in a range; what is left of it stays."""
+        self.maps.remove(mapping.iova)
+        for first, last in ((mapping.iova, start), (end, mapping.end)):
+            if first < last:
+                self._add(mapping.part(first, last, mapping.fd))
+        if self.unmapped is not None and mapping.written_directly:
+            gone = mapping.part(max(mapping.iova, start), min(mapping.end, end), mapping.fd)
+            self.unmapped.add(FileRange(os.fstat(gone.fd).st_ino, gone.offset, gone.size))
+        if mapping.fd >= 0:
+            self.fds.drop(mapping.fd)
 
     def _dma_unmap(self, request: Message, _: Message | None) -> None:
         if self.dialect.shapes[Command.DMA_UNMAP].request is None:
@@ -235,9 +250,8 @@ class SessionModel:
         if exact is not None and exact.size == size:
             self._unmap(iova)
             return
-        for mapping in self.maps.within(iova, iova + size):
-            if iova <= mapping.iova and mapping.end <= iova + size:
-                self._unmap(mapping.iova)
+        for mapping in self.maps.within(iova, iova + size) if size else ():
+            self._cut(mapping, iova, iova + size)
 
     def _get_info(self, _: Message, reply: Message | None) -> None:
         if reply is not None:
