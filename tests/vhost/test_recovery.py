@@ -135,6 +135,26 @@ def test_what_was_in_flight_is_done_by_the_next_back_end_once(
     assert ring.stop() == base
 
 
+def test_what_came_back_and_was_not_looked_at_is_not_done_again(stranger: FrontEnd, device: Reverse) -> None:
+    """A packed ring's place is where its driver has looked: that is to be the end of what has come back."""
+    for kind in (V(0), V.RING_PACKED, V.RING_PACKED | V.IN_ORDER):
+        stranger.negotiate(FEATURES | kind)
+        stranger.share_memory()
+        ring = stranger.queue()
+        ring.start()
+        assert ring.wait_call(), "a ring tells its driver when it starts"
+        ring.put(b"ab", 2)
+        ring.kick()
+        assert ring.wait_call()
+        stranger.reset()
+        ring.put(b"cd", 2)
+        ring.start()
+        assert [each.data for each in ring.wait_used(2)] == [b"ba", b"dc"], kind
+        assert device.done == 1, kind
+        ring.stop()
+        stranger.reset()
+
+
 def test_what_a_dead_back_end_left_is_done_before_a_ring_says_where_it_goes_on(front_end: FrontEnd) -> None:
     """A pause may come with the start: the base is behind requests that nobody else would do."""
     region = front_end.ask_inflight()

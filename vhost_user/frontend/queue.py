@@ -133,6 +133,7 @@ class Queue:
 
         Without `descriptors` it is started by VRING_KICK, and calls by VRING_CALL ("In-band notifications").
         """
+        self._collect()  # what has come back is not to be done again
         if base is None:
             base = self.driver.base if self._base is None else self._base
         self._base, self._is_broken = None, False
