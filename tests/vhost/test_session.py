@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import threading
 from pathlib import Path
 
 import pytest
@@ -212,6 +213,51 @@ def test_a_change_that_was_told_once_is_not_told_at_the_next_start(stranger: Fro
         ring.start()
         stranger.settle()
         assert channel.is_silent()
+
+
+def test_a_change_that_nobody_was_told_of_is_told_to_the_next_front_end(
+    stranger: FrontEnd, server: Server, device: Reverse
+) -> None:
+    """QEMU, whose back-end was away, does not read it anew: a disk that had grown meanwhile stayed as it was."""
+    agreed = PROTOCOL | P.CONFIG | P.BACKEND_REQ
+
+    def suspended() -> None:
+        stranger.settle()
+        device.config_changed()
+        stranger.settle()
+
+    def while_it_leaves() -> None:
+        device.on_detach = device.config_changed  # type: ignore[method-assign]
+
+    def nobody_there() -> None:
+        gone = threading.Event()
+        device.on_detach = gone.set  # type: ignore[method-assign]
+        stranger.stream.shutdown()
+        assert gone.wait(5)
+        device.config_changed()
+
+    for change in (suspended, while_it_leaves, nobody_there):
+        stranger.negotiate(protocol=agreed)
+        change()
+        stranger.reconnect(str(server.listener.address))
+        stranger.negotiate(protocol=agreed)
+        stranger.share_memory()
+        with Channel(stranger) as channel:
+            ring = stranger.queue()
+            ring.start()
+            assert channel.receive()[0] is BackEndRequest.CONFIG_CHANGE_MSG, change.__name__
+            ring.stop()
+        vars(device).pop("on_detach", None)
+        stranger.reconnect(str(server.listener.address))
+        stranger.negotiate(protocol=agreed)
+        stranger.share_memory()
+        with Channel(stranger) as channel:
+            ring = stranger.queue()
+            ring.start()
+            stranger.settle()
+            assert channel.is_silent(), change.__name__
+            ring.stop()
+        stranger.reconnect(str(server.listener.address))
 
 
 def test_every_status_of_eight_bits_is_taken_and_none_of_more(stranger: FrontEnd) -> None:

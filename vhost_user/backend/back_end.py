@@ -76,7 +76,7 @@ class BackEnd:
         self._channel: BackEndChannel | None = None
         self._transfer: StateTransfer | None = None
         self.postcopy = Postcopy()
-        self._config_has_changed = False
+        self.config_has_changed = False
         """And the front-end was not told: a device that is suspended, or has no channel, says nothing."""
 
     @property
@@ -122,15 +122,15 @@ class BackEnd:
 
     def tell_config_changed(self) -> None:
         """Have the front-end read configuration space again, if it has given a way to say so."""
-        self._config_has_changed = True
+        self.config_has_changed = True
         self.resume()
 
     def resume(self) -> None:
         """Say what there was to say while no ring was started ("Suspended device state"), or no way to say it."""
-        if not (self._config_has_changed and self.vrings.started):
+        if not (self.config_has_changed and self.vrings.started):
             return
         if self._channel is not None and ProtocolFeature.CONFIG in self.negotiated.protocol_features:
-            self._config_has_changed = not self._channel.tell(BackEndRequest.CONFIG_CHANGE_MSG)
+            self.config_has_changed = not self._channel.tell(BackEndRequest.CONFIG_CHANGE_MSG)
 
     def reset(self, *, device_too: bool) -> None:
         """Have rings be stopped and disabled, and the device as after power-on if wanted; memory stays."""

@@ -302,6 +302,8 @@ class Session:
             self._model.detach()
         while self._work:
             self._guarded(self._work.popleft())
+        if self._back_end.config_has_changed:
+            self._model.config_changed()  # the next front-end is told
         self._framer.close()
         self._stream.close()
         self._epoll.close()

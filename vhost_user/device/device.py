@@ -137,7 +137,7 @@ class VhostDevice:
     def config_changed(self) -> None:
         """Tell the driver to read configuration space again: its fields have other values. From any thread.
 
-        Whoever comes later reads it anew.
+        A front-end that comes later is told too: one that was here before does not read it anew.
         """
         model_of(self).config_changed()
 
@@ -159,6 +159,8 @@ class DeviceModel:
         self._link: Link | None = None
         self._waiting: list[Callable[[], None]] = []
         """Work that came while there was nobody."""
+        self._is_changed = False
+        """Configuration space, while there was nobody: QEMU, reconnected, goes on with what it has read before."""
         self._lock = RLock()
         self.takers: list[Callable[[Chain], Taken] | Supply] = []
         """By the number of their queue."""
@@ -198,8 +200,11 @@ class DeviceModel:
         """A front-end has come, and is reached by `link`."""
         with self._lock:
             self._link, waiting, self._waiting = link, self._waiting, []
+            changed, self._is_changed = self._is_changed, False
         for work in waiting:
             link.call_soon(work)
+        if changed:
+            link.config_changed()
 
     def detach(self) -> None:
         """It is gone."""
@@ -207,9 +212,11 @@ class DeviceModel:
             self._link = None
 
     def config_changed(self) -> None:
-        """Tell the driver, if there is one, that configuration space has changed."""
+        """Tell the driver that configuration space has changed; where there is no front-end, by the next one."""
         with self._lock:
-            if self._link is not None:
+            if self._link is None:
+                self._is_changed = True
+            else:
                 self._link.config_changed()
 
     def call_soon(self, work: Callable[[], None]) -> None:
