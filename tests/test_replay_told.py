@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -11,8 +12,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from tests.cases import for_each, for_each_row
-from userdev.errors import VerdictError
+from userdev.errors import UserError, VerdictError
 from userdev.fuzz import Find
+from userdev.interposer.server_process import STDERR
 from vfio_user.cli import fuzz as fuzzing
 from vfio_user.cli import minimize as minimizing
 from vfio_user.cli import replay as replaying
@@ -42,6 +44,30 @@ def test_a_replay_that_differs_is_a_bad_verdict_however_it_is_told(
     else:
         assert isinstance(result.exception, VerdictError) is bool(differences)
         assert bool(result.stdout) is (not differences and not how)
+
+
+@for_each([[], ["--quiet"], ["--quiet", "--json"]], ["same", "other", "none"])
+def test_what_a_server_prints_is_shown_to_who_is_quiet_only_where_it_is_of_use(
+    how: list[str], came: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It said that it was listening to who wanted to hear nothing where nothing is otherwise."""
+    places: list[int] = []
+
+    def replay(*_: object, output: int, **__: object) -> ReplayOutcome:
+        places.append(output)
+        if how:
+            os.write(output, b"it is listening\n")
+        if came == "none":
+            raise UserError("it has ended")
+        return outcome(differences=[WRONG] if came == "other" else [])
+
+    (tmp_path / "t").write_bytes(b"")
+    monkeypatch.setattr(replaying, "load_script", lambda *_: NO_SCRIPT)
+    monkeypatch.setattr(replaying, "replay", replay)
+    result = CliRunner().invoke(replaying.command, [str(tmp_path / "t"), "--server-command", "x", *how])
+    assert (places == [STDERR]) is not bool(how)
+    assert ("it is listening" in result.stderr) is (bool(how) and came != "same")
+    assert "it is listening" not in result.stdout
 
 
 @for_each_row(

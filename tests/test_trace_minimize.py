@@ -87,6 +87,13 @@ def test_a_write_stays_without_which_there_is_no_fault(
     assert sorted(accesses(load_script(short))) == [*[CAUSES] * 4, UP, DOWN]
 
 
+def test_the_count_of_what_is_left_is_that_of_the_result(trace: Path) -> None:
+    """A read that is asked again to see whether it passes is no part of either."""
+    lefts: list[int] = []
+    found = minimize(trace, STALE, progress=lambda left, replays, seconds: lefts.append(left))
+    assert lefts[-1] == found.after
+
+
 def test_a_reference_says_what_is_right_where_the_recording_is_of_the_faulty_server(tmp_path: Path) -> None:
     recorded = work(tmp_path / "faulty", STALE, ROUNDS)
     with pytest.raises(UserError, match="as recorded") as refused:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import click
 
+from userdev.interposer.server_process import STDERR
 from vfio_user.cli._durations import LEAST, Finite
 from vfio_user.cli._registers import REGISTERS_HELP
 from vfio_user.interposer.replay.ignoring import FORMS
 from vfio_user.interposer.replay.player import PATIENCE_SECONDS
 
 F = TypeVar("F", bound=Callable[..., Any])
+_LAST_WORDS = 1 << 16
+"""Bytes of what a server has printed, where that is told afterwards."""
 
 
 def comparing(function: F) -> F:
@@ -31,3 +37,18 @@ def comparing(function: F) -> F:
     ):
         function = option(function)
     return function
+
+
+@contextmanager
+def words_of_server(*, quiet: bool) -> Iterator[int]:
+    """A block with a descriptor for what a server prints: stderr; if it is quiet, told where the block raises."""
+    if not quiet:
+        yield STDERR
+        return
+    with tempfile.TemporaryFile() as said:
+        try:
+            yield said.fileno()
+        except Exception:
+            said.seek(max(0, said.seek(0, os.SEEK_END) - _LAST_WORDS))
+            click.echo(said.read().decode(errors="replace"), err=True, nl=False)
+            raise

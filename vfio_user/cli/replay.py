@@ -14,7 +14,7 @@ from vfio_user.cli._choice import Choice
 from vfio_user.cli._completion import complete_servers
 from vfio_user.cli._progress import quiet_option
 from vfio_user.cli._registers import registers as named_registers
-from vfio_user.cli._replaying import comparing
+from vfio_user.cli._replaying import comparing, words_of_server
 from vfio_user.cli._served import device_as_command
 from vfio_user.interposer.replay import load_script, replay
 from vfio_user.interposer.replay.player import Timing
@@ -56,21 +56,22 @@ def command(
         refuse_beside(f"{trace} is a find of `fuzz`, which is played as it is", *_OF_A_TRACE)
         replay_find(Path(trace), server_command, connect, timeout=patience, as_json=as_json, quiet=quiet)
         return
-    outcome = replay(
-        load_script(trace, session),
-        server_command,
-        connect_to=connect,
-        timing=timing,
-        ignore=ignore,
-        registers=named_registers(registers) if registers else None,
-        patience=patience,
-    )
-    if as_json:
-        click.echo(json.dumps(outcome.json(), indent=2))
+    with words_of_server(quiet=quiet) as output:
+        outcome = replay(
+            load_script(trace, session),
+            server_command,
+            connect_to=connect,
+            timing=timing,
+            ignore=ignore,
+            registers=named_registers(registers) if registers else None,
+            patience=patience,
+            output=output,
+        )
+        if as_json:
+            click.echo(json.dumps(outcome.json(), indent=2))
         if not outcome.same:
-            raise click.exceptions.Exit(1)
-        return
-    if not outcome.same:
-        raise VerdictError(f"{trace}: the server does not do what was recorded", evidence=outcome.text())
-    if not quiet:
+            if as_json:
+                raise click.exceptions.Exit(1)
+            raise VerdictError(f"{trace}: the server does not do what was recorded", evidence=outcome.text())
+    if not (quiet or as_json):
         click.echo(outcome.text())

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
+from subprocess import DEVNULL
 
 from userdev.errors import UserError
 from vfio_user.interposer.replay.evidence import Evidence
@@ -58,7 +59,7 @@ class Trial:
 
     def _play(self, script: Script, command: str) -> ReplayOutcome:
         return replay(
-            script, command, ignore=self.ignored, registers=self.registers, patience=self.patience, quiet=True
+            script, command, ignore=self.ignored, registers=self.registers, patience=self.patience, output=DEVNULL
         )
 
 
@@ -107,7 +108,7 @@ class Explanation:
             keep=keep,
             evidence=self._evidence(),
             seconds=seconds,
-            progress=progress,
+            progress=lambda left, tries, spent: progress(left - bool(self._symptom.again), tries, spent),
         )
 
     def _evidence(self) -> Evidence | None:

@@ -6,7 +6,6 @@ import errno
 import os
 import select
 import socket
-import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Hashable
@@ -61,7 +60,7 @@ def replay(
     ignore: Ignored | Collection[str] = (),
     registers: RegisterMap | None = None,
     patience: float = PATIENCE_SECONDS,
-    quiet: bool = False,
+    output: int = STDERR,
 ) -> ReplayOutcome:
     """Play a trace's client against a server that is started for it (`{socket}` or `{fd}`), or listens already.
 
@@ -70,7 +69,7 @@ def replay(
     timing: as fast as the server answers, or with the recorded pauses.
     ignore: what may differ, in the words of `ignoring.FORMS`.
     registers: names of registers, to ignore and to tell, instead of those that the trace brings along.
-    quiet: what the server prints is not shown.
+    output: a descriptor for what the server prints, or `subprocess.DEVNULL`.
 
     Raises:
         UserError: the trace cannot be read, the server not be reached, or there is nothing of a name.
@@ -84,7 +83,7 @@ def replay(
         with Player(script, connect(connect_to, timeout=START_SECONDS), ignored, registers, patience) as player:
             return player.play(timing)
     loop = Loop()
-    process = ServerProcess(loop, server_command, output=subprocess.DEVNULL if quiet else STDERR)
+    process = ServerProcess(loop, server_command, output=output)
     try:
         stream = loop.finish(process.start(START_SECONDS))
 
