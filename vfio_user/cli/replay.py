@@ -69,9 +69,9 @@ def command(
         )
         if as_json:
             click.echo(json.dumps(outcome.json(), indent=2))
-        if not outcome.same:
-            if as_json:
+            if not outcome.same:
                 raise click.exceptions.Exit(1)
+        elif not outcome.same:
             raise VerdictError(f"{trace}: the server does not do what was recorded", evidence=outcome.text())
     if not (quiet or as_json):
         click.echo(outcome.text())
