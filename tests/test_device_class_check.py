@@ -199,13 +199,13 @@ WRONG: dict[str, tuple[int, str, str]] = {
     "state with two names": (1, "second name of one", """
         one = other = state(0)
     """),
-    "interrupts under another name": (0, "D.interupts is MsiX.*nobody would look at", """
+    "interrupts under another name": (1, "D.interupts is MsiX.*nobody would look at", """
         interupts = MsiX(vectors=1)
     """),
-    "several interrupts under another name": (0, "D.irqs is .*nobody would look at", """
+    "several interrupts under another name": (1, "D.irqs is .*nobody would look at", """
         irqs = (IntX(), MsiX(vectors=1))
     """),
-    "BARs under another name": (0, "D.bar is .*nobody would look at", """
+    "BARs under another name": (1, "D.bar is .*nobody would look at", """
         bar = (Bar(0, size=4096),)
     """),
     "a hook that does not exist": (2, "D.on_dma_mapped is no hook.*: on_dma_map is one", """
@@ -220,14 +220,14 @@ WRONG: dict[str, tuple[int, str, str]] = {
 
         def close(self, channel: int) -> None: pass
     """),
-    "a value in a method's place": (0, "D.digest takes the place", """
+    "a value in a method's place": (1, "D.digest takes the place", """
         digest = 5
     """),
-    "a property in a method's place": (0, "D.close takes the place", """
+    "a property in a method's place": (2, "D.close takes the place", """
         @property
         def close(self) -> int: return 0
     """),
-    "an attribute that the instance hides": (0, "D.config is in the class", """
+    "an attribute that the instance hides": (1, "D.config is in the class", """
         config = {"speed": 10}
     """),
     "a method that the instance hides": (2, "D.dma is in the class", """

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 import pytest
 
 from tests.cases import for_each, for_each_row
-from userdev.errors import DeclarationError
+from userdev.declare.returned import WrongValue
+from userdev.errors import DeclarationError, ProtocolError
 from vfio_user import (
     Bar,
     Capability,
@@ -36,6 +37,7 @@ from vfio_user.device.attributes import ATTRIBUTES
 from vfio_user.device.declarations import Declarations
 from vfio_user.pci import MsiCapability
 from vfio_user.pci.header import ID_BITS
+from vfio_user.testing import attached, read_register
 
 OF_A_TYPE: dict[str, tuple[object, ...]] = {
     "ids": (5, (1, 2), "1af4:10f0", None, PciIds),
@@ -197,8 +199,89 @@ def test_state_that_is_set_to_what_cannot_be_saved_is_refused_when_the_device_is
             super().__init__()
             self.lanes = {1, 2}  # type: ignore[assignment]
 
-    with pytest.raises(DeclarationError, match=r"Wrong\.lanes is set, not list"):
+    with pytest.raises(DeclarationError, match=r"Wrong\.lanes is set, not list") as refused:
         Wrong()
+    first = Wrong.__init__.__wrapped__.__code__.co_firstlineno  # type: ignore[attr-defined]
+    assert f"it is assigned at {__file__}:" in str(refused.value)
+    assert str(refused.value).endswith(f"{__file__}:{first + 2}"), "its own line too"
+
+
+class Nic(PciDevice):
+    ids = PciIds(1, 2)
+    speed: int = stored_register(bar=0, offset=0, width=4)
+    total: int = state(0)
+
+
+SET_LATE: dict[str, tuple[object, str]] = {
+    "ids": (PciIds(3, 4), "write super().__init__(ids=...)"),
+    "bars": ((Bar(1, size=4096),), "write super().__init__(bars=...)"),
+    "rom": (b"\x55\xaa", "write super().__init__(rom=...)"),
+    "extra_regions": ((ExtraRegion(9, 4096),), "set it before"),
+    "error_interrupt": (False, "set it before"),
+    "release_interrupt": (False, "set it before"),
+    "dma_by_message": (True, "set it before"),
+    "migratable": (False, "set it before"),
+    "config": ({"speed": 10}, "give it another name"),
+    "dma": (None, "give it another name"),
+    "interrupts": (MsiX(1), "give it another name"),
+}
+
+
+def test_what_is_set_when_nobody_looks_at_it_any_more_is_refused() -> None:
+    for name, (value, hint) in SET_LATE.items():
+
+        class Late(Nic):
+            def __init__(self, name: str, value: object) -> None:
+                super().__init__()
+                setattr(self, name, value)
+
+        with pytest.raises(DeclarationError, match=rf"Late\.{name} is set") as refused:
+            Late(name, value)
+        assert hint in refused.value.__notes__, name
+
+    class Early(Nic):
+        def __init__(self) -> None:
+            self.bars = (Bar(1, size=4096),)
+            self.migratable = False
+            super().__init__()
+            self.bars = (Bar(1, size=4096),)  # as it was
+
+    assert function_of(Early()).migration is None
+
+
+def test_what_every_device_is_given_cannot_be_set_before() -> None:
+    for name in ("config", "dma", "interrupts"):
+
+        class Early(Nic):
+            def __init__(self, name: str) -> None:
+                setattr(self, name, MsiX(1))
+                super().__init__()
+
+        with pytest.raises(DeclarationError, match=f"{name} is set before super"):
+            Early(name)
+
+
+def test_a_value_that_is_found_to_be_wrong_late_is_told_with_the_lines_that_assign_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Careless(Nic):
+        def work(self, speed: Any, total: Any) -> None:
+            self.speed = speed
+            self.total = total
+
+    line = Careless.work.__code__.co_firstlineno + 1
+    device = Careless()
+    with attached(device):
+        device.work("fast", set())
+        with pytest.raises(WrongValue, match=re.escape(f"assigned at {__file__}:{line}")):
+            read_register(device, 0, 0, 4)
+        device.work(1 << 40, set())
+        assert read_register(device, 0, 0, 4) == 0
+        assert f"Store it cut, or make it wider; it is assigned at {__file__}:{line}" in caplog.text
+        device.work(1, set())
+        found = f"total is set, not int: set(); it is assigned at {__file__}:{line + 1}"
+        with pytest.raises(ProtocolError, match=re.escape(found)):
+            function_of(device).check_savable()
 
 
 def test_a_constructor_that_does_not_call_its_bases_is_named() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import textwrap
 import warnings
 from pathlib import Path
@@ -251,12 +252,27 @@ def test_an_annotation_that_says_as_much_as_the_default_or_more_is_taken(tmp_pat
         made(tmp_path, GOOD + f"    value{number}: {each}\n")
 
 
-def test_a_value_that_its_field_has_no_room_for_is_told_with_field_and_line(tmp_path: Path) -> None:
-    device = made(tmp_path, GOOD + "    cols: int = config_field(2, 80)\n")()
-    for value in ("wide", 80000, -1, None):
-        device.cols = value
-        with pytest.raises(ValueError, match=r"cols .* 2 bytes .*author.py:\d+"):
-            model_of(device).config.read()
+def test_a_value_that_its_field_has_no_room_for_is_refused_where_it_is_assigned(tmp_path: Path) -> None:
+    fields = "    cols: int = config_field(2, 80)\n    tag: bytes = config_field(4, b'abcd')\n"
+    cases: dict[str, tuple[list[object], str]] = {
+        "cols": (["wide", 80000, -1, None, b"ab", 2.0], "holds a number of 2 bytes, 0 to 65535"),
+        "tag": ([b"abc", b"abcde", 4, "abcd", None], "holds 4 bytes"),
+    }
+    device = made(tmp_path, GOOD + fields)()
+    for name, (values, words) in cases.items():
+        for value in values:
+            line = inspect.currentframe().f_lineno + 2  # type: ignore[union-attr]
+            with pytest.raises(DeclarationError) as refused:
+                setattr(device, name, value)
+            assert words in str(refused.value), (name, value)
+            assert str(refused.value).endswith(f"({__file__}:{line})"), (name, value)
+            assert "author.py:" in refused.value.__notes__[0]
+    assert model_of(device).config.read() == b"\x50\x00abcd", "it is as it was"
+    device.cols, device.tag = True, bytearray(b"efgh")
+    assert model_of(device).config.read() == b"\x01\x00efgh"
+    device.tag.append(0)  # nobody sees that
+    with pytest.raises(ValueError, match=r"tag .* 4 bytes .*author.py:\d+"):
+        model_of(device).config.read()
 
 
 def test_a_class_without_mistakes_is_made(tmp_path: Path) -> None:
@@ -351,6 +367,6 @@ def test_a_field_of_bytes_is_saved_and_loaded() -> None:
 @for_each([b"efg", b"efghi", b""])
 def test_a_field_of_bytes_that_are_too_few_or_too_many_is_not_saved(tag: bytes) -> None:
     device = Echo()
-    device.tag = tag
+    vars(device)["tag"] = tag  # as one that was changed in its place
     with pytest.raises(ProtocolError, match="tag"):
         model_of(device).save()

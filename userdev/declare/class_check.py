@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from types import FunctionType, MappingProxyType
 from typing import NoReturn
 
+from userdev.declare.authors_code import bodies_of, line_of
 from userdev.declare.declared import MADE, Declaration, Source, authors_frame, runs_later, source_of, wrapper_of
 from userdev.declare.options import constructor_options, suggestion
 from userdev.declare.plain import NotPlain
@@ -74,9 +75,18 @@ class ClassCheck:
         Raises:
             DeclarationError: always.
         """
-        where = source or source_of(authors_frame())
+        where = source or self.place_of(name)
         which = f"{self._class.__qualname__}.{name}" if name else self._class.__qualname__
         raise DeclarationError(f"{which} {what} ({where})", hint=hint)
+
+    def place_of(self, name: str) -> Source:
+        """The line of the class's body that gives an attribute its value; where that is none, the class's."""
+        frame = authors_frame()
+        bodies = [
+            body for body in bodies_of(frame.f_code, self._class.__name__) if body.co_firstlineno <= frame.f_lineno
+        ]
+        place = line_of(name, bodies[-1:]) if name else None
+        return Source(frame.f_code.co_filename, place) if place else source_of(frame)
 
     def _check_body(self, body: type) -> None:
         made: list[Declaration] = vars(body).get(MADE, [])

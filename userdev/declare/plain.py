@@ -30,6 +30,8 @@ class NotPlain(Exception):
         super().__init__(what)
         self._what = what
         self._place = ""
+        self.declared = ""
+        """The name of the declared value that it is about, where that is known."""
 
     def within(self, place: str) -> NotPlain:
         """The same, in something larger."""

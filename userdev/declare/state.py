@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
 from typing import Any, TypeVar, cast
 
+from userdev.declare.authors_code import assigned_at
 from userdev.declare.declared import Declaration, declarations
 from userdev.declare.plain import NotPlain, check_unsigned, from_plain, to_plain
 from userdev.declare.values import encode, shown
@@ -173,8 +174,11 @@ class Snapshot:
             try:
                 self._after_reset[value.name] = value.save(self._device, now)
             except NotPlain as error:
-                which = f"{type(self._device).__qualname__}.{value.name}"
-                what = f"__init__ has set something that could not be saved: {which}{error} ({value.source})"
+                which, place = (
+                    f"{type(self._device).__qualname__}.{value.name}",
+                    assigned_at(type(self._device), value.name),
+                )
+                what = f"__init__ has set something that could not be saved: {which}{error} ({value.source}){place}"
                 raise DeclarationError(what, hint="`vfio-user docs devices` has a table of what state may be") from None
 
     def reset(self) -> None:
@@ -198,7 +202,8 @@ class Snapshot:
         try:
             return self._each(State.save, values)
         except NotPlain as error:
-            raise ProtocolError(f"{type(self._device).__name__} cannot be saved: {error}", errno.EIO) from None
+            place = assigned_at(type(self._device), error.declared)
+            raise ProtocolError(f"{type(self._device).__name__} cannot be saved: {error}{place}", errno.EIO) from None
 
     def check_savable(self) -> None:
         """Look whether the values can be saved.
@@ -245,6 +250,7 @@ class Snapshot:
             try:
                 found[value.name] = change(value, self._device, values[value.name])
             except NotPlain as error:
+                error.declared = value.name
                 raise error.within(value.name) from None
         return found
 

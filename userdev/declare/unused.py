@@ -6,18 +6,15 @@ anybody, and a device that was to stay where it is would be moved.
 
 from __future__ import annotations
 
-import dis
-import inspect
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from types import CodeType, FrameType, FunctionType
-from typing import Any
+from types import FrameType
 
+from userdev.declare.authors_code import bodies_of, codes_of, line_of, loaded
 from userdev.declare.declared import source_of
 
 _ALIKE = 0.85
 """Of two names, from 0 to 1: migratable and migratble are, features and feature_bits are not."""
-_LOADS = ("LOAD_NAME", "LOAD_ATTR", "LOAD_METHOD", "LOAD_GLOBAL", "LOAD_DEREF", "LOAD_CLASSDEREF")
 
 
 class UnusedAttribute(UserWarning):
@@ -39,9 +36,9 @@ def warn_of_unused(
         meant = _meant(name, value, attributes)
         if meant is None or meant in said or any(name in vars(base) for base in bases):
             continue
-        body = [*_bodies(frame.f_code, device_class.__name__)]
-        if not any(name in _loaded(code) for code in (*body, *_codes(own))):
-            place = _line_of(name, body) or source_of(frame).line
+        body = [*bodies_of(frame.f_code, device_class.__name__)]
+        if not any(name in loaded(code) for code in (*body, *codes_of(own))):
+            place = line_of(name, body) or source_of(frame).line
             which = f"{device_class.__qualname__}.{name}"
             what = f"{which} is used by nothing: did you mean {meant}, which every device has?"
             warnings.warn_explicit(what, UnusedAttribute, frame.f_code.co_filename, place)
@@ -60,41 +57,3 @@ def _meant(name: str, value: object, attributes: Mapping[str, tuple[type, ...]])
 def _widened(kinds: Iterable[type]) -> Iterator[type]:
     for kind in kinds:
         yield int if kind is bool else kind
-
-
-def _bodies(code: CodeType, name: str) -> Iterator[CodeType]:
-    """The bodies of the classes of that name in a piece of code."""
-    return (inner for inner in code.co_consts if isinstance(inner, CodeType) and inner.co_name == name)
-
-
-def _codes(classes: Iterable[type]) -> Iterator[CodeType]:
-    """The functions of classes, and of what declarations in them have."""
-    for base in classes:
-        for value in vars(base).values():
-            for function in (value, *_parts(value)):
-                plain = inspect.unwrap(function) if callable(function) else function
-                if isinstance(plain, FunctionType):
-                    yield plain.__code__
-
-
-def _parts(value: Any) -> Iterator[Any]:
-    if isinstance(value, staticmethod | classmethod):
-        yield value.__func__
-    elif isinstance(value, property):
-        yield from (value.fget, value.fset)
-    elif not isinstance(value, type | FunctionType):
-        yield from getattr(value, "__dict__", {}).values()
-
-
-def _loaded(code: CodeType) -> set[str]:
-    """The names that a piece of code reads, with what is in it."""
-    found = {each.argval for each in dis.get_instructions(code) if each.opname in _LOADS}
-    return found.union(*(_loaded(inner) for inner in code.co_consts if isinstance(inner, CodeType)))
-
-
-def _line_of(name: str, bodies: Iterable[CodeType]) -> int | None:
-    for code in bodies:
-        for each in dis.get_instructions(code):
-            if each.opname == "STORE_NAME" and each.argval == name and each.positions is not None:
-                return each.positions.lineno
-    return None

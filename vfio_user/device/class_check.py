@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from userdev.declare.class_check import ClassCheck
-from userdev.declare.declared import authors_frame, source_of
 from userdev.declare.values import shown
 from userdev.errors import DeclarationError
 from vfio_user.device.attributes import ATTRIBUTES, PLAIN, check_attribute, meant_attribute
@@ -33,5 +32,7 @@ class _Check(ClassCheck):
         try:
             check_attribute(name, value)
         except ValueError as error:
-            which, place = f"{self._class.__qualname__}.{error}", source_of(authors_frame())
-            raise DeclarationError(f"{which} ({place})", hint=f"{name} is a class attribute of every device") from None
+            which = f"{self._class.__qualname__}.{error}"
+            raise DeclarationError(
+                f"{which} ({self.place_of(name)})", hint=f"{name} is a class attribute of every device"
+            ) from None

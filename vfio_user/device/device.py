@@ -21,9 +21,11 @@ only `interrupts` and mapped `dma` may be used from them directly.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from inspect import get_annotations
 from math import isfinite
 from typing import Any, ClassVar
 
+from userdev.declare.authors_code import assigned_at
 from userdev.declare.construction import followed_by
 from userdev.declare.declared import Source, authors_frame, source_of
 from userdev.errors import DeclarationError
@@ -35,6 +37,14 @@ from vfio_user.device.function import Function, Hardware
 from vfio_user.device.mechanism import Mechanism
 from vfio_user.device.plans import Planned
 from vfio_user.pci import COMMAND, COMMAND_BUS_MASTER, Bar, Capability, PciIds, Placed
+
+_READ_ONCE = (
+    *("ids", "bars", "capabilities", "rom", "extra_regions"),
+    *("error_interrupt", "release_interrupt", "dma_by_message", "migratable"),
+)
+"""Attributes that are looked at when a device is made, and never again."""
+_GIVEN = ("config", "dma", "interrupts")
+"""Those that every instance is given."""
 
 
 class PciDevice(Declarations):
@@ -82,7 +92,12 @@ class PciDevice(Declarations):
             self.capabilities if capabilities is None else capabilities,
             self.rom if rom is None else rom,
         )
+        for name in _GIVEN:
+            if name in vars(self):
+                raise ValueError(f"{name} is set before super().__init__(), which gives every device one of its own")
         function = self._function = Function(self, hardware)
+        used = vars(hardware)
+        function.made_of = {name: used[name] if name in used else getattr(self, name) for name in _READ_ONCE}
         # Plain attributes, for what handlers do most; `interrupts` hides the class's `Mechanism`.
         vars(self).update(config=function.config, dma=function.dma, interrupts=function.interrupts)
 
@@ -157,7 +172,27 @@ class PciDevice(Declarations):
         if "_function" not in vars(self):
             what = f"{type(self).__qualname__}.__init__ does not call super().__init__() ({self._source})"
             raise DeclarationError(what, hint="it makes the device")
+        self._check_set()
         self._function.constructed()
+
+    def _check_set(self) -> None:
+        """Look at what `__init__` has set behind that of this class, which nobody would look at any more.
+
+        Raises:
+            DeclarationError: it is something that was read before, or that handlers need.
+        """
+        kind, found = type(self), vars(self)
+        for name, read in self._function.made_of.items():
+            if name in found and found[name] is not read and found[name] != read:
+                what = (
+                    f"{kind.__qualname__}.{name} is set behind super().__init__(), which has read it ({self._source})"
+                )
+                hint = f"write super().__init__({name}=...)" if name in get_annotations(Hardware) else "set it before"
+                raise DeclarationError(f"{what}{assigned_at(kind, name)}", hint=hint)
+        for name in _GIVEN:
+            if found[name] is not getattr(self._function, name):
+                what = f"{kind.__qualname__}.{name} is set, and every device has something else by that name"
+                raise DeclarationError(f"{what} ({self._source}){assigned_at(kind, name)}", hint="give it another name")
 
 
 def function_of(device: PciDevice) -> Function:

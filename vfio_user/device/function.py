@@ -87,6 +87,8 @@ class Function:
         """
         self._author = author
         self.name = type(author).__name__
+        self.made_of: Mapping[str, object] = {}
+        """What was read of its author's attributes when it was made, by name."""
         self.link: Link = NoClient()
         """The session of the client that is there."""
         self._snapshot = Snapshot(author)

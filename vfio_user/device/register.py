@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar, cast, overload
 
+from userdev.declare.authors_code import assigned_at
 from userdev.declare.declared import Declaration, Source, authors_frame, by_keyword, runs_later, source_of
 from userdev.declare.returned import WrongReturn, WrongValue
 from userdev.declare.state import State, ValueCheck
@@ -45,7 +46,8 @@ class Fit:
         """`origin`: the author's function that the values are from, or where the register is declared."""
         self.name = name
         self._origin = origin
-        self._device_name = type(device).__qualname__
+        self._device = type(device)
+        self._device_name = self._device.__qualname__
         self._width = width
         self._mask = (1 << 8 * width) - 1
         self._said = False
@@ -62,15 +64,21 @@ class Fit:
         if not (-self._mask // 2 <= value <= self._mask or self._said):
             self._said = True  # once is enough: a guest may read it for ever
             log.error(
-                "%s.%s is %#x, more than its %d bytes hold: the client reads %#x. Return it cut, or make it wider",
+                "%s.%s is %#x, more than its %d bytes hold: the client reads %#x. %s it cut, or make it wider%s",
                 *(self._device_name, self.name, value, self._width, cut),
+                *(("Store", self._places) if isinstance(self._origin, Source) else ("Return", "")),
             )
         return cut
+
+    @property
+    def _places(self) -> str:
+        return assigned_at(self._device, self.name)
 
     def _wrong(self, value: object) -> WrongValue:
         which = f"{self._device_name}.{self.name}"
         if isinstance(self._origin, Source):
-            return WrongValue(f"{which} is {shown(value)}, not an int of {self._width} bytes ({self._origin})")
+            what = f"{which} is {shown(value)}, not an int of {self._width} bytes ({self._origin}){self._places}"
+            return WrongValue(what)
         return WrongReturn(self._origin, value, f"the value of {which}, an int of {self._width} bytes")
 
 

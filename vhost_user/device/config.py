@@ -1,6 +1,7 @@
 """Configuration space of a device, declared: fields in the order of the virtio specification's structure.
 
-On an instance a field is a plain attribute, a number or bytes. The driver reads it as it is then, little-endian.
+On an instance a field is an attribute, a number or bytes, which takes nothing that its bytes do not hold. The driver
+reads it as it is then, little-endian.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar, cast
 
 from userdev.counted import counted
-from userdev.declare.declared import declarations
+from userdev.declare.declared import authors_frame, declarations, source_of
 from userdev.declare.state import State
 from userdev.declare.values import shown
+from userdev.errors import DeclarationError
 
 MAX_CONFIG = 256
 """Bytes that a front-end asks for at most (QEMU, VHOST_USER_MAX_CONFIG_SIZE)."""
@@ -52,6 +54,29 @@ class ConfigField(State):
             return f"an offset is from 0 to {MAX_CONFIG - 1}, not {self.wanted!r}"
         return super().mistake()
 
+    def __set__(self, device: object, value: object) -> None:
+        """Take a value that an author assigns: a front-end would be refused what the field has no room for.
+
+        Raises:
+            DeclarationError: the field does not hold it; with the line that assigns it.
+        """
+        try:
+            if isinstance(value, int) is not isinstance(self.default, int):
+                raise self._unfit(shown(value))
+            self.encode(value)
+        except ValueError:
+            which = f"{type(device).__qualname__}.{self.name}"
+            what = f"{which} is set to {shown(value)}, and holds {self._holds} ({source_of(authors_frame())})"
+            raise DeclarationError(what, hint=f"the field is declared at {self.source}") from None
+        vars(device)[self.name] = value
+
+    @property
+    def _holds(self) -> str:
+        """What it has room for."""
+        if isinstance(self.default, bytes):
+            return counted(self.size, "byte")
+        return f"a number of {counted(self.size, 'byte')}, 0 to {(1 << 8 * self.size) - 1}"
+
     def encode(self, value: Any) -> bytes:
         """A value's bytes.
 
@@ -68,7 +93,7 @@ class ConfigField(State):
         return bytes(value)
 
     def _unfit(self, value: str) -> ValueError:
-        """What is wrong with a value that an author has assigned, and which field that is."""
+        """What is wrong with a value that has come to be there, and which field that is."""
         kind = "a number" if isinstance(self.default, int) else "bytes"
         return ValueError(f"{self.name} is {value}, and its field is {kind} of {self.size} bytes ({self.source})")
 
