@@ -149,6 +149,8 @@ class Function:
 
     def attach(self, link: Link) -> None:
         """A client came. Raises what `on_resume` and `on_attach` do."""
+        if isinstance(self.link, NoClient):
+            self.link.make_way(link)
         self.link = self.dma.link = self.interrupts.link = link
         self._io_fds.watch(link)
         absence, self._absence = self._absence, None
@@ -173,7 +175,7 @@ class Function:
         """
         absence = self.client_gone()
         with ExitStack() as at_the_end:  # runs from the last to the first
-            at_the_end.callback(self._do_asked)
+            at_the_end.callback(lambda: self.link.call_soon(self._do_asked))
             at_the_end.callback(self._unlink)
             at_the_end.callback(self.interrupts.release)
             at_the_end.callback(self.dma.stop_log)

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import errno
+import logging
+import threading
+from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from userdev.errors import ProtocolError
+from userdev.errors import AUTHORS_FAILURES, ProtocolError
+
+log = logging.getLogger("vfio_user.device")
 
 
 class Link(Protocol):
@@ -50,9 +55,17 @@ class Link(Protocol):
 
 
 class NoClient:
-    """The link of a device that nobody is attached to: work runs at once, memory and interrupts go nowhere."""
+    """The link of a device that nobody is attached to: work runs at once, memory and interrupts go nowhere.
+
+    Whoever comes while another thread is at work leaves its own to that, and does not wait: that one may wait for it.
+    """
 
     in_band_interrupts = False
+
+    def __init__(self) -> None:
+        self._work: deque[Callable[[], None]] = deque()
+        self._turn = threading.Lock()
+        self._next: Link | None = None
 
     def dma_read(self, iova: int, count: int) -> bytes:
         """Refuse.
@@ -74,12 +87,41 @@ class NoClient:
         """Drop the interrupt."""
 
     def defer(self, work: Callable[[], None]) -> None:
-        """Run `work` now."""
-        work()
+        """Run `work` now; see `call_soon`."""
+        self.call_soon(work)
 
     def call_soon(self, work: Callable[[], None]) -> None:
-        """Run `work` now, on the thread that asks."""
-        work()
+        """Run `work` now, on the thread that asks; behind what is being done, if anything is, by whoever does that.
+
+        Raises what it does, here and now; what it raises elsewhere is logged.
+        """
+        self._work.append(work)
+        if (failure := self._go_on(work)) is not None:
+            raise failure
+
+    def make_way(self, link: Link) -> None:
+        """A client comes: wait until nothing is being done, and leave all that is to come to its session."""
+        with self._turn:
+            self._next = link
+        self._go_on()
+
+    def _go_on(self, own: Callable[[], None] | None = None) -> BaseException | None:
+        """Do what is there, unless somebody is at it; what the `own` work raised."""
+        failure: BaseException | None = None
+        while self._work and self._turn.acquire(blocking=False):
+            try:
+                while self._work:
+                    work = self._work.popleft()
+                    try:
+                        work() if self._next is None else self._next.call_soon(work)
+                    except AUTHORS_FAILURES as error:
+                        if work is own:
+                            failure = error
+                        else:
+                            log.exception("work that was posted while no client was there failed")
+            finally:
+                self._turn.release()
+        return failure
 
     def call_later(self, seconds: float, work: Callable[[], None]) -> Callable[[], None]:
         """Forget `work`: there is no loop that would wait."""
