@@ -48,8 +48,10 @@ LIVENESS = 0x5A5A5A5A ^ 0xFFFFFFFF
 ONES = 0xFFFFFFFF
 PATIENCE = 60.0
 
-# What the interposer is told: to hold the reply to a map back, or to close at the next message.
+# What the interposer is told: to hold the reply to a map back, to keep that to VERSION from QEMU, or to close at the
+# next message.
 HELD = "rules: [{match: {command: DMA_MAP, direction: to-client}, act: {delay: 0.8}}]"
+UNANSWERED = "rules: [{match: {command: VERSION, direction: to-client}, act: drop}]"
 NEXT_READ = "command: REGION_READ, region: BAR0"
 CLOSINGS = {"close": "close: {side: client}", "half-close": "close: {side: client, how: write}"}
 
@@ -115,6 +117,8 @@ class Disconnection:
         if self._closing:
             self._close_at(server, "command: VERSION")
         else:
+            if self._ends_a_peer:  # which may be awake for a moment before it ends, and QEMU gets no further than this
+                server.control.call("faults", scenario=UNANSWERED)
             server.child.pause()
         plugged: Future[Plugged] = pool.submit(self.plug, guest, server)
         if not self._closing:
@@ -156,6 +160,10 @@ class Disconnection:
         return seen
 
     # -- the fate -------------------------------------------------------------------------------------------------
+
+    @property
+    def _ends_a_peer(self) -> bool:
+        return self.row.who != "QEMU" and self.row.how in ("SIGKILL", "SIGTERM")
 
     @property
     def _closing(self) -> str:
