@@ -13,6 +13,7 @@ import pytest
 
 from tests.cases import for_each
 from tests.descriptors import fd_count
+from tests.device_kit import descriptors_left
 from tests.scripted_server import ScriptedServer
 from tests.test_client_exchange import talking
 from userdev.errors import ProtocolError
@@ -86,6 +87,22 @@ def test_of_the_descriptors_that_come_with_a_region_one_is_kept_until_it_is_desc
             server.fds.clear()
             assert fd_count() == connected + 1
     assert fd_count() == before
+
+
+def test_a_client_that_is_out_of_descriptors_is_told_so_and_goes_on() -> None:
+    made: list[int] = []
+
+    def with_one(server: ScriptedServer, message: Message) -> Message:
+        fds = made if message.command == CURRENT.number(Command.GET_REGION_INFO) else []
+        return message.reply(REGION_INFO.pack(32, RegionFlags.READ | RegionFlags.MMAP, 2, 0, 0x1000, 0), list(fds))
+
+    with talking(with_one) as (client, _):
+        made.append(os.memfd_create("region"))
+        with descriptors_left(0), pytest.raises(ProtocolError) as lost:
+            client.region_info(2)
+        assert lost.value.errno == errno.EMFILE
+        assert client.region_info(2).descriptors == 1
+    close_all(made)
 
 
 def _refuse(number: int, _: ScriptedServer, message: Message) -> Message:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.cases import for_each, for_each_row
+from tests.device_kit import descriptors_left
 from userdev.errors import ProtocolError
 from userdev.transport import Stream
 from vfio_user.server.negotiation import Agreement, Offer, Twin, VersionAnswer, negotiate
@@ -129,6 +130,19 @@ def test_a_reply_to_something_else_on_the_twin_socket_is_dropped_and_said_once(
     client.send(Message(8, 11).reply(bytes(16)).encode() * 9 + Message(7, 11).reply(b"this").encode())
     assert server.exchange(Message(7, CURRENT.number(Command.DMA_READ), payload=bytes(16))).payload == b"this"
     assert len(caplog.records) == 1
+
+
+def test_a_reply_on_the_twin_socket_whose_descriptors_are_lost_costs_nothing_behind_it(
+    twin: tuple[Twin, Stream],
+) -> None:
+    server, client = twin
+    request = Message(7, CURRENT.number(Command.DMA_READ), payload=bytes(16))
+    client.send(request.reply(b"that").encode(), [client.fileno()])
+    with descriptors_left(0), pytest.raises(ProtocolError) as lost:
+        server.exchange(request)
+    assert lost.value.errno == errno.EMFILE
+    client.send(request.reply(b"this").encode())
+    assert server.exchange(request).payload == b"this"
 
 
 @for_each_row([(None, 1 << 20), (0, 1 << 20), (1, 1), (1 << 20, 1 << 20), (1 << 21, 1 << 20)])

@@ -7,6 +7,7 @@ a send: while the server does not read, its messages are read, so that two peers
 
 from __future__ import annotations
 
+import errno
 import select
 import socket
 import time
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from userdev.errors import ProtocolError
-from userdev.transport import Framer, Stream, close_all
+from userdev.transport import BadFrame, DescriptorsLost, Framer, Stream, close_all
 from vfio_user.client.errors import Disconnected, NoAnswer
 from vfio_user.wire import COMMAND, MAX_MESSAGE, NO_REPLY, Message
 from vfio_user.wire.open_requests import OpenRequests, free_id
@@ -263,6 +264,10 @@ class Channel:
         except ConnectionError as error:
             lane.gone = f"the server broke the connection ({error.strerror})"
             return
+        except DescriptorsLost as lost:
+            lane.framer.lost(lost.count)
+            self._take(lane)
+            return
         if count == 0:
             half = f" in the middle of a message, {lane.framer.pending} bytes into it" if lane.framer.pending else ""
             lane.gone = f"the server closed the connection{half}"
@@ -272,8 +277,17 @@ class Channel:
 
     def _take(self, lane: _Lane) -> None:
         """Deal with what has come, until too many answers wait."""
-        while not lane.is_full and (message := lane.framer.next()) is not None:
+        while not lane.is_full and (message := self._next(lane)) is not None:
             self._dispatch(lane, message)
+
+    def _next(self, lane: _Lane) -> Message | None:
+        """The next message; a reply that has lost its descriptors has come all the same, and no other answers."""
+        try:
+            return lane.framer.next()
+        except BadFrame as bad:
+            if bad.errno == errno.EMFILE and bad.message is not None and bad.message.is_reply:
+                self._open.replied(bad.message.id)
+            raise
 
     def _dispatch(self, lane: _Lane, message: Message) -> None:
         if message.is_reply:

@@ -11,7 +11,7 @@ from time import monotonic
 from typing import NamedTuple
 
 from userdev.errors import ProtocolError
-from userdev.transport import Framer, Stream, close_all
+from userdev.transport import DescriptorsLost, Framer, Stream, close_all
 from vfio_user.device import CURRENT_POLICY
 from vfio_user.wire import MAX_DATA, Capabilities, Command, Dialect, Message, decode_version, encode_version
 
@@ -79,7 +79,11 @@ class Twin:
 
     def _next(self, end: float) -> Message:
         while (reply := self._framer.next()) is None:
-            count, fds = self._until(end).receive(self._framer.room())
+            try:
+                count, fds = self._until(end).receive(self._framer.room())
+            except DescriptorsLost as lost:
+                self._framer.lost(lost.count)
+                continue
             self._framer.received(count, fds)
             if not count:
                 raise ProtocolError("the client closed the twin socket", errno.ECONNRESET)
