@@ -15,13 +15,15 @@ from userdev.errors import ProtocolError
 from vfio_user.client import AddressSpace, GuestMemory, Mapping
 from vfio_user.wire import (
     DIALECTS,
+    DRAFT_V6,
     REPLY,
+    Capabilities,
     Command,
     Dialect,
     Message,
 )
 from vfio_user.wire.constants import DmaFlags
-from vfio_user.wire.layouts import DMA_ACCESS, DMA_ACCESS_32, DMA_MAP
+from vfio_user.wire.layouts import DMA_ACCESS, DMA_ACCESS_32, DMA_ENTRY_V6, DMA_MAP
 
 
 def test_memory_without_a_descriptor_is_mapped_at_no_offset_of_a_file() -> None:
@@ -33,6 +35,27 @@ def test_memory_without_a_descriptor_is_mapped_at_no_offset_of_a_file() -> None:
             client.dma_map_all([Mapping(0x4000, 0x1000, ram, 0x1000)])
             asked = DMA_MAP.unpack(server.received[-1].payload)
             assert (asked.offset, asked.addr, asked.size) == (offset, 0x4000, 0x1000), shared
+
+
+def test_no_map_has_more_descriptors_than_the_server_takes() -> None:
+    """Four ranges, the second without memory to share: so many in each table of the draft, and of them with one."""
+
+    def done(server: ScriptedServer, message: Message) -> Message:
+        return message.reply()
+
+    expected = {0: [(4, 0)], 1: [(2, 1), (1, 1), (1, 1)], 2: [(3, 2), (1, 1)], 3: [(4, 3)]}
+    for most, tables in expected.items():
+        limit = Capabilities(max_msg_fds=most)
+        with (
+            GuestMemory(0x1000) as ram,
+            GuestMemory(0x1000, shared=False) as own,
+            talking(done, dialect=DRAFT_V6, capabilities=limit) as (client, server),
+        ):
+            mappings = [Mapping(0x1000 * place, 0x1000, own if place == 1 else ram) for place in range(4)]
+            client.dma_map_all(mappings)
+            sent = [(len(message.payload) // DMA_ENTRY_V6.size, len(message.fds)) for message in server.received[1:]]
+            assert sent == tables, most
+            assert list(client.memory) == mappings
 
 
 def test_memory_that_is_shared_keeps_its_size() -> None:

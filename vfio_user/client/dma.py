@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from userdev.errors import ProtocolError
 from userdev.memory.bitmap import DirtyBitmap, bitmap_size
@@ -51,17 +51,18 @@ class DmaCalls(ClientConnection):
         return mapping
 
     def dma_map_all(self, mappings: Sequence[Mapping]) -> None:
-        """Map several ranges: one table in the draft, else as many messages, sent without waiting as QEMU does.
+        """Map several ranges: one table in the draft, or as many as the server's limit of descriptors asks for; else as
+        many messages, sent without waiting as QEMU does.
 
         Raises:
             RemoteError: the server refuses one; of the others those are mapped that it did not.
         """
         if self.dma_tables:
-            entries = b"".join(self._entry(m) for m in mappings)
-            fds = [fd for m in mappings if (fd := self._fd(m)) is not None]
-            self.request(Command.DMA_MAP, entries, fds)
-            for mapping in mappings:
-                self.memory.add(mapping)
+            for table in self._tables(mappings):
+                fds = [fd for m in table if (fd := self._fd(m)) is not None]
+                self.request(Command.DMA_MAP, b"".join(self._entry(m) for m in table), fds)
+                for mapping in table:
+                    self.memory.add(mapping)
         else:
             pending = [self._submit_map(m) for m in mappings]
             self.gather_good(Command.DMA_MAP, pending, lambda place, _: self.memory.add(mappings[place]))
@@ -130,7 +131,20 @@ class DmaCalls(ClientConnection):
     # the layouts
 
     def _fd(self, mapping: Mapping) -> int | None:
-        return mapping.memory.fd if self.channel.carries_fds else None
+        return mapping.memory.fd if self.fds_per_message else None
+
+    def _tables(self, mappings: Sequence[Mapping]) -> Iterator[list[Mapping]]:
+        """The mappings in order, in tables of no more descriptors than the server takes."""
+        table: list[Mapping] = []
+        fds = 0
+        for mapping in mappings:
+            has_fd = self._fd(mapping) is not None
+            if fds + has_fd > self.fds_per_message:
+                yield table
+                table, fds = [], 0
+            table.append(mapping)
+            fds += has_fd
+        yield table
 
     def _submit_map(self, mapping: Mapping) -> Pending:
         fd = self._fd(mapping)
