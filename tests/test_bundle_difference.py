@@ -56,6 +56,20 @@ def test_another_outcome_is_not_the_same(outcome: Outcome, about: About, tmp_pat
     assert CliRunner().invoke(command, ["diff", str(tmp_path / "first"), str(tmp_path / "second")]).exit_code == 1
 
 
+def test_another_cause_is_told_beside_another_verdict(tmp_path: Path) -> None:
+    """But not that what passes has none."""
+    ended = Outcome(verdict="ERROR", cause="no guest came up", saw=FAILED.saw)
+    passed = Outcome(verdict="PASS", saw=FAILED.saw)
+    for number, (one, other, told) in enumerate(
+        (
+            (FAILED, ended, ["verdict: FAIL -> ERROR", f"cause: {FAILED.cause} -> no guest came up"]),
+            (passed, FAILED, ["verdict: PASS -> FAIL", f"cause: nothing -> {FAILED.cause}"]),
+            (FAILED, passed, ["verdict: FAIL -> PASS"]),
+        )
+    ):
+        assert found(tmp_path / str(number), {"outcome": one}, {"outcome": other}) == told
+
+
 @for_each_row(
     [
         ("no answer from /tmp/vfio-user-abc/x.sock", "no answer from /tmp/vfio-user-xyz/x.sock"),

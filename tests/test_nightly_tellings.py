@@ -45,6 +45,26 @@ def test_a_known_issue_is_told_in_its_words_in_each_telling(tmp_path: Path) -> N
         assert "late: a reply comes late" in told
 
 
+def test_a_verdict_that_is_another_is_told_in_the_morning_as_compare_tells_it(tmp_path: Path) -> None:
+    """What is neither wrong now nor mended: a failure that is a known issue now, what is skipped."""
+    before = nth(1, case("a", FAIL, cause="it broke"), case("b", PASS), case("c", PASS))
+    after = nth(
+        2,
+        case("a", XFAIL, known_issue="late", reason="late: it is | late"),
+        case("b", SKIP, reason="no"),
+        case("c", PASS),
+    )
+    summary = compared(after, before)
+    page = Page(write_morning(summary, tmp_path).read_text()).text
+    chat = (tmp_path / "summary.md").read_text()
+    assert "Other verdicts (2)" in page
+    assert re.search(r"FAIL\s+XFAIL\s+edu/t.py:A.a\s+late: it is \| late", page)
+    assert "| FAIL | XFAIL | edu/t.py:A.a | late: it is \\| late |" in chat
+    assert "| PASS | SKIP | edu/t.py:A.b | no |" in chat
+    write_morning(before, tmp_path)
+    assert "Other verdicts" not in (tmp_path / "index.html").read_text() + (tmp_path / "summary.md").read_text()
+
+
 def test_how_long_a_night_took_is_told_in_seconds_or_minutes(tmp_path: Path) -> None:
     for seconds, words in ((0.4, "1 s"), (16.2, "17 s"), (5000.0, "83 min")):
         summary = nth(1, case("a", PASS)).model_copy(update={"seconds": seconds})

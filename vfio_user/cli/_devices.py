@@ -73,7 +73,7 @@ def _setting_option(setting: Setting) -> click.Parameter:
         kind = Finite(setting.at_least)
     option = click.Option(declared, type=kind, default=setting.default, help=setting.help or None)
     option.metavar = setting.metavar
-    option.show_default = bool(setting.choices)
+    option.show_default = setting.default not in (None, "")
     return option
 
 

@@ -24,7 +24,7 @@ SETTINGS = (
     ),
     Setting(
         "without",
-        "Features that are not offered, to see what a front-end does without them: LOG_ALL,INFLIGHT_SHMFD",
+        "Features that are not offered, as LOG_ALL,INFLIGHT_SHMFD, to see what a front-end does without them.",
         default="",
         metavar="NAME,...",
     ),
