@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import closing
+from pathlib import Path
 
 from avocado_tests.guest_programs import command_of, put_program
 from avocado_tests.vhost_test import MIB, SEED, SIZE, Bench, DiskTest
@@ -82,6 +84,20 @@ class Life(DiskTest):
             self.assertEqual(bench.read(size=2 * SIZE), digest)
             bench.guest.reset()
             self.assertEqual(bench.read(size=2 * SIZE), digest)
+
+    def test_a_disk_that_has_grown_while_its_server_was_away_is_larger_for_the_guest(self) -> None:
+        """
+        :avocado: tags=nightly
+        """
+        disk = Path(self.workdir) / "growing.img"
+        disk.write_bytes(bytes(SIZE))
+        with self.bench(options=f"--image {disk}") as bench:
+            bench.write()
+            bench.server.kill()
+            os.truncate(disk, 2 * SIZE)
+            bench.server.restart()
+            bench.path(size=2 * SIZE)
+            self.assertEqual(bench.write(size=2 * SIZE), bench.read(size=2 * SIZE))
 
     def test_packed_rings(self) -> None:
         with self.bench(options="[packed=on]") as bench:

@@ -260,6 +260,31 @@ def test_a_change_that_nobody_was_told_of_is_told_to_the_next_front_end(
         stranger.reconnect(str(server.listener.address))
 
 
+@pytest.mark.parametrize("kind", [V(0), V.RING_PACKED], ids=["split", "packed"])
+def test_a_front_end_that_goes_on_with_what_it_knew_is_told_to_read_configuration_space(
+    stranger: FrontEnd, server: Server, kind: V
+) -> None:
+    """The back-end that told it may have been another, of a smaller disk. Once; and not who has read, or begins."""
+    stranger.negotiate()
+    ring: Queue | None = None
+    for reads, told in ((False, False), (False, True), (True, False), (False, True)):
+        stranger.reconnect(str(server.listener.address))
+        stranger.negotiate(FEATURES | kind, PROTOCOL | P.CONFIG | P.BACKEND_REQ)
+        stranger.share_memory()
+        if reads:
+            stranger.read_config(1)
+        with Channel(stranger) as channel:
+            ring = ring or stranger.queue()
+            ring.start()
+            if told:
+                assert channel.receive()[0] is BackEndRequest.CONFIG_CHANGE_MSG
+            ring.exchange(b"ab", 2)
+            ring.stop()
+            ring.start()
+            stranger.settle()
+            assert channel.is_silent()
+
+
 def test_every_status_of_eight_bits_is_taken_and_none_of_more(stranger: FrontEnd) -> None:
     stranger.negotiate(protocol=PROTOCOL | P.STATUS)
     for status in (1, 0x80, 0xFF):

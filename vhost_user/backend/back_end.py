@@ -12,7 +12,8 @@ from vhost_user.backend.channel import Answered, BackEndChannel
 from vhost_user.backend.in_band import InBand
 from vhost_user.backend.postcopy import Postcopy
 from vhost_user.backend.transfer import Loading, Saving, StateTransfer
-from vhost_user.backend.vrings import Vrings
+from vhost_user.backend.vring import Vring
+from vhost_user.backend.vrings import PACKED_BASE, Vrings
 from vhost_user.backend.watcher import Watcher
 from vhost_user.backend.withheld import NOTHING, Withheld
 from vhost_user.device import DeviceModel
@@ -76,6 +77,10 @@ class BackEnd:
         self._channel: BackEndChannel | None = None
         self._transfer: StateTransfer | None = None
         self.postcopy = Postcopy()
+        self.config_was_read = False
+        self._goes_on = False
+        """Whether the front-end goes on with rings that another back-end has served, and what it knows of
+        configuration space is from that one: QEMU, reconnected, does not read it again."""
         self.config_has_changed = False
         """And the front-end was not told: a device that is suspended, or has no channel, says nothing."""
 
@@ -127,10 +132,21 @@ class BackEnd:
 
     def resume(self) -> None:
         """Say what there was to say while no ring was started ("Suspended device state"), or no way to say it."""
-        if not (self.config_has_changed and self.vrings.started):
+        if not ((self.config_has_changed or self._goes_on) and self.vrings.started):
             return
         if self._channel is not None and ProtocolFeature.CONFIG in self.negotiated.protocol_features:
+            self._goes_on = False
             self.config_has_changed = not self._channel.tell(BackEndRequest.CONFIG_CHANGE_MSG)
+
+    def go_on_at(self, vring: Vring, base: int) -> None:
+        """Have a ring begin where the front-end says; one that was served before has a driver that knows its device.
+
+        Raises:
+            ProtocolError: it runs.
+        """
+        before = vring.base
+        self.vrings.set_base(vring, base)
+        self._goes_on |= before is None and base not in (0, PACKED_BASE) and not self.config_was_read
 
     def reset(self, *, device_too: bool) -> None:
         """Have rings be stopped and disabled, and the device as after power-on if wanted; memory stays."""
@@ -149,6 +165,7 @@ class BackEnd:
         self.drop_transfer()
         self.end_postcopy()
         self.status = DeviceStatus(0)
+        self.config_was_read = self._goes_on = False
         self.agree(features=VirtioFeature(0))
 
     def close(self) -> None:

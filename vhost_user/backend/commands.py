@@ -171,7 +171,7 @@ def _set_vring_num(back_end: BackEnd, said: VringState, _: Fds) -> None:
 
 
 def _set_vring_base(back_end: BackEnd, said: VringState, _: Fds) -> None:
-    back_end.vrings.set_base(back_end.vrings[said.vring], said.num)
+    back_end.go_on_at(back_end.vrings[said.vring], said.num)
 
 
 def _set_vring_addr(back_end: BackEnd, said: VringAddress, _: Fds) -> None:
@@ -250,6 +250,7 @@ def _get_config(back_end: BackEnd, wanted: Config, _: Fds) -> Config:
         space = back_end.model.config.read()
     except ValueError as error:
         raise ProtocolError(f"configuration space cannot be read: {error}", errno.EIO) from None
+    back_end.config_was_read = True
     data = space[wanted.offset : wanted.offset + wanted.size]
     return wanted._replace(data=data + bytes(wanted.size - len(data)))
 
