@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pytest
 
@@ -16,7 +17,7 @@ from userdev.errors import ProtocolError
 from userdev.transport import Framer, connect
 from vfio_user.client import Client, RemoteError
 from vfio_user.device import Quiesce, ResetKind
-from vfio_user.server import Server
+from vfio_user.server import Offer, Server
 from vfio_user.server.connection import ServerConnection
 from vfio_user.server.requests import MAX_DEPTH
 from vfio_user.wire import (
@@ -349,6 +350,22 @@ def test_replies_do_not_pile_up_behind_a_client_that_asks_for_much(client: Clien
     """Each read asks for half a BAR; all requests come in few receives."""
     reads = [client.submit(Command.REGION_READ, REGION_ACCESS.pack(2048, 0, 2048)) for _ in range(1000)]
     assert all(len(reply.payload) == 16 + 2048 for reply in client.gather(reads))
+
+
+def test_a_device_asks_for_no_more_in_one_message_than_its_server_takes(device: Prober, tmp_path: Path) -> None:
+    """An answer with more ends the session, as any message does that is too long."""
+    size = 200_000
+    with (
+        Server(device, str(tmp_path / "less"), offer=Offer(max_data_xfer_size=4096)),
+        Client.connect(str(tmp_path / "less")) as client,
+    ):
+        memory = message_memory(client, 1 << 20)
+        memory.view[:size] = os.urandom(size)
+        found: list[bytes] = []
+        device.call_soon(lambda: found.append(device.dma.read(GUEST, size)))
+        assert comes_true(client, lambda: bool(found))
+        assert found[0] == memory.view[:size]
+        assert client.service.served[Command.DMA_READ] == -(-size // 4096)
 
 
 def test_a_large_message_dma_is_cut_to_what_the_client_takes(device: Prober, client: Client) -> None:

@@ -115,11 +115,18 @@ class Agreement:
     minor: int = 0
     client: Capabilities = field(default_factory=Capabilities)
     twin: Twin | None = None
+    taken: int = MAX_DATA
+    """Bytes of data that the server has said it takes in one message."""
 
     @property
     def data_per_message(self) -> int:
         """Bytes of data the client takes in one message; a client that says 0 gets 1 MiB as if it had said nothing."""
         return min(self.client.data_per_message or MAX_DATA, MAX_DATA)
+
+    @property
+    def data_per_answer(self) -> int:
+        """Bytes of data to ask the client for in one message: what it can send, and the server takes."""
+        return min(self.data_per_message, self.taken)
 
 
 class VersionAnswer(NamedTuple):
@@ -146,7 +153,7 @@ def negotiate(
         proposal = decode_version(dialect, message.payload)
         client = proposal.capabilities
         _check_migration(client, migration_pgsize)
-        agreement = Agreement(min(proposal.minor, dialect.minor), client)
+        agreement = Agreement(min(proposal.minor, dialect.minor), client, taken=offer.max_data_xfer_size)
         twin = _wants_twin(dialect, offer, client)
         offered = _capabilities(offer, client, migration_pgsize, twin=twin)
         payload = encode_version(dialect, agreement.minor, offered, limit=_room(message))

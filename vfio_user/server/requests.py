@@ -76,7 +76,7 @@ class ClientRequests:
                 unmapped it meanwhile (EFAULT), or a register read would wait for it (EDEADLK).
             ClientGone: the client went away.
         """
-        chunk = self.agreement.data_per_message
+        chunk = self.agreement.data_per_answer
         pieces = [
             self._request(Command.DMA_READ, iova + at, min(chunk, count - at), b"") for at in range(0, count, chunk)
         ]
