@@ -168,6 +168,24 @@ def test_what_a_fault_keeps_from_the_server_changes_nothing(capture: Any, posted
     os.close(memory)
 
 
+def test_what_comes_in_pieces_behind_a_message_that_nothing_follows_changes_nothing() -> None:
+    irqs = at.IRQ_SET.pack(at.IRQ_SET.size, _WIRED, IrqIndex.MSIX, 0, 1)
+    acts = {"DEVICE_RESET": {"stall-after-header": {}}, "SET_IRQS": {"split-header": {"at": 8, "seconds": 0.001}}}
+    with Bench() as bench, EventFd() as eventfd:
+        CaptureInterrupts(bench.session)
+        matches = [{"direction": "to-server", "command": command} for command in acts]
+        rules = [{"match": match, "act": act} for match, act in zip(matches, acts.values(), strict=True)]
+        Faults(bench.session, Scenario.model_validate({"rules": rules}), lambda _: 0)
+        bench.negotiate()
+        bench.client.send(request(Command.DEVICE_RESET))
+        bench.settle()
+        before = fd_count(collect=True)
+        for _ in range(3):
+            bench.client.send(request(Command.SET_IRQS, irqs, fds=[eventfd.fd]))
+            bench.settle()
+        assert fd_count(collect=True) == before
+
+
 @pytest.mark.parametrize(
     "act", [None, "hold", {"delay": 60}, {"delay": {"seconds": 60, "overtake": True}}, {"reorder": 5}], ids=str
 )

@@ -219,6 +219,8 @@ class Faults(Generic[M]):
     async def _send_in_pieces(self, line: _Line[M], item: _Item[M], plan: FaultPlan[M]) -> None:
         """Send one message with the pauses that its plan has, as often as that says."""
         copies = plan.copies if plan.data and not line.dead else 0
+        if not copies:
+            item.passing.never_sent()
         try:
             while copies and not self._session.closed:
                 copies -= 1
