@@ -6,6 +6,7 @@ import dataclasses
 import json
 import string
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -210,6 +211,15 @@ def test_a_reply_is_made_to_fit_the_room_that_the_client_has() -> None:
         assert reply[-1:] == b"\0"
     with pytest.raises(ProtocolError):
         encode_version(CURRENT, 0, everything, limit=20)
+
+
+def test_a_limit_below_the_default_is_said_however_little_room_there_is() -> None:
+    """A peer that is not told sends as much as the default allows, and one such message ends the session."""
+    said = Capabilities(max_msg_fds=16, pgsizes=4096, max_dma_maps=65535, migration_pgsize=4096)
+    for most, is_said in {4096: True, (1 << 20) - 1: True, 1 << 20: False, 1 << 21: False}.items():
+        reply = encode_version(CURRENT, 0, replace(said, max_data_xfer_size=most), limit=70)
+        heard = decode_version(CURRENT, reply).capabilities
+        assert heard.max_data_xfer_size == (most if is_said else None), most
 
 
 @for_each([CURRENT, REGION_MIGRATION, DRAFT_V6])

@@ -58,7 +58,8 @@ class _Key:
     """One field of `Capabilities` in the JSON.
 
     `inside` names the object that the key is in ("" for none), `absent` is the value where that object lacks it.
-    `dropped` is when it is left out where the peer has no room: 1 is the first, 0 never.
+    `dropped` is when it is left out where the peer has no room: 1 is the first, 0 never. One below `least` is not: a
+    peer that is not told counts on the default, and may end the session by what it sends then.
     """
 
     field: str
@@ -67,12 +68,17 @@ class _Key:
     inside: str = ""
     absent: bool | None = None
     dropped: int = 0
+    least: int = 0
+
+    def may_go(self, drop: int, value: int) -> bool:
+        """Whether this value can be left out where so much is."""
+        return 0 < self.dropped <= drop and value >= self.least
 
 
 # docs/protocol.md 3.4. Those with a default can be left out, the least important first.
 _KEYS = (
     _Key("max_msg_fds", "max_msg_fds", _number(1024)),
-    _Key("max_data_xfer_size", "max_data_xfer_size", _ANY, dropped=3),
+    _Key("max_data_xfer_size", "max_data_xfer_size", _ANY, dropped=3, least=MAX_DATA),
     _Key("pgsizes", "pgsizes", _ANY, dropped=1),
     _Key("max_dma_maps", "max_dma_maps", _ANY, dropped=2),
     _Key("write_multiple", "write_multiple", _flag),
@@ -97,7 +103,7 @@ def encode(capabilities: Capabilities, fields: frozenset[str], fds_name: str, *,
     said: dict[str, Any] = {}
     for key, name in _named(fds_name):
         value = getattr(capabilities, key.field)
-        if value is None or key.field not in fields or 0 < key.dropped <= drop:
+        if value is None or key.field not in fields or key.may_go(drop, value):
             continue
         (said.setdefault(key.inside, {}) if key.inside else said)[name] = value
     return said
