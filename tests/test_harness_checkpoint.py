@@ -156,6 +156,20 @@ def test_those_not_used_for_longest_are_dropped(monkeypatch: pytest.MonkeyPatch)
     assert [name for name in ("one", "two", "three") if Checkpoint(name).is_valid()] == ["one", "three"]
 
 
+def test_one_that_was_just_made_stays_though_all_others_are_of_a_clock_that_was_ahead(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And where there are two of it, neither has to go for one that nobody has used since."""
+    monkeypatch.setattr(checkpoint, "_KEPT", 2)
+    for name in ("one", "two"):
+        Checkpoint(name).ensure(writing("memory"))
+        os.utime(Checkpoint(name).folder, (2 << 31, 2 << 31))
+    for name in ("three", "four"):
+        Checkpoint(name).ensure(writing("memory"))
+        assert Checkpoint(name).is_valid(), name
+    assert [name for name in ("one", "two", "three", "four") if Checkpoint(name).is_valid()] == ["three", "four"]
+
+
 def test_what_others_are_making_is_not_among_those_that_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     """It counts for none either, though it is the newest."""
     monkeypatch.setattr(checkpoint, "_KEPT", 2)

@@ -164,6 +164,8 @@ def test_an_index_that_may_be_too_old_is_read_again_once_and_no_other(
         (1.0, False, True, True),
         (None, False, False, "raises"),
         (1.0, False, False, False),
+        (-1.0, False, True, True),
+        (-1.0, False, False, False),
         (0.0, True, False, "raises"),
         (1.0, True, False, "raises"),
     ]
@@ -171,7 +173,9 @@ def test_an_index_that_may_be_too_old_is_read_again_once_and_no_other(
 def test_without_a_network_the_last_index_serves_where_nobody_needs_a_newer_one(
     age: float | None, force: bool, network: bool, read: object, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """`age` is the index's, in the time that one is good for; `read`: None where nothing is asked of the mirror."""
+    """`age` is the index's, in the time that one is good for, -1 where it is of a clock that was ahead; `read`: None
+    where nothing is asked of the mirror.
+    """
     asked: list[object] = []
 
     def apt_get(*_: object, **__: object) -> str:

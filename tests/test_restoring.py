@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from vfio_user.harness import cache
+from vfio_user.harness import lab as harness_lab
 from vfio_user.harness.checkpoint import Checkpoint
 from vfio_user.harness.command_line import MachineConfig
+from vfio_user.harness.guest import GuestFailure, GuestLost
 from vfio_user.harness.guest_spec import GuestSpec
 from vfio_user.harness.hosts.host import LOCAL, Host
+from vfio_user.harness.machine import MachineError
 from vfio_user.harness.memory_file import MemoryFile
+from vfio_user.harness.mishaps import GuestCrash
+from vfio_user.harness.qmp import QmpLost, QmpTimeout
 from vfio_user.harness.restoring import loadable, waiting_for
 
 MAKING = ["load state", "save"]
@@ -103,3 +110,43 @@ def test_a_machine_that_could_not_make_it_is_stopped_and_it_is_made_the_next_tim
         assert lab.provided == []
     lab = Lab()
     assert loadable(checkpoint, elsewhere(), lab, lab.provide).read_text() == "all"
+
+
+def test_a_checkpoint_that_is_not_good_is_made_once_more_whatever_shows_that(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A second one that is no better is not to blame, and neither is one that this run has made itself."""
+    monkeypatch.setattr(harness_lab, "Checkpoint", lambda _: checkpoint)
+    monkeypatch.setattr(harness_lab, "checkpoint_name", lambda *_: "name")
+    shown = {
+        "QEMU refuses it": MachineError("Not a migration stream"),
+        "QEMU ends of it": QmpLost("guest was gone"),
+        "QEMU is silent": QmpTimeout("no MIGRATION event"),
+        "the guest is silent": GuestLost("no answer"),
+        "the guest is reset": GuestCrash("was reset"),
+        "the guest's agent is not itself": GuestFailure("could not do 'clock'"),
+    }
+    for bad, (case, error) in ((bad, item) for bad in (1, 2) for item in shown.items()):
+        starts, made = Lab(), list[str]()
+        monkeypatch.setattr(harness_lab.restoring, "waiting_for", lambda *_, starts=starts: starts)
+        monkeypatch.setattr(starts, "go_on", lambda: None, raising=False)
+        lab = harness_lab.Lab(folder=tmp_path / f"{case}{bad}")
+        lab.__dict__["qemu"] = SimpleNamespace(digest="q")
+
+        def answering(*_: object, starts: Lab = starts, bad: int = bad, error: Exception = error) -> Any:
+            if starts.done.count("load state") <= bad:
+                raise error
+            return SimpleNamespace(agent=SimpleNamespace(set_clock=lambda: None))
+
+        def make(memory: Path, state: Path, _: object, made: list[str] = made) -> None:
+            made.append("again")
+            memory.write_bytes(bytes(1 << 20))
+            state.write_text("state")
+
+        monkeypatch.setattr(lab, "_answering", answering)
+        monkeypatch.setattr(lab, "_make_checkpoint", make)
+        with pytest.raises(type(error)) if bad > 1 else contextlib.nullcontext():
+            lab._running(replace(SPEC, image=cast(Any, SimpleNamespace(digest="i", host_key="k"))))
+        lab.__dict__.pop("qemu")
+        lab.close()
+        assert (made, starts.done) == (["again"], ["load state", "stop", "load state"]), (case, bad)

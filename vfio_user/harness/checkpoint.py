@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -111,12 +112,16 @@ class Checkpoint:
             self.folder.touch()
 
     def _prune(self) -> None:
-        found = []
+        """Remove all but this one and those used last. A use that is still to come says nothing: the clock was set
+        back since, and whatever was used from then on would have to go for it.
+        """
+        now, others = time.time(), []
         for folder in self.folder.parent.iterdir():
             with suppress(OSError):
-                if not folder.name.startswith("."):
-                    found.append((folder.stat().st_mtime, folder))
-        for _, folder in sorted(found)[:-_KEPT]:
+                if not folder.name.startswith(".") and folder != self.folder:
+                    used = folder.stat().st_mtime
+                    others.append((used if used <= now else 0.0, folder))
+        for _, folder in sorted(others, reverse=True)[_KEPT - 1 :]:
             shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -246,7 +246,8 @@ class _PrivateApt:
     def refresh(self, progress: Progress, *, force: bool = False) -> bool:
         """Download the index when it is missing, old or `force`; True when that was done."""
         have = self.index_stamp.exists()
-        if have and not force and time.time() - self.index_stamp.stat().st_mtime < INDEX_SECONDS:
+        # one of tomorrow was read before the clock was set back, nobody knows when
+        if have and not force and 0 <= time.time() - self.index_stamp.stat().st_mtime < INDEX_SECONDS:
             return False
         progress("reading Debian's package index")
         try:

@@ -34,14 +34,14 @@ from vfio_user.harness.command_line import HardwareOptions, MachineConfig, machi
 from vfio_user.harness.debian import quiet
 from vfio_user.harness.device import Device
 from vfio_user.harness.first_look import FirstLook
-from vfio_user.harness.guest import GuestFailure, GuestLost
+from vfio_user.harness.guest import GuestFailure
 from vfio_user.harness.guest_spec import GuestSpec
 from vfio_user.harness.hosts import Pair, two_hosts
 from vfio_user.harness.hosts.host import LOCAL, Host
 from vfio_user.harness.hotplug import wait_for_device
 from vfio_user.harness.image import ensure_image
 from vfio_user.harness.interposition import Interpose, Interposition
-from vfio_user.harness.machine import Machine, MachineError
+from vfio_user.harness.machine import Machine
 from vfio_user.harness.memory_file import MemoryFile
 from vfio_user.harness.migration import Conductor, Mode, Plan, Report
 from vfio_user.harness.migration.guest_migration import move
@@ -49,7 +49,7 @@ from vfio_user.harness.mishaps import GuestCrash
 from vfio_user.harness.qemu import Qemu, ensure_qemu, find_qemu
 from vfio_user.harness.records import Records
 from vfio_user.harness.scratch import Scratch, processes_of
-from vfio_user.harness.server import DeviceServer, ServerFailure
+from vfio_user.harness.server import DeviceServer
 from vfio_user.harness.site import Site
 from vfio_user.harness.timeouts import Accelerator
 from vfio_user.page.names import INDEX
@@ -313,7 +313,7 @@ class Lab:
                     machine.go_on()
                     guest = self._answering(machine, spec, _RESTORE_SECONDS)
                     guest.agent.set_clock()
-                except (MachineError, ServerFailure, GuestLost):
+                except restoring.BAD:
                     if made or last:
                         raise
                 else:

@@ -7,10 +7,18 @@ from pathlib import Path
 from typing import Protocol
 
 from vfio_user.harness.checkpoint import Checkpoint
+from vfio_user.harness.guest import GuestFailure, GuestLost
 from vfio_user.harness.guest_spec import GuestSpec
 from vfio_user.harness.hosts.host import Host
-from vfio_user.harness.machine import Machine
+from vfio_user.harness.machine import Machine, MachineError
 from vfio_user.harness.memory_file import MemoryFile
+from vfio_user.harness.qmp import QmpLost, QmpTimeout
+from vfio_user.harness.server import ServerFailure
+
+BAD = (MachineError, ServerFailure, QmpLost, QmpTimeout, GuestLost, GuestFailure)
+"""What comes of a checkpoint that is not good: QEMU refuses it, ends of it or is silent, the guest does not answer, or
+is reset, panics or answers nonsense at once, as where a power cut has left zeros in its file.
+"""
 
 
 class StartMachine(Protocol):

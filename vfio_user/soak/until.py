@@ -88,4 +88,5 @@ class Until:
 
 def _until_clock(now: datetime, hour: int, minute: int) -> float:
     goal = now.replace(hour=hour, minute=minute, second=0, microsecond=0)
-    return ((goal if goal > now else goal + timedelta(days=1)) - now).total_seconds()
+    goal = goal if goal > now else goal + timedelta(days=1)
+    return goal.timestamp() - now.timestamp()  # a day in which the clocks are changed has no 24 hours
