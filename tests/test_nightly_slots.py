@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from importlib.metadata import PathDistribution
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import psutil
 import pytest
@@ -402,6 +402,60 @@ def test_a_slot_has_died_where_its_connection_ended_before_the_test_and_nobody_h
         attempts._first = 0.0
         found = attempts._attempt(SlotCommand("a", 1, ["sh", "-c", f"{says} exit {status}"], "/x"), 0)
         assert found == (False, bool(says), died), (says, status, ended)
+
+
+def test_a_test_that_is_ended_while_it_waits_for_another_slot_is_not_begun_there(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    told: list[Mapping[str, object]] = []
+    service = SimpleNamespace(post=told.append, close=lambda: None)
+    monkeypatch.setattr("vfio_user.nightly.slot_spawner.TaskStatusService", lambda uri: service)
+    task = SimpleNamespace(
+        runnable=SimpleNamespace(output_dir=str(tmp_path)),
+        status_services=[SimpleNamespace(uri="x")],
+        get_command_args=list,
+        identifier="1-x",
+        job_id="y",
+    )
+    dies, begins = ["sh", "-c", "exit 255"], ["sh", "-c", f"echo begun >> {tmp_path}/begun"]
+    pool = Pool([SlotCommand("a", 1, dies, "/x"), SlotCommand("b", 1, begins, "/x")])
+    of_its_own, of_another = pool.take(), pool.take()
+    assert of_another is not None
+    begun = queue.SimpleQueue[_Attempts]()
+
+    def take() -> SlotCommand | None:
+        begun.get(timeout=30).terminate()
+        pool.give_back(of_another, died=False)
+        return Pool.take(pool)
+
+    async def run() -> None:
+        monkeypatch.setattr(pool, "take", take)
+        attempts = _Attempts(task, pool, of_its_own)
+        begun.put(attempts)
+        await asyncio.wait_for(attempts.wait(), 30)
+
+    asyncio.run(run())
+    assert not (tmp_path / "begun").exists()
+    assert [message["status"] for message in told] == ["started", "finished"]
+    assert pool._free == {"a": 1, "b": 1}, "nobody holds a slot"
+
+
+def test_a_test_that_is_ended_before_its_relay_is_there_is_ended_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    attempts = _Attempts.__new__(_Attempts)
+    attempts._logdir, attempts._ended, attempts._posts, attempts._relay = tmp_path, False, [], None
+    attempts.returncode = None
+    attempts._task = SimpleNamespace(identifier="1-x", job_id="y", get_command_args=list)
+    usual = subprocess.Popen
+
+    def late(*arguments: Any, **named: Any) -> subprocess.Popen[bytes]:
+        attempts.terminate()
+        return usual(*arguments, **named)
+
+    monkeypatch.setattr("vfio_user.nightly.slot_spawner.subprocess.Popen", late)
+    assert attempts._attempt(SlotCommand("a", 1, ["sh", "-c", "exec sleep 20"], "/x"), 0) == (False, False, False)
+    assert attempts._relay.returncode == -signal.SIGTERM
 
 
 @for_each([["/none/there"], ["sh", "-c", "echo '{no message'; exec sleep 60"]], ids=["no program", "no message"])

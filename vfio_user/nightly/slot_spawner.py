@@ -186,6 +186,9 @@ class _Attempts:
             if died:
                 why = f"{SLOT_GONE}: {slot.name}"
             slot = self._pool.take() if died and attempts < MOST_ATTEMPTS else None
+            if slot is not None and self._ended:  # while it waited for this one
+                self._pool.give_back(slot, died=False)
+                slot = None
         if attempts == 0:
             self._post(StartedMessage.get())
         self._post(FinishedMessage.get("interrupted", f"Test interrupted: {why}"))
@@ -200,6 +203,8 @@ class _Attempts:
             argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )
         assert relay.stdout is not None
+        if self._ended:  # before there was a relay to tell
+            relay.terminate()
         try:
             with relay.stdout as lines:
                 began, finished = self._pass_on(lines, Ran(slot.name, before + 1))
