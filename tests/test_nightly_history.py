@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
@@ -95,6 +96,24 @@ def test_history_is_made_again_of_the_nights_that_are_there(content: bytes | Non
     if content is not None:
         (tmp_path / history_module.NAME).write_bytes(content)
     assert [name for name, _ in History(tmp_path).latest("ours", 9)] == ["n-2", "n-1"]
+
+
+def test_history_is_made_again_where_only_its_beginning_is_a_database(tmp_path: Path) -> None:
+    """As a power cut or a bad disk leaves it: a night's end met that after all its cases."""
+    for page in range(1, 6):
+        base = tmp_path / str(page)
+        history = History(base)
+        for number in range(1, 4):
+            (base / f"n-{number}").mkdir(parents=True)
+            summary = nth(number, *[case(f"a{name}") for name in range(40)])
+            summary.write(base / f"n-{number}")
+            history.add(summary)
+        with (base / history_module.NAME).open("r+b") as file:
+            assert file.seek(0, os.SEEK_END) > 4096 * (page + 1)
+            file.seek(4096 * page)
+            file.write(bytes(4096))
+        history.add(nth(9, case("a")))
+        assert [name for name, _ in history.latest("ours", 9)] == ["n-9", "n-3", "n-2", "n-1"], page
 
 
 def test_a_night_that_ran_when_it_was_looked_at_is_read_again(tmp_path: Path) -> None:
