@@ -207,6 +207,34 @@ def test_what_is_refused_before_a_program_is_started_leaves_nothing(
         assert before is None or (results / "soak.jsonl").read_text() == before
 
 
+def test_a_journal_is_one_soaks_at_a_time(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second one would go on with the first, or have its events behind a beginning of its own."""
+    told: list[str] = []
+
+    def loses(lived: Sequence[Happening]) -> str:
+        if not told:
+            with pytest.raises(UserError) as refused:
+                run(monkeypatch, "--until", "3")
+            told.append(f"{refused.value} {refused.value.hint}")
+            run(monkeypatch, "--until", "3", "--journal", str(results / "own.jsonl"))
+        return ""
+
+    run(monkeypatch, "--until", "5", loses=loses)
+    assert "soak.jsonl" in told[0]
+    assert "--journal" in told[0]
+    assert len([*results.glob("soak-*")]) == 2, "nothing is left of the one that was refused"
+    lines = [json.loads(line) for line in (results / "soak.jsonl").read_text().splitlines()]
+    assert [line.get("number") for line in lines if line["kind"] == "event"] == [1, 2, 3, 4, 5]
+    run(monkeypatch, "--until", "3")
+
+
+def test_a_journal_that_cannot_be_read_leaves_no_results(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (results / "own.jsonl").write_bytes(b"\xff\n")
+    with pytest.raises(UserError, match="cannot read"):
+        run(monkeypatch, "--until", "3", "--journal", str(results / "own.jsonl"))
+    assert [path.name for path in results.iterdir()] == ["own.jsonl"]
+
+
 ON_A_TERMINAL = """
 import sys
 from pathlib import Path

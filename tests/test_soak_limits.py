@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -29,6 +30,17 @@ def path(tmp_path: Path) -> Path:
 
 def test_a_time_of_the_day_that_it_is_now_is_tomorrows() -> None:
     assert Until.parse(["12:00"], NOON) == Until(run_seconds=86400)
+
+
+def test_a_night_in_which_the_clocks_are_changed_is_an_hour_longer_or_shorter(monkeypatch: pytest.MonkeyPatch) -> None:
+    try:
+        with monkeypatch.context() as there:
+            there.setenv("TZ", "CET-1CEST,M3.5.0,M10.5.0/3")
+            time.tzset()
+            for evening, hours in ((datetime(2026, 10, 24, 22), 10), (datetime(2026, 3, 28, 22), 8)):
+                assert Until.parse(["07:00"], evening) == Until(run_seconds=hours * 3600.0), evening
+    finally:
+        time.tzset()
 
 
 @for_each_row(

@@ -212,6 +212,7 @@ def test_what_shows_only_as_a_guest_ends_is_not_told_of_its_last_event(path: Pat
     [failure] = one.journal.failures
     assert (failure["event"], failure["target"], failure["check"]) == ("end", "", "VerdictError")
     assert [event.split()[1] for event in failure["reduced_to"]] == ["kill"]
+    assert (one.journal.done.events, one.journal.done.failures) == (16, 1), "its last event was done, and is one"
 
 
 def test_it_goes_on_with_a_fresh_guest_and_the_next_number(path: Path) -> None:

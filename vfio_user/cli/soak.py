@@ -53,6 +53,7 @@ from vfio_user.soak import (
     weights_of,
 )
 from vfio_user.soak.failed import Failed
+from vfio_user.soak.journal import alone
 from vfio_user.soak.page import write_page
 from vfio_user.soak.summary import summary_of, write_summary
 
@@ -156,7 +157,13 @@ def command(
             click.echo(line)
         return
     folder = results_folder("soak")
-    journaled = Journal(folder / SOAK if numbers else of_all, soaked, seed)
+    path = folder / SOAK if numbers else of_all
+    try:
+        click.get_current_context().with_resource(alone(path))
+        journaled = Journal(path, soaked, seed)
+    except UserError:
+        drop_results(folder)
+        raise
     again = Again(spec, wanted, journaled.seed, qemu)
     if numbers:
         kept.recipe, kept.folder = again.recipe(numbers), folder / FIRST

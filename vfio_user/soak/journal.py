@@ -6,18 +6,41 @@ with what is left of the failure before it, `note`, `end` with the verdict. docs
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from userdev.errors import UserError
 from vfio_user.soak.until import Done
 
 Line = dict[str, Any]
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """A block in which no other soak has the journal at `path`: it would go on with this one, under the same numbers.
+
+    The kernel lets go of the file of a process that dies. One that cannot be had at all `Journal` tells of.
+
+    Raises:
+        UserError: another has it.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("ab")
+    except OSError:
+        yield
+        return
+    with closing(file):
+        if not _taken(file):
+            raise UserError(f"another soak is writing {path}", hint="--journal FILE gives this one its own")
+        yield
 
 
 class Journal:
@@ -54,9 +77,12 @@ class Journal:
 
     @property
     def done(self) -> Done:
-        """How far the soak is, with its earlier runs."""
-        failures = len(self.failures)
-        return Done(self._soaked_before + self.run_seconds, len(self.events) + failures, failures)
+        """How far the soak is, with its earlier runs. What showed only as a guest ended has the number of its last
+        event, which is one event.
+        """
+        failed = {line["number"] for line in self.failures}
+        once = len(self.failures) - sum(line["number"] in failed for line in self.events if failed)
+        return Done(self._soaked_before + self.run_seconds, len(self.events) + once, len(self.failures))
 
     @property
     def next_number(self) -> int:
@@ -94,7 +120,7 @@ class Journal:
 
     def take_back(self) -> None:
         """Have nothing in the file of a soak that was refused before anything began."""
-        if self._size_before is None:
+        if not self._size_before:
             self.path.unlink(missing_ok=True)
         elif not self.resumed:
             os.truncate(self.path, self._size_before)
@@ -132,6 +158,15 @@ class Journal:
                 f"cannot write {self.path}: {error.strerror}",
                 hint="what was done until then is in it; make room, and the same command goes on",
             ) from error
+
+
+def _taken(file: IO[bytes]) -> bool:
+    """Whether a file is this process's now: on a file system without locks nobody has it, or anybody."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return not isinstance(error, BlockingIOError)
+    return True
 
 
 def _unlike(its: object, soaked: Line, its_seed: int, seed: int | None) -> list[str]:
