@@ -447,15 +447,16 @@ def test_a_test_that_is_ended_before_its_relay_is_there_is_ended_all_the_same(
     attempts._logdir, attempts._ended, attempts._posts, attempts._relay = tmp_path, False, [], None
     attempts.returncode = None
     attempts._task = SimpleNamespace(identifier="1-x", job_id="y", get_command_args=list)
-    usual = subprocess.Popen
+    usual, relays = subprocess.Popen, list[subprocess.Popen[bytes]]()
 
     def late(*arguments: Any, **named: Any) -> subprocess.Popen[bytes]:
         attempts.terminate()
-        return usual(*arguments, **named)
+        relays.append(usual(*arguments, **named))
+        return relays[0]
 
     monkeypatch.setattr("vfio_user.nightly.slot_spawner.subprocess.Popen", late)
     assert attempts._attempt(SlotCommand("a", 1, ["sh", "-c", "exec sleep 20"], "/x"), 0) == (False, False, False)
-    assert attempts._relay.returncode == -signal.SIGTERM
+    assert [relay.returncode for relay in relays] == [-signal.SIGTERM]
 
 
 @for_each([["/none/there"], ["sh", "-c", "echo '{no message'; exec sleep 60"]], ids=["no program", "no message"])

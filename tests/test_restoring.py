@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-from vfio_user.harness import cache
+from vfio_user.harness import cache, restoring
 from vfio_user.harness import lab as harness_lab
 from vfio_user.harness.checkpoint import Checkpoint
 from vfio_user.harness.command_line import MachineConfig
@@ -128,7 +128,7 @@ def test_a_checkpoint_that_is_not_good_is_made_once_more_whatever_shows_that(
     }
     for bad, (case, error) in ((bad, item) for bad in (1, 2) for item in shown.items()):
         starts, made = Lab(), list[str]()
-        monkeypatch.setattr(harness_lab.restoring, "waiting_for", lambda *_, starts=starts: starts)
+        monkeypatch.setattr(restoring, "waiting_for", lambda *_, starts=starts: starts)
         monkeypatch.setattr(starts, "go_on", lambda: None, raising=False)
         lab = harness_lab.Lab(folder=tmp_path / f"{case}{bad}")
         lab.__dict__["qemu"] = SimpleNamespace(digest="q")

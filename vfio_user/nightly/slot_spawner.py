@@ -185,13 +185,18 @@ class _Attempts:
                 return
             if died:
                 why = f"{SLOT_GONE}: {slot.name}"
-            slot = self._pool.take() if died and attempts < MOST_ATTEMPTS else None
-            if slot is not None and self._ended:  # while it waited for this one
-                self._pool.give_back(slot, died=False)
-                slot = None
+            slot = self._another() if died and attempts < MOST_ATTEMPTS else None
         if attempts == 0:
             self._post(StartedMessage.get())
         self._post(FinishedMessage.get("interrupted", f"Test interrupted: {why}"))
+
+    def _another(self) -> SlotCommand | None:
+        """Another slot, once one has room; None when all have died, or the test was ended meanwhile."""
+        slot = self._pool.take()
+        if slot is None or not self._ended:
+            return slot
+        self._pool.give_back(slot, died=False)
+        return None
 
     def _attempt(self, slot: SlotCommand, before: int) -> tuple[bool, bool, bool]:
         """Run it on a slot: whether it began there, whether it finished, and whether the slot has died."""
