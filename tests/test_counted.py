@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from tests.cases import for_each_row
-from userdev.counted import counted, times
+from userdev.counted import amount, counted, times
 
 ROOT = Path(__file__).parent.parent
 BY_HAND = re.compile(r"""(['"])s\1 (?:if|\*) """)
@@ -23,6 +23,22 @@ def test_a_plural_of_its_own_is_given() -> None:
 
 def test_how_often_has_a_word_for_once() -> None:
     assert (times(1), times(2), times(1_000)) == ("once", "2 times", "1,000 times")
+
+
+def test_bytes_are_told_in_the_largest_unit_that_there_is_one_of() -> None:
+    """Also where rounding makes one of it."""
+    for size, said in {
+        0: "0 B",
+        1023: "1023 B",
+        1024: "1.0 KiB",
+        1536: "1.5 KiB",
+        (1 << 20) - 1: "1.0 MiB",
+        1 << 30: "1.0 GiB",
+        (1 << 30) - (1 << 20): "1023.0 MiB",
+        5 << 40: "5.0 TiB",
+        5 << 50: "5120.0 TiB",
+    }.items():
+        assert amount(size) == said, size
 
 
 def test_no_message_makes_a_plural_by_itself() -> None:

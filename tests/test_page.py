@@ -17,12 +17,15 @@ from tests.pages import Happened, happened
 from tests.traced import Written, flag_at_work
 from tests.vhost.between import Between
 from userdev.errors import UserError
+from userdev.relay.direction import Direction
+from userdev.trace import View
 from vfio_user.cli import cli
 from vfio_user.interposer.trace.registers import NamedRegister, RegisterMap
 from vfio_user.page import wire
 from vfio_user.page.axis import MOST_PLACES, Axis, Kind, Row
 from vfio_user.page.document import write_page
 from vfio_user.page.names import COLLECTED
+from vfio_user.page.wire import put_trace
 from vfio_user.wire import Command
 from vfio_user.wire import layouts as at
 
@@ -71,6 +74,20 @@ def test_a_trace_is_in_rows_by_register_and_region_with_values(trace: Path, tmp_
     assert (written.kind, written.short) == ("write", "0x80")
     assert by_row["guest-dev0-edu CONFIG", "vendor_id"].kind == "refused"
     assert {each.fields["command"] for each in found if each.where[1] == "DMA"} == {"DMA_MAP", "DMA_READ"}
+
+
+def test_the_last_messages_are_all_that_came_last(tmp_path: Path) -> None:
+    """Also a reply that a scenario kept from its client, and one whose request nobody has seen."""
+    asked, own = read(0, 0x08, id=7), read(0, 0x24, id=9)
+    with Written(tmp_path / "t") as trace:
+        number = trace.writer.message(Direction.TO_SERVER, View.RECEIVED | View.SENT, asked)
+        kept = asked.reply(at.REGION_ACCESS.pack(0x08, 0, 4, tail=b"\x78\x56\x34\x12"))
+        trace.writer.message(Direction.TO_CLIENT, View.RECEIVED, kept, number)
+        trace.writer.note("fault", act="drop")
+        trace.writer.message(Direction.TO_CLIENT, View.RECEIVED | View.SENT, own.reply(b""))
+    told = put_trace(Axis(), tmp_path / "t").last.splitlines()
+    assert [int(line.split()[0]) for line in told] == [2, 3, 4, 5]
+    assert "= 0x12345678" in told[1]
 
 
 def test_what_was_never_answered_is_wrong_and_lasts_to_the_end(trace: Path, tmp_path: Path) -> None:

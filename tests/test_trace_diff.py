@@ -168,6 +168,25 @@ def test_what_the_server_asks_is_compared_by_itself(tmp_path: Path) -> None:
     assert (kind, text) == ("answer", "DMA_READ: data=61626364 in A, data=61626365 in B")
 
 
+def test_long_data_is_told_from_where_it_differs_and_cut(tmp_path: Path) -> None:
+    """A page of it was two lines of 8 KiB; what differs may be at its end."""
+    base = bytes(4096)
+    for at_byte, told in {
+        0: f"DMA_READ: data[4096] {'5a' + '00' * 63}... in A, data[4096] {'00' * 64}... in B",
+        4090: f"DMA_READ: data[4096] from 0xffa on: {'5a' + '00' * 5} in A, data[4096] from 0xffa on: {'00' * 6} in B",
+    }.items():
+        changed = base[:at_byte] + b"\x5a" + base[at_byte + 1 :]
+        for name, data in (("a", changed), ("b", base)):
+            with Written(tmp_path / name) as trace:
+                trace.dma_read(0x1000, data)
+        [(kind, text, *_)] = differences(tmp_path / "a", tmp_path / "b")
+        assert (kind, text) == ("answer", told), at_byte
+    with Written(tmp_path / "none") as trace:
+        trace.write(UP, 1)
+    only = [text for kind, text, *_ in differences(tmp_path / "a", tmp_path / "none") if kind == "only in A"]
+    assert only == [f"DMA_READ -> address=0x1000 length=4096 data[4096] {'00' * 64}..."]
+
+
 def test_a_back_end_is_compared_too(tmp_path: Path) -> None:
     for name, size in (("a", 256), ("b", 128)):
         with Between(tmp_path / name) as between:

@@ -101,6 +101,22 @@ def test_what_came_last_is_told_once_nobody_watches_any_more(tmp_path: Path, mon
     assert "causes" in behind
 
 
+def test_what_came_last_is_in_a_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Written(tmp_path / "t", REGISTERS) as trace:
+        trace.read(CAUSES, 0x11)
+        trace.writer.flush()
+
+        def enough(_: float) -> None:
+            raise KeyboardInterrupt
+
+        shown = StringIO()
+        monkeypatch.setattr("vfio_user.cli._trace_stats.time", SimpleNamespace(sleep=enough))
+        monkeypatch.setattr(_console, "drawing_console", lambda: Console(file=shown, width=150))
+        done = CliRunner().invoke(cli, ["trace", "stats", str(tmp_path / "t"), "--watch"])
+    assert done.exit_code == 0, done.output
+    assert shown.getvalue().count("causes") == 1, shown.getvalue()
+
+
 def test_all_rows_and_all_that_is_odd_are_drawn_for_who_wants_all(tmp_path: Path) -> None:
     places = range(0x100, 0x200, 4)
     with Written(tmp_path / "t") as trace:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from tests.in_process_target import InProcessTarget
 from userdev.conformance import Outcome
+from userdev.declare.unused import UnusedAttribute
 from userdev.errors import DeclarationError, UserError
-from vfio_user.cli._served import command_of
+from vfio_user.cli import cli, vhost_user_cli
+from vfio_user.cli._served import command_of, known_command_of
 from vfio_user.cli._vhost_kinds import kind_of, served_kind
 from vhost_user.backend import Server
 from vhost_user.device import Chain, Queues, SampleRequest, VhostDevice, config_field, queue
@@ -107,6 +111,42 @@ def test_a_device_is_named_as_serve_takes_it_and_as_guests_do(tmp_path: Path) ->
         command_of(f"vhost-user:{__name__}:Echo", "vfio-user")
     with pytest.raises(UserError):
         served_kind("nothing", alone=False)
+
+
+ODD = """
+from vfio_user import PciDevice, PciIds
+from vhost_user.device import Queues, VhostDevice, queue
+
+class Vfio(PciDevice):
+    ids = PciIds(vendor=0x1AF4, device=0x10F0)
+    migratble = False
+
+class Vhost(VhostDevice):
+    virtio_id, queues = 3, Queues(1)
+    feature = 1 << 0
+
+    @queue(0)
+    def take(self, chain) -> int:
+        return 0
+"""
+
+
+def test_what_is_odd_or_wrong_about_a_class_is_told_where_its_servers_words_are_not_shown(tmp_path: Path) -> None:
+    """As `serve` does, and before a server is started, whose end was told first."""
+    (tmp_path / "odd.py").write_text(ODD)
+    (tmp_path / "wrong.py").write_text("import nothing_like_it\n")
+    for protocol, device in (("vfio-user", "Vfio"), ("vhost-user", "Vhost"), ("vhost-user", "vhost-user:Vhost")):
+        prefix, _, name = device.rpartition(":")
+        said = f"{prefix}{':' if prefix else ''}{tmp_path}/odd.py:{name} --option 1"
+        with pytest.warns(UnusedAttribute, match="did you mean"):
+            known_command_of(said, protocol)
+        for command in ("probe", "conformance", "fuzz"):
+            line = [command, "--device", f"{tmp_path}/wrong.py:{name}"]
+            told = CliRunner().invoke(cli if protocol == "vfio-user" else vhost_user_cli, line)
+            assert isinstance(told.exception, UserError), line
+            assert "nothing_like_it" in str(told.exception), line
+            assert "exited" not in str(told.exception), line
+    known_command_of(f"{sys.executable} --x {{socket}}", "vfio-user")
 
 
 def test_a_sample_request_that_no_driver_could_make_is_refused() -> None:

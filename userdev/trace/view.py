@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, overload
 
 from userdev.errors import UserError
 from userdev.trace.exchanges import Event, Exchanges, Reading
@@ -15,6 +15,8 @@ from userdev.trace.lines import Decoded, Entry, TraceLine, decoded_lines
 from userdev.trace.pcapng import PacketForm
 from userdev.trace.perfetto import Lanes
 from userdev.trace.reader import TraceReader
+
+R = TypeVar("R", bound=TraceReader[Any])
 
 
 @dataclass(frozen=True)
@@ -79,15 +81,19 @@ def apart_from(source: Path, output: Path) -> Path:
     return output
 
 
+@overload
+def opened(path: Path, *protocols: TracedProtocol[Any]) -> AbstractContextManager[TraceReader[Any]]: ...
+@overload
+def opened(path: Path, *protocols: TracedProtocol[Any], kind: type[R]) -> AbstractContextManager[R]: ...
 @contextmanager
-def opened(path: Path, *protocols: TracedProtocol[Any]) -> Iterator[TraceReader[Any]]:
-    """A reader of the trace in a file.
+def opened(path: Path, *protocols: TracedProtocol[Any], kind: Any = TraceReader) -> Iterator[Any]:
+    """A reader of the trace in a file, of this kind.
 
     Raises:
         UserError: there is no such file, it cannot be read, or is no trace of one of these protocols.
     """
     try:
         with open(path, "rb") as stream:
-            yield TraceReader(stream, str(path), *protocols)
+            yield kind(stream, str(path), *protocols)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None

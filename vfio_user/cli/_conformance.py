@@ -21,7 +21,7 @@ from vfio_user.cli._durations import LEAST, Finite
 from vfio_user.cli._hardware import DEVICE, device_option
 from vfio_user.cli._outputs import Output, refuse_overwriting
 from vfio_user.cli._progress import quiet_option
-from vfio_user.cli._served import command_of
+from vfio_user.cli._served import known_command_of
 
 _MARKS = {
     Outcome.PASS: ("✔", "green"),
@@ -149,7 +149,7 @@ class Suite(Generic[B]):
             return
         command = asked.server_command
         if asked.device is not None and asked.address is None and command is None:
-            command = command_of(asked.device, self.protocol)
+            command = known_command_of(asked.device, self.protocol)
         only_json = asked.json_path == _STDOUT
         shown = _NONE if only_json else _FOUND if asked.quiet else _ALL
         with server(asked.address, command, greet, timeout=asked.timeout) as target:

@@ -112,7 +112,9 @@ def _watch(counted: Stats, interval: float, most: int | None) -> None:
     from vfio_user.cli._console import drawing_console
 
     console = drawing_console()
-    live = Live(console=console, auto_refresh=False, screen=console.is_terminal, vertical_overflow="crop")
+    live = Live(  # transient: into a file the last one is printed below, and only there
+        console=console, auto_refresh=False, screen=console.is_terminal, transient=True, vertical_overflow="crop"
+    )
     try:
         with live:
             while True:

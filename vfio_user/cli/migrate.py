@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from userdev.counted import counted
+from userdev.counted import amount, counted
 from userdev.errors import UserError, VerdictError
 from userdev.writable import require_writable
 from vfio_user.bundle import Keeping
@@ -176,17 +176,11 @@ def _print(report: Report, done: list[Exercise], folder: str, *, as_json: bool) 
     by_qemu = f", {', '.join(report.by_qemu)} by QEMU" if report.by_qemu and report.mode is not Mode.NATIVE else ""
     click.echo(f"{', '.join(report.devices)} from {report.source} to {report.destination}, mode {report.mode}{by_qemu}")
     for phase in report.phases:
-        click.echo(f"  {phase.phase:<14}{phase.seconds * 1000:>10.1f} ms {_amount(phase.bytes):>12}")
+        moved = amount(phase.bytes) if phase.bytes else ""
+        click.echo(f"  {phase.phase:<14}{phase.seconds * 1000:>10.1f} ms {moved:>12}")
     for check in report.checks:
         click.echo(f"  {'ok   ' if check.ok else 'WRONG'}  {check.what}{': ' if check.detail else ''}{check.detail}")
     for note in report.notes:
         click.echo(f"  note: {note}")
     pause = f", downtime {report.downtime * 1000:.1f} ms" if report.downtime is not None else ""
     click.echo(f"{report.verdict}: {report.seconds:.2f} s{pause}")
-
-
-def _amount(size: int) -> str:
-    """Bytes for a person; nothing for none."""
-    if not size:
-        return ""
-    return f"{size} B" if size < 1024 else f"{size / 1024:.1f} KiB" if size < 1 << 20 else f"{size / (1 << 20):.1f} MiB"

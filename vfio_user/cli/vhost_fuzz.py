@@ -10,7 +10,7 @@ import click
 from vfio_user.cli._completion import complete_checked_back_ends
 from vfio_user.cli._conformance import Target
 from vfio_user.cli._fuzzing import Asked, carry_out, options
-from vfio_user.cli._served import command_of
+from vfio_user.cli._served import known_command_of
 from vfio_user.cli._vhost_kinds import KINDS, served_kind
 from vhost_user.frontend.conformance import greet
 from vhost_user.fuzz import ORACLES, PROTOCOL, VhostUserSubject
@@ -30,7 +30,7 @@ def command(**given: Any) -> None:
     alone = not (asked.address or asked.server_command)
     kind = served_kind(asked.device, alone=alone)
     if asked.device is not None and alone:
-        asked = replace(asked, server_command=command_of(asked.device, PROTOCOL))
+        asked = replace(asked, server_command=known_command_of(asked.device, PROTOCOL))
 
     def made(target: Target, reference: VhostUserSubject | None) -> VhostUserSubject:
         return VhostUserSubject(

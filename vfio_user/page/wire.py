@@ -6,8 +6,9 @@ is taken apart as a whole.
 
 from __future__ import annotations
 
+import io
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from userdev.errors import ProtocolError
 from userdev.printable import printable
 from userdev.trace import Note, Raw, TraceLine, TraceReader, View, as_json, decoded_lines, text
 from userdev.trace.exchanges import REQUEST, Event, Exchange, Place
-from userdev.trace.format import decode
+from userdev.trace.format import TracedProtocol, decode
 from userdev.trace.lines import Entry
 from userdev.trace.stats import Finding, Stats, report
 from userdev.trace.view import TraceView, opened
@@ -80,8 +81,23 @@ def put_trace(axis: Axis, path: Path, registers: RegisterMap | None = None) -> S
     """
     view = open_trace(path, registers)
     wire = _Wire(axis, view, path.name.removesuffix(".trace"))
-    with opened(path, view.shown.protocol) as reader:
+    with opened(path, view.shown.protocol, kind=_Remembering) as reader:
         return wire.put(reader)
+
+
+class _Remembering(TraceReader[Any]):
+    """A reader that has its last records behind its header, whatever they are and whoever is told of them."""
+
+    def __init__(self, stream: io.BufferedIOBase, name: str, *protocols: TracedProtocol[Any]) -> None:
+        self.last: deque[tuple[int, bytes]] = deque(maxlen=LAST_MESSAGES)
+        super().__init__(stream, name, *protocols)
+        self.last.clear()
+
+    def records(self) -> Iterator[bytes]:
+        """Each record, which is the last one now."""
+        for record in super().records():
+            self.last.append((self.number, record))
+            yield record
 
 
 class _Wire:
@@ -98,13 +114,12 @@ class _Wire:
         self._rows: dict[Place, int] = {}
         self._accesses: dict[tuple[Place, int | None, str, int, bool], tuple[int, Kind]] = {}
         """Wordings of accesses that came before: the same again is a look."""
-        self._last: deque[tuple[int, bytes]] = deque(maxlen=LAST_MESSAGES)
         self._noise: set[int] = set()
         """Records of known harmless noise."""
         self._gap = _gap(view)
         self._left_out: list[int] = []
 
-    def put(self, reader: TraceReader[Any]) -> Seen:
+    def put(self, reader: _Remembering) -> Seen:
         """Put all of it there."""
         self._reader = reader
         header = self._view.header
@@ -118,11 +133,10 @@ class _Wire:
             self._tell_gap()
         odd = [one for one in report(stats).findings if not one.records or not self._noise.issuperset(one.records)]
         odd.sort(key=lambda one: one.kind == _MANY)
-        words = "\n".join(text(line, header.time) for line in self._lines(self._last))
+        words = "\n".join(text(line, header.time) for line in self._lines(reader.last))
         return Seen(self._group, self._view.path.name, reader.truncated, printable(words), odd[:MOST_FINDINGS])
 
     def _tell(self, event: Event) -> None:
-        self._keep_last()
         match event:
             case Exchange():
                 self._ended = event.time + (event.latency or 0)
@@ -132,11 +146,6 @@ class _Wire:
             case Raw():
                 line = TraceLine(event, None)
                 self._other(line, "bytes that are no message", _fields(line), Kind.REFUSED)
-
-    def _keep_last(self) -> None:
-        """Keep the record that is read for the last words: of one that nobody answers both listeners are told."""
-        if not self._last or self._last[-1][0] != self._reader.number:
-            self._last.append((self._reader.number, self._reader.record))
 
     def _tell_gap(self) -> None:
         """Say on the axis what is not there."""
@@ -148,7 +157,6 @@ class _Wire:
 
     def _hear(self, exchange: Exchange) -> None:
         """A request has come: what is no access is taken apart once it is answered."""
-        self._keep_last()
         self._ended = exchange.time
         if not exchange.place.is_access and not exchange.place.carried:
             self._asked[exchange.number] = self._reader.record

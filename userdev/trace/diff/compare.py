@@ -12,7 +12,7 @@ from userdev.descriptors import FdKind
 from userdev.trace.diff.alignment import Hunk, hunks
 from userdev.trace.diff.sequence import Sequence, Sequences, Tokens
 from userdev.trace.exchanges import Exchange, Reading
-from userdev.trace.lines import word
+from userdev.trace.lines import DATA, DATA_SHOWN, word
 
 ANSWER, ASKED, ONLY_A, ONLY_B, REPEATS, INTERRUPTS, BEHIND = (
     "answer",
@@ -222,9 +222,9 @@ def _only_different(
 ) -> tuple[str, str]:
     """The fields of each that differ, in words, without those that differ just so in `but`."""
     names = [name for name, each in _differing_fields(a, b).items() if each != but.get(name)]
-    return _words({name: a[name] for name in names if name in a}), _words(
-        {name: b[name] for name in names if name in b}
-    )
+    start = _first_other(a.get(DATA, ""), b.get(DATA, "")) // 2
+    told = [_words({name: each[name] for name in names if name in each}, start) for each in (a, b)]
+    return told[0], told[1]
 
 
 def _kinds(fds: tuple[FdKind, ...]) -> dict[str, str]:
@@ -232,5 +232,26 @@ def _kinds(fds: tuple[FdKind, ...]) -> dict[str, str]:
     return {"fds": ",".join(kind.name.lower() for kind in fds)} if fds else {}
 
 
-def _words(fields: Mapping[str, Any]) -> str:
-    return " ".join(f"{name}={word(value)}" if name else word(value) for name, value in fields.items())
+def _first_other(one: str, other: str) -> int:
+    """Where two texts begin to differ."""
+    return next(
+        (at for at, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), min(len(one), len(other))
+    )
+
+
+def _words(fields: Mapping[str, Any], start: int = 0) -> str:
+    """Fields as people read them; of long data what is from byte `start` on, where it differs from another's."""
+    return " ".join(
+        _piece(value, start) if name == DATA else f"{name}={word(value)}" if name else word(value)
+        for name, value in fields.items()
+    )
+
+
+def _piece(digits: str, start: int) -> str:
+    """Data as hexadecimal digits, which may be cut."""
+    size = len(digits) // 2
+    if size <= DATA_SHOWN:
+        return f"{DATA}={digits}"
+    piece = digits[2 * start : 2 * (start + DATA_SHOWN)]
+    cut = "..." if start + DATA_SHOWN < size else ""
+    return " ".join(filter(None, (f"{DATA}[{size}]", f"from {start:#x} on:" if start else "", f"{piece}{cut}")))
