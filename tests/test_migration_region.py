@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import mmap
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -44,6 +45,15 @@ def refused(call: Any, *arguments: Any) -> None:
     with pytest.raises(ProtocolError) as error:
         call(*arguments)
     assert error.value.errno == errno.EINVAL
+
+
+def test_no_client_can_make_the_file_smaller_that_the_server_has_mapped() -> None:
+    region = in_state(STOP_AND_COPY)
+    for size in (0, WINDOW + WINDOW_SIZE - 1, WINDOW + WINDOW_SIZE + 1):
+        with pytest.raises(PermissionError):
+            os.ftruncate(region.fd, size)
+    assert save_pieces(region)
+    region.close()
 
 
 def save_pieces(region: MigrationRegion, mapping: mmap.mmap | None = None) -> list[bytes]:

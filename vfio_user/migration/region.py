@@ -9,14 +9,12 @@ specified.
 from __future__ import annotations
 
 import errno
-import mmap
-import os
-import weakref
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from userdev.errors import ProtocolError
 from vfio_user.migration.machine import RESUMING, SAVING, V1_VALUES
+from vfio_user.migration.memory import Memfd
 from vfio_user.migration.migration import Migration
 from vfio_user.wire.constants import MIGRATION_REGION_TYPE, RegionFlags
 
@@ -35,11 +33,9 @@ class MigrationRegion:
 
     def __init__(self, migration: Migration) -> None:
         self._migration = migration
-        self.fd = os.memfd_create("vfio-user-migration", os.MFD_CLOEXEC)
+        self._file = Memfd("vfio-user-migration", self.size)  # which no client can make smaller under our feet
+        self.fd = self._file.fd
         """The file to map; its offsets are the region's."""
-        self._close = weakref.finalize(self, os.close, self.fd)
-        os.ftruncate(self.fd, self.size)
-        self._memory = mmap.mmap(self.fd, self.size)
         self._asked = False
         self._piece: int | None = None
         self._unwatch = migration.watch(self._start_over)
@@ -47,8 +43,7 @@ class MigrationRegion:
     def close(self) -> None:
         """The client goes."""
         self._unwatch()
-        self._memory.close()
-        self._close()
+        self._file.close()
 
     def read(self, offset: int, count: int) -> bytes:
         """Read a register, whole, or bytes of the window while saving.
@@ -60,7 +55,7 @@ class MigrationRegion:
             value = _REGISTERS[offset, count][0](self)
             return value.to_bytes(count, "little")
         self._check_window(offset, count, self._migration.state in SAVING)
-        return self._memory[offset : offset + count]
+        return bytes(self._file.view[offset : offset + count])
 
     def write(self, offset: int, data: bytes) -> None:
         """Write a register, whole, or bytes of the window while resuming.
@@ -72,7 +67,7 @@ class MigrationRegion:
             _REGISTERS[offset, len(data)][1](self, int.from_bytes(data, "little"))
             return
         self._check_window(offset, len(data), self._migration.state is RESUMING)
-        self._memory[offset : offset + len(data)] = data
+        self._file.view[offset : offset + len(data)] = data
 
     def _start_over(self) -> None:
         """There is another state, or one was asked for: an iteration under way is over."""
@@ -104,7 +99,7 @@ class MigrationRegion:
                 raise _refuse("data_offset read before pending_bytes")
             if self._piece is None:
                 data = self._migration.read_state(WINDOW_SIZE)
-                self._memory[WINDOW : WINDOW + len(data)] = data
+                self._file.view[WINDOW : WINDOW + len(data)] = data
                 self._piece = len(data)
         elif self._migration.state is not RESUMING:
             raise _refuse(f"data_offset read in state {self._migration.state.name}")
@@ -120,7 +115,7 @@ class MigrationRegion:
     def _write_size(self, size: int) -> None:
         if self._migration.state is not RESUMING or size > WINDOW_SIZE:
             raise _refuse(f"data_size {size:#x} written in state {self._migration.state.name}")
-        self._migration.write_state(self._memory[WINDOW : WINDOW + size])
+        self._migration.write_state(bytes(self._file.view[WINDOW : WINDOW + size]))
 
     def _ignored_read(self) -> int:
         return 0
