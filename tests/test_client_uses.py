@@ -89,6 +89,22 @@ def test_of_the_descriptors_that_come_with_a_region_one_is_kept_until_it_is_desc
     assert fd_count() == before
 
 
+def test_a_region_that_its_server_makes_smaller_ends_no_client() -> None:
+    fd = os.memfd_create("region")
+    os.ftruncate(fd, 0x1000)
+
+    def with_it(server: ScriptedServer, message: Message) -> Message:
+        return message.reply(REGION_INFO.pack(32, RegionFlags.READ | RegionFlags.MMAP, 2, 0, 0x1000, 0), [fd])
+
+    with talking(with_it) as (client, _):
+        mapped = client.map_region(client.region_info(2))
+        mapped[0] = 7
+        os.ftruncate(fd, 0)
+        assert mapped[0] == 0
+        mapped.close()
+    os.close(fd)
+
+
 def test_a_client_that_is_out_of_descriptors_is_told_so_and_goes_on() -> None:
     made: list[int] = []
 

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from userdev.errors import ProtocolError, UserError
+from userdev.memory.guard import guard
+from userdev.memory.shrinking import can_shrink
 from userdev.transport import close_all
 from vfio_user.client.connection import ClientConnection, at_once
 from vfio_user.client.errors import RemoteError, none_refused
@@ -99,7 +101,8 @@ class RegionCalls(ClientConnection):
         return none_refused(self.region_infos(range(self.device_info().num_regions)))
 
     def map_region(self, region: Region, area: tuple[int, int] | None = None) -> mmap.mmap:
-        """Map one area (offset, size) of a region; None is the first that may be mapped. The caller closes it.
+        """Map one area (offset, size) of a region; None is the first that may be mapped. The caller closes it. A server
+        that makes its file smaller behind that is survived.
 
         Raises:
             UserError: the region cannot be mapped.
@@ -107,7 +110,10 @@ class RegionCalls(ClientConnection):
         if region.fd is None or not region.mappable:
             raise UserError(f"region {region.index} cannot be mapped")
         offset, size = region.mappable[0] if area is None else area
-        return mmap.mmap(region.fd, size, offset=region.offset + offset)
+        mapped = mmap.mmap(region.fd, size, offset=region.offset + offset)
+        if can_shrink(region.fd):
+            guard(mapped)
+        return mapped
 
     def migration_region_index(self) -> int | None:
         """The region of the v1 migration type, where the device has one."""
