@@ -76,6 +76,17 @@ def test_a_page_that_a_client_maps_can_never_be_another_size() -> None:
     page.close()
 
 
+def test_a_page_in_a_file_that_its_client_makes_smaller_ends_no_server(tmp_path: Path) -> None:
+    """Nobody can seal it; what the client has lost is its own affair."""
+    page = DoorbellPage(str(tmp_path / "page"), 4, 2 * PAGE)
+    os.ftruncate(page.fd, 0)
+    page.store(0, 7)
+    assert page.rung[0] == 7
+    page.clear()
+    assert list(page.rung) == [0] * 4
+    page.close()
+
+
 def test_a_client_that_does_not_map_rings_by_messages(tmp_path: Path) -> None:
     with controller(tmp_path, map_doorbells="memfd") as (_, host):
         host.enable()

@@ -140,7 +140,8 @@ class PciDevice(Declarations):
         """Let the client map pages of a BAR from a file of the author's own, which has as many bytes as the BAR.
 
         What a client that maps them writes is in the file, and nobody is told; registers that are declared there hear
-        of messages only. In `__init__`, after that of this class. `fd` stays the caller's.
+        of messages only. In `__init__`, after that of this class. `fd` stays the caller's, who seals a memfd that is
+        mapped here too (F_SEAL_SHRINK): a client that made it smaller would end the process.
 
         Raises:
             ValueError: no whole pages, or a BAR that has mappable `memory` already, which is in a file of its own.

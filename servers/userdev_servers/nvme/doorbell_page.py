@@ -16,6 +16,7 @@ from contextlib import ExitStack
 from hashlib import sha256
 
 from userdev.errors import UserError
+from userdev.memory.guard import guard
 from userdev_servers.nvme.queues import CompletionQueue, SavedQueues, SubmissionQueue
 from userdev_servers.nvme.spec import DOORBELLS
 
@@ -36,6 +37,8 @@ class DoorbellPage:
         """
         self.fd, self._lock = _open(place, size)
         self._map = mmap.mmap(self.fd, size)
+        if place != IN_MEMORY:  # which is sealed; a file the client can make smaller
+            guard(self._map)
         self.rung = memoryview(self._map)[DOORBELLS : DOORBELLS + 4 * count].cast("I")
         """What the guest has written, by the doorbells' places."""
         self.seen = array("I", self.rung)
