@@ -431,6 +431,28 @@ def test_an_image_that_another_has_made_larger_meanwhile_is_so_when_it_is_taken_
     assert resized.capacity() == 100
 
 
+def test_a_disk_keeps_the_size_that_it_was_given_when_its_queues_stop_and_start(resized: Resized) -> None:
+    """As a guest's reset has them do, and its firmware: the image is longer. Until another makes that longer still."""
+    for size in (64 << 10, 16 * SECTOR):
+        resized.control.call("resize", size=str(size))
+        assert resized.capacity() == size // SECTOR
+        resized.ring.stop()
+        resized.ring.start()
+        assert resized.control.call("image")["size"] == size
+    resized.ring.stop()
+    os.truncate(resized.image, 128 << 10)
+    resized.ring.start()
+    assert resized.control.call("image")["size"] == 128 << 10
+
+
+def test_a_disk_of_a_part_of_its_image_stays_that_part(image: Path) -> None:
+    with Blk_of(Path(f"{image}:{8 * SECTOR}")) as disk:
+        for _ in range(2):
+            disk.on_start(0)
+            disk.on_stop(0)
+        assert disk.capacity == 8
+
+
 # -- who has the image
 
 

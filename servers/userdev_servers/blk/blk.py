@@ -193,7 +193,7 @@ class Blk(VhostDevice):
         """
         if not self.running and not self.backing.lock.held:
             self.backing.take_over()
-            self.backing.measure()
+            self.backing.measure_again()
             self._tell_size()
             self._go_on_as_marked()
         self.running.add(queue)

@@ -82,6 +82,7 @@ class Backing:
             raise UserError(f"image {path}: {error.strerror}", hint=hint) from error
         try:
             self.size = self._measured(size)
+            self._seen = self._measured(None)  # all that there is, when this server had it last
             status = os.fstat(self._fd)
             self._has_name = status.st_nlink > 0
             self._has_length = stat.S_ISREG(status.st_mode) or stat.S_ISBLK(status.st_mode)
@@ -97,6 +98,8 @@ class Backing:
         self.failure: Lost | None = None
         """Why nothing that is acknowledged is promised to be kept any more."""
         self._left: int | None = None  # bytes of an image that was cut
+        self.is_anothers = False
+        """Another has it, and may choose another size for it."""
         self._syncing = threading.Lock()
         self._syncs = 0  # begun so far
         self._no_wait = os.RWF_NOWAIT
@@ -164,6 +167,12 @@ class Backing:
         """Look again how large it is: the other host of a migration may have made it larger."""
         self.size = max(self.size, self._measured(None))
 
+    def measure_again(self) -> None:
+        """Look how large it is where another has had it, or has made it larger; what was chosen here stays else."""
+        if self.is_anothers or self._measured(None) > self._seen:
+            self.measure()
+        self.is_anothers = False
+
     @property
     def length(self) -> int:
         """Bytes of all that there is; a disk may have become smaller than its file."""
@@ -209,6 +218,7 @@ class Backing:
 
     def hand_over(self) -> None:
         """Let another have it, who may run elsewhere; `sync` before."""
+        self._seen = self._measured(None)
         self.lock.release()
 
     def forget(self) -> None:

@@ -74,6 +74,7 @@ def _lock(backing: Backing, others: Sequence[Backing]) -> None:
             raise UserError(f"image {backing.path} is given twice, to write it") from error
         if not error.hands_over:
             raise UserError(str(error.strerror), hint="an image is used by one program at a time") from error
+        backing.is_anothers = True
         log.warning("%s: this server can take it over by a migration, and does nothing with it before", error.strerror)
     except OSError as error:
         raise UserError(f"image {backing.path} cannot be locked: {error.strerror}") from error
