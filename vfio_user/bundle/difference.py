@@ -72,7 +72,8 @@ def outcome_differences(one: Outcome, other: Outcome) -> Iterator[Difference]:
     """Another verdict, another cause, something else that the guest saw."""
     if one.verdict != other.verdict:
         yield Difference(About.VERDICT, "", one.verdict, other.verdict)
-    if (other.cause or one.verdict == other.verdict) and _same_words(one.cause) != _same_words(other.cause):
+    both_failed = one.cause and other.cause
+    if (both_failed or one.verdict == other.verdict) and _same_words(one.cause) != _same_words(other.cause):
         yield Difference(About.CAUSE, "", one.cause, other.cause)
     before = {seen.what: seen for seen in one.saw}
     after = {seen.what: seen for seen in other.saw}
