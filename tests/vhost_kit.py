@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+import dis
+import functools
 import mmap
 import os
 import struct
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any, Self
 
 from vhost_user.memory import MemoryTable
@@ -294,27 +296,56 @@ def inflight_region(driver: AnyDriver) -> bytearray:
     return bytearray(region_size(driver.size, packed=driver.packed))
 
 
+STORE_NOTHING = (
+    *("LOAD_FAST", "LOAD_CONST", "LOAD_GLOBAL", "LOAD_DEREF", "LOAD_ATTR", "LOAD_METHOD", "STORE_FAST"),
+    *("BINARY_", "COMPARE_OP", "CONTAINS_OP", "IS_OP", "UNARY_", "BUILD_TUPLE", "BUILD_SLICE", "UNPACK_SEQUENCE"),
+    *("COPY", "KW_NAMES", "NOP", "POP_TOP", "PRECALL", "PUSH_NULL", "RESUME", "SWAP", "JUMP_", "POP_JUMP_"),
+)
+"""How instructions begin behind which memory is what it was: most of them."""
+
+
+@functools.cache
+def _behind_what_stores(code: CodeType) -> frozenset[int]:
+    """The places of instructions that may be reached from one that stores."""
+    places, stores = [], True
+    for instruction in dis.get_instructions(code):
+        if stores or instruction.is_jump_target:
+            places.append(instruction.offset)
+        if instruction.opname != "EXTENDED_ARG":
+            stores = not instruction.opname.startswith(STORE_NOTHING)
+    return frozenset(places)
+
+
 @contextmanager
 def after_each_store(memories: Sequence[mmap.mmap | bytearray], seen: Callable[[int], None]) -> Iterator[None]:
     """Within the block, call `seen` whenever something in vhost_user/ has changed one of these memories: which one.
 
-    Each instruction of the interpreter is looked behind, so that nothing is stored unseen.
+    Each instruction of the interpreter that may store is looked behind, so that nothing is stored unseen.
     """
     copies = [bytes(memory) for memory in memories]
 
-    def look(frame: FrameType, event: str, _argument: object) -> Any:
-        if event == "call":
-            if "/vhost_user/" not in frame.f_code.co_filename:
-                return None
-            frame.f_trace_opcodes = True
+    def look() -> None:
         for index, memory in enumerate(memories):
             if memory[:] != copies[index]:
                 copies[index] = bytes(memory)
                 seen(index)
-        return look
+
+    def called(frame: FrameType, _event: str, _argument: object) -> Any:
+        if "/vhost_user/" not in frame.f_code.co_filename:
+            return None
+        frame.f_trace_opcodes = True
+        places = _behind_what_stores(frame.f_code)
+
+        def goes_on(frame: FrameType, event: str, _argument: object) -> Any:
+            if event != "opcode" or frame.f_lasti in places:
+                look()
+            return goes_on
+
+        look()
+        return goes_on
 
     before = sys.gettrace()
-    sys.settrace(look)
+    sys.settrace(called)
     try:
         yield
     finally:

@@ -254,7 +254,7 @@ def test_data_is_stored_first_then_the_log_then_the_ring_and_what_shows_it_last(
 
 def what_is_stored(driver: AnyDriver, before: bytes, now: bytes) -> str:
     """What was stored: "shown" is that by which the driver sees that something came back."""
-    (at, *_) = (index for index, (old, new) in enumerate(zip(before, now, strict=True)) if old != new)
+    at = next(index for index, (old, new) in enumerate(zip(before, now, strict=True)) if old != new)
     if at >= driver.BUFFERS:
         return "data"
     if isinstance(driver, SplitDriver):
