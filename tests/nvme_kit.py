@@ -162,7 +162,8 @@ class Host:
 
     def goes_on_at(self, other: Host) -> None:
         """Migrated: the guest's memory and its driver are behind that controller, which runs from now on."""
-        other.memory.view[:] = self.memory.view
+        used = slice(self._free - BASE)
+        other.memory.view[used] = self.memory.view[used]
         other.client.set_migration_state(MigrationState.RUNNING)
         for number, queue in self.queues.items():
             moved = QueuePair.__new__(QueuePair)

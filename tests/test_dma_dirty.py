@@ -10,7 +10,7 @@ import pytest
 from tests.cases import for_each, for_each_row
 from vfio_user import ProtocolError
 from vfio_user.device import DRAFT_V6_POLICY, Dma
-from vfio_user.migration.dirty_log import DirtyPages
+from vfio_user.migration.dirty_log import LARGEST_GRANULE, DirtyPages
 from vfio_user.testing import RecordingLink, memory_file
 
 RW, FILE_IO = 3, 8
@@ -252,8 +252,9 @@ def test_a_log_that_would_take_all_memory_is_refused_and_not_kept() -> None:
 
 
 def test_memory_that_cannot_be_logged_any_more_is_not_mapped() -> None:
+    """However few bits it would take."""
     dma = make()
-    dma.start_log(PAGE)
+    dma.start_log(LARGEST_GRANULE)
     dma.map(1 << 43, 8 << 40, RW)
     with pytest.raises(ProtocolError) as refusal:
         dma.map(2 << 43, 8 << 40, RW)
