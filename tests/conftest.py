@@ -44,12 +44,17 @@ for function in (Client.__init__, CONNECT, Client.serve_until, Client.wait_inter
         function.__defaults__ = (PATIENCE,)
 
 
+MOST_YOUNG = (50_000, 20, 10)
+"""Objects of each age before they are looked through: Python's 700 are a few lines of a test."""
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_collection(session: pytest.Session) -> Generator[None, object, object]:
     """Have the collector of garbage leave alone what lasts to the end: thousands of tests, and their modules.
 
     It looked through all of it again and again: a quarter of the time that tests took which make many objects. Nor is
-    it looked through once: what little collecting leaves behind is not worth that.
+    it looked through once: what little collecting leaves behind is not worth that. What tests make is young for as
+    long as they run, so that a look at what is young finds all that they have dropped.
     """
     gc.disable()
     try:
@@ -57,6 +62,7 @@ def pytest_collection(session: pytest.Session) -> Generator[None, object, object
         return (yield)
     finally:
         gc.freeze()
+        gc.set_threshold(*MOST_YOUNG)
         gc.enable()
 
 

@@ -43,9 +43,10 @@ class Descriptors(NamedTuple):
 
     def left(self) -> list[str]:
         """What more is open when threads and circles had their time to end."""
-        if Descriptors.now().transient <= self.transient:
-            return []
-        gc.collect()
+        for collect in (lambda: None, lambda: gc.collect(1), gc.collect):  # the young are few
+            collect()
+            if Descriptors.now().transient <= self.transient:
+                return []
         end = time.monotonic() + ENDING_SECONDS
         while (now := Descriptors.now()).transient > self.transient:
             if time.monotonic() > end:
