@@ -223,6 +223,10 @@ class Listener:
 
     def _bind_path(self, path: str) -> None:
         # The mode is set by umask around bind: a chmod afterwards would leave a moment for anyone to connect.
+        # Until listen, at once behind it, who connects is refused. A name that is moved into place when it listens
+        # would leave no such moment, but the kernel shows a socket by the name that it was bound to: ss, lsof,
+        # getpeername and all who look in /proc/net/unix whether a server listens at its path
+        # (`userdev.process.is_listening`) would not find it there.
         before = os.umask(0o177)
         try:
             try:
