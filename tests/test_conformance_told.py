@@ -35,8 +35,14 @@ class Bench:
 
 
 class Target:
+    def __init__(self) -> None:
+        self.says: list[str] = []
+
     def try_out(self) -> str:
         return "it closes each connection"
+
+    def said(self) -> str:
+        return self.says.pop(0) if self.says else ""
 
 
 def check(name: str, level: Level = Level.MUST, dialects: frozenset[str] | None = None) -> Check[Bench]:
@@ -71,6 +77,38 @@ def told(*words: str, catalogue: list[Check[Bench]] = CHECKS, outcomes: list[Out
         )
 
     return CliRunner().invoke(command, ["socket", *words])
+
+
+WARNED = "12:00:00.000 WARNING queue 0 of Mine is broken until it is started again: its device has failed\n"
+RAISED = """12:00:00.000 ERROR queue 0 of Mine: the device failed at a request
+Traceback (most recent call last):
+  File "/home/me/mine.py", line 8, in fill
+    self.cols = 80000
+    ^^^^^^^^^
+ValueError: boo
+a note of it
+"""
+
+
+def test_what_a_server_of_ours_complains_of_is_told_with_the_failure_and_an_exception_in_any_case(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    raised = "queue 0 of Mine: the device failed at a request: ValueError: boo (/home/me/mine.py:8, in fill)"
+    warned = "queue 0 of Mine is broken until it is started again: its device has failed"
+    cases: dict[str, tuple[Outcome, str, str, bool]] = {
+        "a failure with a warning": (Outcome.FAIL, WARNED, f"the server said: {warned}\n", True),
+        "with an exception": (Outcome.FAIL, RAISED + WARNED, f"the server said: {raised}\n", True),
+        "of another's server": (Outcome.FAIL, "segfault imminent\n", "the server said", False),
+        "that says nothing": (Outcome.FAIL, "", "the server said", False),
+        "a check that passes, warned of": (Outcome.PASS, WARNED, warned, False),
+        "one that passes beside an exception": (Outcome.PASS, RAISED, f"that pass, first so: {raised}\n", True),
+    }
+    for name, (outcome, said, words, is_told) in cases.items():
+        target = Target()
+        target.says = [said]
+        monkeypatch.setattr(_conformance, "server", lambda *_, target=target, **__: nullcontext(target))
+        told_then = told("--quiet", outcomes=[outcome]).stdout
+        assert (words in told_then) is is_told, (name, told_then)
 
 
 @pytest.mark.parametrize("how", [[], ["--quiet"], ["--json", "-"], ["--json", "x"], ["--junit", "x"]], ids=" ".join)

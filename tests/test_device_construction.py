@@ -38,6 +38,7 @@ from vfio_user.device.declarations import Declarations
 from vfio_user.pci import MsiCapability
 from vfio_user.pci.header import ID_BITS
 from vfio_user.testing import attached, read_register
+from vhost_user.device import Chain, Queues, VhostDevice, queue
 
 OF_A_TYPE: dict[str, tuple[object, ...]] = {
     "ids": (5, (1, 2), "1af4:10f0", None, PciIds),
@@ -259,6 +260,28 @@ def test_what_every_device_is_given_cannot_be_set_before() -> None:
 
         with pytest.raises(DeclarationError, match=f"{name} is set before super"):
             Early(name)
+
+
+class Rng(VhostDevice):
+    virtio_id = 4
+    queues = Queues(1)
+
+    @queue(0)
+    def fill(self, chain: Chain) -> int:
+        return 0
+
+
+def test_what_cannot_be_called_later_is_refused_by_who_is_asked() -> None:
+    nic, rng = Nic(), Rng()
+    asks: dict[str, Callable[[Any], object]] = {
+        "defer": nic.defer,
+        "call_soon": nic.call_soon,
+        "call_later": lambda work: nic.call_later(1.0, work),
+        "call_soon of a virtio device": rng.call_soon,
+    }
+    for name, ask in asks.items():
+        with pytest.raises(WrongValue, match=rf"{name.split()[0]} is given None \({re.escape(__file__)}:\d+\)"):
+            ask(None)
 
 
 def test_a_value_that_is_found_to_be_wrong_late_is_told_with_the_lines_that_assign_it(

@@ -50,7 +50,7 @@ def test_a_wait_beside_which_something_broke_has_no_more_patience_than_under_kvm
     with contextlib.closing(guest), port:
         with pytest.raises(GuestLost) as lost:
             guest.hello(0.05)
-        assert str(lost.value).startswith(f"{CAUSE}; after that the guest's agent did not answer 'hello' in 0.0")
+        assert str(lost.value).startswith(f"{CAUSE}; after that the guest's agent did not answer 'hello' in ")
         assert "begin with that" in lost.value.hint
     ssh: Any = SimpleNamespace(is_connected=True, check=lambda _: None, patience=MUCH)
     channel: Any = GoesOn(b"4711\n")

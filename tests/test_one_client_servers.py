@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import signal
@@ -33,6 +34,37 @@ def test_two_servers_share_a_folder_and_nothing_in_it(tmp_path: Path) -> None:
     ):
         assert first.negotiate(minor=0) == second.negotiate(minor=0)
         assert one.pid != other.pid
+
+
+def test_what_a_server_prints_is_told_once_also_of_one_that_has_ended_and_not_more_than_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "server.py"
+    script.write_text(
+        "import socket, sys\n"
+        "print('begins', flush=True)\n"
+        "listening = socket.socket(socket.AF_UNIX)\n"
+        "listening.bind(sys.argv[1])\n"
+        "listening.listen()\n"
+        "for what in ('first', 'second', 'x' * 2000):\n"
+        "    client = listening.accept()[0]\n"
+        "    print(what, flush=True)\n"
+        "    client.sendall(b'.')\n"
+    )
+    with CommandServer(f"{shlex.quote(sys.executable)} {script} {{socket}}", tmp_path, GREET, timeout=20) as target:
+        assert target.said() == ""
+        for words in ("begins\nfirst\n", "second\n"):
+            with contextlib.closing(target.connect()) as client:
+                client.socket.recv(1)
+            assert target.said() == words
+            assert target.said() == ""
+        target.renew()
+        monkeypatch.setattr(targets, "_MOST_SAID", 1000)
+        for _ in range(3):
+            with contextlib.closing(target.connect()) as client:
+                client.socket.recv(1)
+        target.renew()
+        assert target.said() == "x" * 999 + "\n", "the last of it"
 
 
 def test_the_conformance_suite_starts_one_for_each_client(tmp_path: Path) -> None:

@@ -211,6 +211,9 @@ def test_a_request_is_given_back_once_and_with_a_count(guest: Guest, kind: type[
     ring.push(chain, chain.writable)
     with pytest.raises(ValueError, match="again"):
         ring.push(chain, 0)
+    for use in (chain.read, lambda: chain.write(b"late")):
+        with pytest.raises(ValueError, match="given back when its handler returned"):
+            use()
 
 
 # being told

@@ -5,6 +5,7 @@ What its protocol is, it is told by a `Greet`: how a client and a server find ou
 
 from __future__ import annotations
 
+import os
 import select
 import signal
 from collections.abc import Callable, Mapping
@@ -46,6 +47,9 @@ BOUND_SECONDS = 0.01
 
 REFUSAL_SECONDS = 0.05
 """The same for one that ends only where it refuses a client."""
+
+_MOST_SAID = 1 << 20
+"""Bytes of what a server has printed that are kept until somebody asks."""
 
 _LIVES_ON = "lives on and serves nobody any more"
 
@@ -118,6 +122,10 @@ class RunningServer:
         except UserdevError:
             return  # it is there
 
+    def said(self) -> str:
+        """Nothing: what it says is not ours to read."""
+        return ""
+
     def crashed(self) -> Crash | None:
         """Its fate since the last call; None when it is well."""
         lost, self._lost = self._lost, None
@@ -169,6 +177,8 @@ class CommandServer:
         self._deaf = False  # it has stopped listening when a client had left
         self._failure: UserError | None = None  # a fresh one did not come up: no other is waited for
         self._polite = _POLITE
+        self._said = ""  # by those that have ended, and not told yet
+        self._heard = 0  # bytes of the running one's log that were told
 
     def try_out(self) -> str:
         """Learn what the server does when a client leaves, before it was greeted and after; words for what is unusual.
@@ -283,6 +293,20 @@ class CommandServer:
             self._child = None
         self._clients.clear()
 
+    def said(self) -> str:
+        """What it has printed since the last call, with those that were in its place before."""
+        if self._child is not None:
+            self._hear(self._child)
+        said, self._said = self._said, ""
+        return said
+
+    def _hear(self, child: Child) -> None:
+        with child.log.open("rb") as log:
+            end = log.seek(0, os.SEEK_END)
+            log.seek(max(self._heard, end - _MOST_SAID))
+            new, self._heard = log.read(_MOST_SAID), end
+        self._said = (self._said + new.decode(errors="replace"))[-_MOST_SAID:]
+
     def crashed(self) -> Crash | None:
         """Its fate since the last call; None when it is well."""
         if self._child is not None and not self._child.running:
@@ -294,13 +318,14 @@ class CommandServer:
         self.renew()
         self._count += 1
         argv = self._command.argv(socket=self.path)
-        log = self._folder / f"server{self._number}-{self._count}.log"
+        log, self._heard = self._folder / f"server{self._number}-{self._count}.log", 0
         self._child = Child("server", argv, log=log, environment=self._environment)
 
     def _end(self, child: Child) -> None:
         died = not child.running
         fate = child.fate()
         code = child.stop()
+        self._hear(child)
         if code not in self._polite and not self._crash:
             how = fate if died else f"ended with status {code} when it was asked to end"
             self._crash = Crash(f"the server {how}:\n{child.last_words()}", by_itself=died and code >= 0)

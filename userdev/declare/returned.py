@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+from userdev.declare.declared import authors_frame, source_of
 from userdev.declare.values import shown
 
 
@@ -17,10 +18,23 @@ class WrongReturn(WrongValue):
 
     def __init__(self, function: Callable[..., object], returned: object, wanted: str) -> None:
         """`wanted`: what it has to return."""
-        super().__init__(f"{_written(function)} has returned {shown(returned)}: it has to return {wanted}")
+        super().__init__(f"{written_at(function)} has returned {shown(returned)}: it has to return {wanted}")
 
 
-def _written(function: Callable[..., object]) -> str:
+def check_work(asked: str, work: object) -> None:
+    """Look whether work that is done later can be: by then nobody knows who asked for it.
+
+    asked: the name of what is called with it.
+
+    Raises:
+        WrongValue: it is no function, as where parentheses stand behind it.
+    """
+    if not callable(work):
+        where = source_of(authors_frame())
+        raise WrongValue(f"{asked} is given {shown(work)} ({where}): give it a function, without parentheses behind it")
+
+
+def written_at(function: Callable[..., object]) -> str:
     """The name of a function and where it is written, under whatever binds it or its arguments."""
     while isinstance(function, partial):
         function = function.func

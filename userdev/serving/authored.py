@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,6 +54,23 @@ def _at(error: BaseException) -> str:
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if is_authors(frame.filename):
             return f" ({frame.filename}:{frame.lineno}, in {frame.name})"
+    return ""
+
+
+def at_work(thread: threading.Thread) -> str:
+    """The line of an author's that a thread is at, or one that it waits for; nothing where there is none.
+
+    " (FILE:LINE, in FUNCTION)". The main thread's is another program's that serves the device.
+    """
+    frames = sys._current_frames()
+    main = threading.main_thread().ident
+    first = frames.pop(thread.ident, None) if thread.ident is not None else None
+    for frame in (first, *(frame for number, frame in frames.items() if number not in (main, threading.get_ident()))):
+        at = frame
+        while at is not None:
+            if is_authors(at.f_code.co_filename):
+                return f" ({at.f_code.co_filename}:{at.f_lineno}, in {at.f_code.co_name})"
+            at = at.f_back
     return ""
 
 

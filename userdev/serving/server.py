@@ -12,6 +12,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar
 
 from userdev.errors import UserError
+from userdev.serving.authored import at_work
 from userdev.transport import Address, Dialer, Listener, Stream
 
 if TYPE_CHECKING:
@@ -118,9 +119,15 @@ class Server(Generic[S]):
     def _wait_for(self, thread: threading.Thread, end: float) -> None:
         """The session may have begun to wait for its client only now."""
         thread.join(LOOK_SECONDS)
+        if thread.is_alive():
+            log.warning(
+                "the thread %s does not end yet: the device's own code may keep it%s", thread.name, at_work(thread)
+            )
         while thread.is_alive():
             if monotonic() > end:
-                log.error("%s does not end: the device's own code may keep it", thread.name)
+                log.error(
+                    "the thread %s does not end: the device's own code may keep it%s", thread.name, at_work(thread)
+                )
                 return
             if self._session is not None:
                 self._session.stop()

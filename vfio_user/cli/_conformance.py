@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -155,9 +155,13 @@ class Suite(Generic[B]):
         with server(asked.address, command, greet, timeout=asked.timeout) as target:
             if (habit := target.try_out()) and shown is _ALL:
                 click.echo(habit)
-            results = self._shown(_counted_if_interrupted(run(checks, target), len(checks)), shown)
+            raised: list[str] = []
+            told = _with_complaints(run(checks, target), target, raised.append)
+            results = self._shown(_counted_if_interrupted(told, len(checks)), shown)
         if not only_json:  # before what may not be writable any more: the counts are not lost with it
             _tell_counts(results)
+            if raised:
+                click.echo(f"its own code failed beside checks that pass, first so: {raised[0]}")
         if asked.junit is not None:
             self._write_junit(asked.junit, results)
         if asked.json_path is not None:
@@ -306,6 +310,30 @@ def server(address: str | None, command: str | None, greet: Greet, *, timeout: f
         ) as started,
     ):
         yield started
+
+
+def _with_complaints(
+    results: Iterable[CheckResult[B]], target: Target, note: Callable[[str], object]
+) -> Iterator[CheckResult[B]]:
+    """The results as they come; a failure with what a server that we have started complains of meanwhile.
+
+    `note` is told of exceptions beside what is no failure.
+    """
+    for result in results:
+        said = target.said()
+        if not said:
+            yield result
+            continue
+        from vfio_user.harness.server_exceptions import complaints_in  # needs what a running server does not
+
+        raised, warned = complaints_in(said)
+        complaint = raised or warned
+        is_failure = result.outcome is Outcome.FAIL
+        if raised and not is_failure:
+            note(raised)
+        is_new = complaint and complaint not in result.detail
+        detail = f"{result.detail}\nthe server said: {complaint}" if is_new and is_failure else result.detail
+        yield replace(result, detail=detail)
 
 
 def _counted_if_interrupted(results: Iterable[CheckResult[B]], of: int) -> Iterator[CheckResult[B]]:

@@ -28,6 +28,7 @@ from typing import Any, ClassVar
 from userdev.declare.authors_code import assigned_at
 from userdev.declare.construction import followed_by
 from userdev.declare.declared import Source, authors_frame, source_of
+from userdev.declare.returned import check_work
 from userdev.errors import DeclarationError
 from vfio_user.device.attributes import check_attributes
 from vfio_user.device.class_check import check_class
@@ -112,13 +113,21 @@ class PciDevice(Declarations):
         As with `call_soon` and `call_later`, work of a device that migration has stopped waits until it runs again, and
         a reset drops what it finds. What is under way and must survive migration belongs into `state`, and is deferred
         again by `on_load`.
+
+        Raises:
+            WrongValue: `work` cannot be called.
         """
+        check_work("defer", work)
         self._function.link.defer(self._function.plan(work).due)
 
     def call_soon(self, work: Callable[[], None]) -> None:
         """Run `work` where handlers run, in the order of the calls; any thread may ask. Held and dropped as by
         `defer`.
+
+        Raises:
+            WrongValue: `work` cannot be called.
         """
+        check_work("call_soon", work)
         self._function.link.call_soon(self._function.plan(work).due)
 
     def call_later(self, seconds: float, work: Callable[[], None]) -> Planned:
@@ -128,8 +137,10 @@ class PciDevice(Declarations):
         has `cancel`.
 
         Raises:
+            WrongValue: `work` cannot be called.
             ValueError: a time that never comes.
         """
+        check_work("call_later", work)
         if not isfinite(seconds):
             raise ValueError(f"call_later: in {seconds} seconds")
         planned = self._function.plan(work)

@@ -6,6 +6,7 @@ import errno
 from collections.abc import Iterable
 from typing import cast
 
+from userdev.declare.authors_code import assigned_at
 from userdev.declare.declared import Declaration
 from userdev.errors import ProtocolError
 from vfio_user.migration import Memfd, MemfdMemory
@@ -86,7 +87,7 @@ class DeviceMemory:
                 name = memory.name
                 raise ProtocolError(
                     f"{type(device).__name__} cannot be saved: {name} is not the declared memory any more; "
-                    f"write into it, as {name}[:] = ...",
+                    f"write into it, as {name}[:] = ...{assigned_at(type(device), name)}",
                     errno.EIO,
                 )
 

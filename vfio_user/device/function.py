@@ -30,7 +30,7 @@ from vfio_user.device.link import Link, NoClient
 from vfio_user.device.mechanism import IntX, Mechanism, Msi, MsiX
 from vfio_user.device.plans import Planned, Plans
 from vfio_user.device.region import Access, RegionInfo
-from vfio_user.device.saved import Saved, check_saved, checked_extra
+from vfio_user.device.saved import Saved, check_saved, extra_of
 from vfio_user.device.standstill import Hold, Standstill
 from vfio_user.migration import Memory, Migration, Storage
 from vfio_user.migration.memory_digest import MemoryDigest
@@ -344,7 +344,7 @@ class Function:
             "values": self._snapshot.save(),
             "config": self.config.save(),
             "interrupts": self.interrupts.save(),
-            "extra": checked_extra(self._author.save_extra()),
+            "extra": extra_of(self._author.save_extra),
         }
 
     def check_state(self, state: Mapping[str, Any]) -> None:
@@ -384,7 +384,7 @@ class Function:
         self._author.on_save()
         self._snapshot.check_savable()
         self._layout.memory.check(self._author)
-        checked_extra(self._author.save_extra())
+        extra_of(self._author.save_extra)
 
     def digests(self, known: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
         """A fingerprint of each part of the state: configuration space, interrupts, each declared value and memory.

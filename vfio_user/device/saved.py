@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from userdev.declare.returned import written_at
 from userdev.errors import ProtocolError
 
 Saved = dict[str, Any]
@@ -16,14 +17,15 @@ saved in place."""
 KEYS = frozenset({"config", "extra", "interrupts", "values", "version"})
 
 
-def checked_extra(extra: bytes) -> bytes:
-    """The bytes that `save_extra` returned.
+def extra_of(save_extra: Callable[[], bytes]) -> bytes:
+    """The bytes that an author's `save_extra` returns.
 
     Raises:
         ProtocolError: EIO, they are no bytes, which mypy cannot always see.
     """
+    extra = save_extra()
     if type(extra) is not bytes:
-        raise ProtocolError(f"save_extra() returned {type(extra).__name__}, not bytes", errno.EIO)
+        raise ProtocolError(f"{written_at(save_extra)} has returned {type(extra).__name__}, not bytes", errno.EIO)
     return extra
 
 

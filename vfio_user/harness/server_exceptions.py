@@ -43,6 +43,22 @@ def logged_exceptions(children: Iterable[Child]) -> list[LoggedException]:
     return sorted(found, key=lambda exception: exception.when)
 
 
+def complaints_in(said: str) -> tuple[str, str]:
+    """Of what a server of ours has said the last exception, and the last that it warned of; "" where there is none.
+
+    Nothing of a program that says no times, as ours do.
+    """
+    lines = printable(said).splitlines()
+    raised = warned = ""
+    for index, line in enumerate(lines):
+        level, _, what = told[2].partition(" ") if (told := SERVER_LINE.match(line)) is not None else ("", "", "")
+        if level and lines[index + 1 : index + 2] == [_TRACEBACK]:
+            raised = _exception(what, 0.0, list(_rest_of(lines[index + 1 :]))).sentence
+        elif level in ("WARNING", "ERROR"):
+            warned = what
+    return raised, warned
+
+
 def _first_of(child: Child) -> LoggedException | None:
     lines = text_of(child.log).splitlines()
     now = datetime.fromtimestamp(child.began)
@@ -64,7 +80,8 @@ def _rest_of(lines: Iterable[str]) -> Iterator[str]:
 
 def _exception(name: str, when: float, lines: list[str]) -> LoggedException:
     frames = [found for found in map(_FRAME.match, lines) if found]
+    last = max((index for index, line in enumerate(lines) if _FRAME.match(line)), default=0)
     frame = next((frame for frame in reversed(frames) if is_authors(frame[1])), frames[-1] if frames else None)
-    said = [line for line in lines if line and not line[0].isspace() and line != _TRACEBACK]
+    said = [line for line in lines[last:] if line and not line[0].isspace() and line != _TRACEBACK]
     place = f"{frame[1]}:{frame[2]}, in {frame[3]}" if frame else ""
-    return LoggedException(name, when, said[-1] if said else "an exception", place, "\n".join(lines))
+    return LoggedException(name, when, said[0] if said else "an exception", place, "\n".join(lines))  # then notes

@@ -26,6 +26,7 @@ from typing import Any, Protocol
 
 from userdev.declare.construction import followed_by
 from userdev.declare.declared import authors_frame, declarations, source_of
+from userdev.declare.returned import check_work
 from userdev.declare.state import Snapshot
 from userdev.errors import AUTHORS_FAILURES, DeclarationError, ProtocolError
 from vhost_user.device import saved
@@ -142,7 +143,12 @@ class VhostDevice:
         model_of(self).config_changed()
 
     def call_soon(self, work: Callable[[], None]) -> None:
-        """Run `work` where handlers run. From any thread; without a front-end, when the next one has come."""
+        """Run `work` where handlers run. From any thread; without a front-end, when the next one has come.
+
+        Raises:
+            WrongValue: `work` cannot be called.
+        """
+        check_work("call_soon", work)
         model_of(self).call_soon(work)
 
     def close(self) -> None:

@@ -13,6 +13,12 @@ class BrokenRing(ProtocolError):
     """
 
 
+_GIVEN_BACK = (
+    "a request is used that was given back when its handler returned: its memory is the driver's again; what takes"
+    " longer is a function that the handler returns"
+)
+
+
 class Chain:
     """The buffers of one request, checked whole, as views of guest memory.
 
@@ -80,7 +86,13 @@ class Chain:
         return _rest(self.writable_views, self._write)
 
     def read(self, count: int = -1) -> bytes:
-        """The next `count` bytes of the readable buffers, or as many as there are; all of them by default."""
+        """The next `count` bytes of the readable buffers, or as many as there are; all of them by default.
+
+        Raises:
+            ValueError: the request was given back.
+        """
+        if self.done:
+            raise ValueError(_GIVEN_BACK)
         index, at = self._read
         views = self.readable_views
         pieces = []
@@ -95,7 +107,13 @@ class Chain:
         return b"".join(pieces)
 
     def write(self, data: bytes | bytearray | memoryview) -> int:
-        """Put bytes into the writable buffers, behind those written before; return how many there was room for."""
+        """Put bytes into the writable buffers, behind those written before; return how many there was room for.
+
+        Raises:
+            ValueError: the request was given back.
+        """
+        if self.done:
+            raise ValueError(_GIVEN_BACK)
         index, at = self._write
         views, rest = self.writable_views, memoryview(data).cast("B")
         size = len(rest)
