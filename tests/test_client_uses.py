@@ -105,6 +105,19 @@ def test_a_region_that_its_server_makes_smaller_ends_no_client() -> None:
     os.close(fd)
 
 
+def test_nobody_waits_for_an_eventfd_that_the_other_side_has_made_one_that_waits() -> None:
+    """Whether it does is a flag of the open file, which both have; and the other side may take its signal back."""
+    with EventFd() as eventfd:
+        os.set_blocking(eventfd.fd, True)
+        taken: list[int] = []
+        taking = threading.Thread(target=lambda: taken.append(eventfd.take()), daemon=True)
+        taking.start()
+        taking.join(10)
+        assert taken == [0]
+        os.eventfd_write(eventfd.fd, 3)
+        assert eventfd.wait() == 3
+
+
 def test_a_client_that_is_out_of_descriptors_is_told_so_and_goes_on() -> None:
     made: list[int] = []
 

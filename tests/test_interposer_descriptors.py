@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import threading
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -102,6 +103,29 @@ def test_an_interrupt_goes_where_the_server_has_it_wired(wanted: bool) -> None:
         bench.exchange(request(Command.SET_IRQS, payload))
         close_all(wired)
         assert fd_count(collect=True) == before + len(bench.session.model.fds)
+
+
+def test_no_interposer_waits_for_a_server_that_takes_its_interrupt_back() -> None:
+    """Whether a read of an eventfd waits is a flag of the open file, which the server has as well."""
+    payload = at.IRQ_SET.pack(at.IRQ_SET.size, _WIRED, IrqIndex.MSIX, 0, 1)
+    with Bench() as bench, EventFd() as eventfd:
+        capture = CaptureInterrupts(bench.session)
+        bench.negotiate()
+        bench.client.send(request(Command.SET_IRQS, payload, fds=[eventfd.fd]))
+        asked = bench.server.receive()
+        bench.server.send(asked.reply())
+        bench.client.receive()
+        [servers] = asked.fds
+        os.set_blocking(servers, True)
+        [vector] = capture._vectors.values()
+        looking = threading.Thread(target=capture._pass, args=(vector,), daemon=True)
+        looking.start()
+        looking.join(10)
+        assert not looking.is_alive()
+        os.eventfd_write(servers, 2)
+        bench.settle()
+        assert (capture.fired, eventfd.take()) == (2, 2)
+        os.close(servers)
 
 
 def test_memory_is_read_where_the_server_has_it_mapped() -> None:

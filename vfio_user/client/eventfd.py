@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 
+from userdev.eventfd import drain
 from vfio_user.client.errors import NoAnswer
 
 
@@ -19,11 +20,8 @@ class EventFd:
         return self.fd
 
     def take(self) -> int:
-        """The number of triggers since it was last asked; never waits."""
-        try:
-            return os.eventfd_read(self.fd)
-        except BlockingIOError:
-            return 0
+        """The number of triggers since it was last asked; never waits, whatever the server has made of the file."""
+        return drain(self.fd)
 
     def wait(self, timeout: float = 5.0) -> int:
         """Wait until it is triggered; how often it was.

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 
 from userdev.descriptors import FdKind, describe, duplicate
 from userdev.errors import ProtocolError
-from userdev.eventfd import signal_eventfd
+from userdev.eventfd import drain, signal_eventfd
 from userdev.interposer.errors import PeerLost
 from userdev.relay.direction import Direction
 from userdev.trace import View
@@ -352,9 +352,7 @@ class CaptureInterrupts:
         return clients
 
     def _pass(self, vector: _Vector) -> None:
-        try:
-            count = os.eventfd_read(vector.ours)
-        except BlockingIOError:
+        if not (count := drain(vector.ours)):  # whose server may have made it one that waits
             return
         self.fired += count
         signal_eventfd(vector.clients, count)

@@ -15,6 +15,7 @@ from typing import Literal
 
 from userdev.descriptors import FdInfo, FdKind
 from userdev.errors import ProtocolError, UserError
+from userdev.eventfd import drain
 from userdev.interposer.server_process import STDERR, ServerProcess
 from userdev.relay.direction import Direction
 from userdev.relay.loop import Loop
@@ -357,7 +358,8 @@ class Player:
             self._receive_asked(self._twins[fd])
         else:
             where = next(place for place, eventfd in self._eventfds.items() if eventfd == fd)
-            count = os.eventfd_read(fd)
+            if not (count := drain(fd)):  # the server has taken it back
+                return
             self._fired.append(where)
             self.outcome.interrupts.append(where)
             self._played.interrupt(where, count)
