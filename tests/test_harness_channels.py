@@ -84,14 +84,18 @@ def test_a_long_log_keeps_its_beginning_and_its_end(tmp_path: Path, monkeypatch:
 
 
 def test_each_line_is_kept_with_its_time(line: tuple[Console, socket.socket]) -> None:
+    """At the end also the one in which the guest has stopped: that is what it said last."""
     console, guest = line
     before = time.time()
     for part in (b"one\r\ntw", b"o\n", b"three"):
         guest.sendall(part)
     console.wait_for("three", 10)
-    moments, texts = zip(*(text.split(" ", 1) for text in console.timed_log.read_text().splitlines()), strict=True)
-    assert texts == ("one", "two")
-    assert before - 1 <= float(moments[0]) <= float(moments[1]) <= time.time()
+    for lines in (("one", "two"), ("one", "two", "three")):
+        moments, texts = zip(*(text.split(" ", 1) for text in console.timed_log.read_text().splitlines()), strict=True)
+        assert texts == lines
+        assert [float(moment) for moment in moments] == sorted(map(float, moments))
+        assert before - 1 <= float(moments[0]) <= float(moments[-1]) <= time.time()
+        console.close()
 
 
 def test_a_wait_can_begin_after_what_was_seen(line: tuple[Console, socket.socket]) -> None:

@@ -108,7 +108,7 @@ class Console:
     def _drain(self) -> None:
         log, timed = self.logs
         with closing(log), closing(timed):
-            unfinished = b""
+            unfinished, moment = b"", b""
             while data := self._receive():
                 log.write(data)
                 *lines, unfinished = (unfinished + data).split(b"\n")
@@ -123,6 +123,8 @@ class Console:
                 with self._changed:
                     self._keep(data)
                     self._changed.notify_all()
+            if unfinished:  # what a guest stopped in the middle of is what it said last
+                timed.write(moment + unfinished.rstrip(b"\r") + b"\n")
         with self._changed:
             self._ended = True
             self._changed.notify_all()
