@@ -7,6 +7,7 @@ after each step.
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from vfio_user.harness.migration.link import DeviceLink
 from vfio_user.harness.migration.pci_state import COMMAND, INTERRUPT_PIN, PciState
 from vfio_user.harness.migration.plan import Conductor, Plan
 from vfio_user.harness.migration.report import Mode, Report
-from vfio_user.harness.qmp import QmpTimeout
+from vfio_user.harness.qmp import ARRIVED, QmpTimeout
 
 STATE = b"state" * 100
 DONE = ": done"
@@ -114,8 +115,9 @@ class Qemu:
         self.world.happens(f"{self.name}.{what}")
 
     def tell(self, event: str, **data: object) -> None:
-        stamp = {"seconds": 1, "microseconds": 0}
-        self._told.append({"event": event, "data": data, "timestamp": stamp})
+        """The clock of the destination is an hour behind, and both are of 1970."""
+        stamp = {"seconds": 7200 if self.name == "source" else 3600, "microseconds": 0}
+        self._told.append({"event": event, "data": data, "timestamp": stamp, ARRIVED: time.monotonic()})
 
     def check(self) -> None:
         self._happens("check")

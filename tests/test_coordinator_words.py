@@ -54,6 +54,13 @@ def test_of_a_command_register_nothing_changes_but_what_has_to(
     assert values == written
 
 
+def test_downtime_is_of_one_clock_whatever_those_of_both_sides_say(make: Make) -> None:
+    """The destination's is an hour behind here, as that of another host may be; either may be set meanwhile."""
+    report = make().migrate()
+    assert report.downtime is not None
+    assert 0 <= report.downtime <= report.seconds
+
+
 @for_each_row(
     [
         (False, False, Verdict.STAYED),

@@ -7,6 +7,7 @@ import json
 import logging
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 from tests.cases import for_each_row
 from userdev.errors import UserError
 from userdev.process import Deadline
-from vfio_user.harness.qmp import MOST, EventLog, Qmp, QmpError, QmpLost, QmpTimeout, matches
+from vfio_user.harness.qmp import ARRIVED, MOST, EventLog, Qmp, QmpError, QmpLost, QmpTimeout, matches
 
 GREETING = {"QMP": {"version": {"qemu": {"major": 11, "minor": 1, "micro": 3}}, "capabilities": ["oob"]}}
 
@@ -119,8 +120,11 @@ def test_a_refusal_says_which_command_and_why(qemu: FakeQemu, qmp: Qmp) -> None:
 
 def test_an_event_that_comes_before_the_answer_is_not_lost(qemu: FakeQemu, qmp: Qmp) -> None:
     qemu.answers["stop"] = lambda _: [event("STOP"), {"return": {}}]
+    began = time.monotonic()
     qmp.command("stop")
-    assert qmp.wait_event("STOP", 10)["event"] == "STOP"
+    ended = time.monotonic()
+    assert (stopped := qmp.wait_event("STOP", 10))["event"] == "STOP"
+    assert began <= stopped[ARRIVED] <= ended, "by this process's clock, whatever QEMU's says"
 
 
 def test_a_wait_takes_the_event_that_matches_and_leaves_the_others(qemu: FakeQemu, qmp: Qmp) -> None:

@@ -14,6 +14,7 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
 from datetime import datetime
@@ -29,6 +30,11 @@ from userdev.process import Deadline
 from vfio_user.harness.log import LogFile
 
 T = TypeVar("T")
+
+ARRIVED = "arrived"
+"""In each event beside what QEMU says: when it came, by time.monotonic(). QEMU's own `timestamp` is of a clock that may
+be set, and another on another host.
+"""
 
 MOST = 1024
 """Events kept for whoever will wait for them."""
@@ -280,9 +286,9 @@ class Qmp:
             self.log.close()
 
     def _on_event(self, event: Message) -> None:
-        body: dict[str, Any] = dict(event)
+        arrived, body = time.monotonic(), dict[str, Any](event)
         self._record("<-", body)
-        self.events.put(body)
+        self.events.put({**body, ARRIVED: arrived})
 
     def _record(self, direction: str, body: Mapping[str, object]) -> None:
         moment = datetime.now().astimezone().isoformat(timespec="microseconds")

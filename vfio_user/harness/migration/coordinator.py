@@ -24,7 +24,7 @@ from vfio_user.harness.migration.plan import Cancelled, Conductor, Plan
 from vfio_user.harness.migration.qemu_side import MigrationFailed
 from vfio_user.harness.migration.report import Mode, Phase, PhaseRecord, Report, Verdict
 from vfio_user.harness.mishaps import Kind
-from vfio_user.harness.qmp import QmpLost
+from vfio_user.harness.qmp import ARRIVED, QmpLost
 from vfio_user.harness.qtest import PciAddress
 from vfio_user.harness.server import DeviceServer
 
@@ -159,7 +159,7 @@ class Coordinator:
     def _pause(self, record: PhaseRecord) -> None:
         """The guest stands still; what QEMU keeps of the devices can be read."""
         if self._was_running:
-            self._paused_at = qemu_side.stamp(self._source.qmp.wait_event("STOP", self._deadline))
+            self._paused_at = self._source.qmp.wait_event("STOP", self._deadline)[ARRIVED]
         for link in self._links:
             link.confirm_source()  # QTest would wait for a server that is silent
             function = self._functions[link.name] = function_of(self._source, link)
@@ -230,15 +230,15 @@ class Coordinator:
                 qemu_side.read(self._destination, self._uri)
             qemu_side.await_status(self._destination, "completed", self._deadline)
             if self._was_running:
-                self._paused_at = qemu_side.stamp(self._source.qmp.wait_event("STOP", self._deadline))
+                self._paused_at = self._source.qmp.wait_event("STOP", self._deadline)[ARRIVED]
         self._may_go_on(Phase.RESUME)
         if self._report.mode is Mode.COORDINATED:
             for link in self._links:
                 link.confirm(link.destination, "RUNNING")
         if self._was_running:
             self._destination.qmp.command("cont")
-            resumed = qemu_side.stamp(self._destination.qmp.wait_event("RESUME", self._deadline))
-            self._report.downtime = resumed - self._paused_at
+            resumed = self._destination.qmp.wait_event("RESUME", self._deadline)
+            self._report.downtime = resumed[ARRIVED] - self._paused_at
         self._report.verdict = Verdict.MIGRATED
 
     def _tell_of_memory(self) -> None:

@@ -195,8 +195,3 @@ def let_run(machine: Machine, running: bool) -> None:
         qmp.command("cont")
     if not machine.child.running:
         raise QmpLost("QEMU has ended")
-
-
-def stamp(event: dict[str, Any]) -> float:
-    """The moment of an event by QEMU's clock, in seconds since 1970."""
-    return float(event["timestamp"]["seconds"]) + float(event["timestamp"]["microseconds"]) / 1e6

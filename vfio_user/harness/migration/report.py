@@ -77,7 +77,7 @@ class MigrationCheck:
 @dataclass
 class Report:
     """The whole story of one migration. Times are seconds; `downtime` is from the last instruction on the source to the
-    first on the destination, by QEMU's events; None where there was none.
+    first on the destination, as QEMU's events of them come here; None where there was none.
     """
 
     mode: Mode
