@@ -267,6 +267,36 @@ def test_junit_has_the_reason_of_what_was_cancelled(ended: tuple[Path, str]) -> 
     assert reasons["test_first"] == []
 
 
+def test_junit_that_a_full_disk_has_cut_stays_as_it_is(tmp_path: Path) -> None:
+    """A night ended in an error of ElementTree's there, and was told as one that runs for ever."""
+    report = tmp_path / "results.xml"
+    skipped = [{"status": "SKIP", "fail_reason": "it has a reason"}]
+    for content in (b"", b"<?xml version='1.0'?><testsuite><testcase"):
+        report.write_bytes(content)
+        avocado_job.complete_junit(report, skipped)
+        assert report.read_bytes() == content
+    report.unlink()
+    avocado_job.complete_junit(report, skipped)
+    assert not report.exists()
+
+
+def test_junit_that_cannot_be_completed_for_want_of_space_is_what_avocado_wrote(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (report := tmp_path / "results.xml").write_text(
+        whole := '<testsuite><testcase name="a"><skipped/></testcase></testsuite>'
+    )
+
+    def full(_: object, path: str, **__: object) -> None:
+        Path(path).write_text("<testsu")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(JUnitXml, "write", full)
+    monkeypatch.setattr("junitparser.TestSuite.write", full, raising=False)
+    avocado_job.complete_junit(report, [{"status": "SKIP", "fail_reason": "it has a reason"}])
+    assert [path.read_text() for path in tmp_path.iterdir()] == [whole]
+
+
 # what a run comes to
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import SimpleNamespace
@@ -228,6 +229,28 @@ def test_a_case_of_which_a_finished_job_says_nothing_is_wedged(tmp_path: Path, m
     night._run(None, None, lambda _: None)  # type: ignore[arg-type]
     assert finished == [Status.FINISHED]
     assert night._known[given.id].verdict is Verdict.WEDGED
+
+
+def test_a_night_says_that_no_space_is_left_though_that_cannot_be_written_either(tmp_path: Path) -> None:
+    night, closed = Night.__new__(Night), list[bool]()
+    night.summary = SimpleNamespace(model_copy=lambda **_: None)  # type: ignore[assignment]
+
+    def fails(error: Exception) -> Callable[..., None]:
+        def fail(*_: object) -> None:
+            raise error
+
+        return fail
+
+    for name, value in {
+        "_make_ready": lambda *_: None,
+        "_run": fails(UserError("no space is left there")),
+        "_finish": fails(OSError(28, "No space left on device", "summary.json")),
+    }.items():
+        setattr(night, name, value)
+    place = SimpleNamespace(close=lambda: closed.append(True))
+    with pytest.raises(UserError, match="no space is left there"):
+        night.run(SimpleNamespace(only=()), place, lambda _: None)  # type: ignore[arg-type]
+    assert closed == [True]
 
 
 def test_a_test_is_skipped_where_the_server_cannot_what_it_needs_or_nobody_knows_whether_it_can() -> None:

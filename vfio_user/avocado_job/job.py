@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -304,14 +304,24 @@ def _unreported(job: Any) -> Iterator[_Unreported]:
 
 
 def complete_junit(path: Path, tests: Iterable[Mapping[str, Any]]) -> None:
-    """Have the reasons of tests that were cancelled in avocado's results.xml, which leaves them out."""
+    """Have the reasons of tests that were cancelled in avocado's results.xml, which leaves them out.
+
+    What is no whole file, as on a full disk, stays as it is: that the disk is full others say.
+    """
     from junitparser import JUnitXml, Skipped  # slow to import
 
-    if not path.exists():
+    try:
+        report = JUnitXml.fromfile(str(path))
+    except (OSError, SyntaxError):  # ElementTree's ParseError is one
         return
-    report = JUnitXml.fromfile(str(path))
     cases = (case for suite in report for case in suite)
     for case, test in zip(cases, tests, strict=False):  # in their order
         if test["status"] in ("CANCEL", "SKIP") and test.get("fail_reason"):
             case.result = [Skipped(str(test["fail_reason"]))]
-    report.write(str(path), pretty=False)
+    beside = path.with_suffix(".new")
+    try:
+        report.write(str(beside), pretty=False)
+        beside.replace(path)
+    except OSError:
+        with suppress(OSError):
+            beside.unlink()

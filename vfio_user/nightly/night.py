@@ -144,7 +144,8 @@ class Night:
             with interruptible():
                 self._run(self._make_ready(stage, place, say), place, say)
         except UserError as error:
-            self._finish(Status.UNDONE, "; ".join([str(error), *error.hint.splitlines()]))
+            with contextlib.suppress(OSError):  # a full disk: the reason is that, and what is to be told
+                self._finish(Status.UNDONE, "; ".join([str(error), *error.hint.splitlines()]))
             raise
         except KeyboardInterrupt:
             self._finish(Status.ENDED, "before its first case")
