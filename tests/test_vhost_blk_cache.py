@@ -13,6 +13,7 @@ from tests.vhost_frontend import FEATURES, PROTOCOL, FrontEnd, P, R, V
 from userdev_servers.blk import Blk
 from userdev_servers.blk.spec import HEADER, SECTOR, Feature, RequestType
 from vhost_user.backend import Server
+from vhost_user.frontend import Refused
 from vhost_user.wire.payloads import Config
 
 WRITE = HEADER.pack(RequestType.OUT, 0) + bytes(SECTOR)
@@ -28,13 +29,13 @@ def image(tmp_path: Path) -> Path:
 
 
 @contextmanager
-def served(image: Path) -> Iterator[tuple[Blk, FrontEnd]]:
+def served(image: Path, queues: int = 16) -> Iterator[tuple[Blk, FrontEnd]]:
     """A server of the disk, and a front-end that has agreed on what its driver chose: nothing else is said of that."""
-    disk = Blk(image=str(image))
+    disk = Blk(image=str(image), queues=queues)
     address = image.with_suffix(".socket")
     try:
         with Server(disk, f"unix:{address}"), FrontEnd(str(address)) as front_end:
-            front_end.negotiate(CHOOSES, PROTOCOL | P.CONFIG)
+            front_end.negotiate(CHOOSES, PROTOCOL | P.CONFIG | P.DEVICE_STATE)
             front_end.share_memory()
             yield disk, front_end
     finally:
@@ -138,3 +139,33 @@ def test_an_image_that_is_only_read_is_not_marked(image: Path) -> None:
     with served(Path(f"{image}:ro")) as (_, front_end):
         choose(front_end, THROUGH)
     assert os.listxattr(image) == []
+
+
+def test_a_disk_that_takes_the_state_of_another_keeps_each_write_as_that_did(image: Path, tmp_path: Path) -> None:
+    """A copy of the image has no mark; and the next server knows of the choice all the same."""
+    copy = tmp_path / "copy"
+    copy.write_bytes(image.read_bytes())
+    with served(image) as (_, front_end):
+        choose(front_end, THROUGH)
+        state = front_end.save_state()
+    with served(copy) as (disk, front_end):
+        front_end.load_state(state)
+        assert cache(front_end) == THROUGH
+        assert not disk.disk.write_back
+    with served(copy) as (disk, _):
+        assert not disk.disk.write_back
+
+
+def test_a_disk_takes_no_state_of_one_that_it_has_no_room_for(image: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    with served(image) as (_, front_end):
+        state = front_end.save_state()
+    for sectors, queues in ((63, 16), (64, 15), (64, 16), (65, 16)):
+        other.write_bytes(bytes(sectors * SECTOR))
+        with served(other, queues) as (disk, front_end):
+            if sectors >= 64 and queues >= 16:
+                front_end.load_state(state)
+            else:
+                with pytest.raises(Refused):
+                    front_end.load_state(state)
+            assert (disk.capacity, disk.num_queues) == (sectors, queues)

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
-from userdev.errors import UserError
+from userdev.errors import ProtocolError, UserError
 from userdev_servers.blk.requests import (
     MAX_SEGMENT,
     MAX_SEGMENTS,
@@ -184,6 +184,31 @@ class Blk(VhostDevice):
     def on_reset(self) -> None:
         """The cache is as it was, which the driver may have chosen."""
         self._choose_cache()
+
+    def on_check(self, values: Mapping[str, Any]) -> None:
+        """Refuse the state of a disk that this one has no room for.
+
+        Raises:
+            ProtocolError: EINVAL.
+        """
+        size, queues = values["capacity"] * SECTOR, values["num_queues"]
+        if size > max(self.backing.size, self.backing.length):
+            raise ProtocolError(f"a disk of {size} bytes, and image {self.backing.path} has {self.backing.length}")
+        if queues > self.queues.count:
+            raise ProtocolError(f"a disk of {queues} queues, and this one has {self.queues.count}")
+
+    def on_load(self) -> None:
+        """Go on for a driver with the cache that it has chosen; it is told where this disk is another."""
+        known = self.capacity, self.num_queues
+        if self.capacity * SECTOR > self.backing.size:
+            self.backing.measure()
+        self.disk.measure()
+        self.capacity, self.num_queues = self.disk.size // SECTOR, self.queues.count
+        if known != (self.capacity, self.num_queues):
+            self.config_changed()
+        self._choose_cache()
+        if self.backing.lock.allows_use and self._marked == bool(self.writeback):
+            self._mark(write_through=not self.writeback)
 
     def on_start(self, queue: int) -> None:
         """Have the image, and its size: another may have made it larger.
