@@ -77,6 +77,27 @@ def test_copies_cross_regions_of_any_mode(make: Callable[..., Guest], modes: tup
     assert guest.memory() == expected
 
 
+@for_each(MODES)
+def test_a_buffer_of_wider_items_is_as_many_bytes_as_it_has(mode: str, make: Callable[..., Guest]) -> None:
+    """As registers are kept: a quarter of it was checked and marked, and all of it written, or nothing."""
+    guest = make(mode, mode)
+    guest.dma.start_log(PAGE)
+    words = memoryview(bytearray(range(64))).cast("I")
+    guest.dma.write(0x10000 + PAGE - 32, words)
+    assert guest.memory()[PAGE - 32 : PAGE + 32] == bytes(range(64))
+    assert guest.dma.take_dirty(0x10000, 2 * PAGE, PAGE)[0] == 0b11
+    found = memoryview(bytearray(64)).cast("I")
+    guest.dma.read_into(0x10000 + PAGE - 32, found)
+    assert found == words
+    with pytest.raises(ProtocolError):
+        guest.dma.write(0x12000 - 32, words)
+    for place in (0, 64):  # by the long way, then by the short one
+        guest.dma.write(0x10000 + place, words)
+        assert guest.memory()[: place + 65] == bytes(range(64)) * (place // 64 + 1) + bytes([place + 64 >> 2])
+        guest.dma.read_into(0x10000 + place, found)
+        assert found == words
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_integers_are_little_endian(make: Callable[..., Guest], mode: str) -> None:
     dma = make(mode).dma

@@ -72,7 +72,9 @@ class Dma(DmaMap):
         return b"".join([self._read_piece(*piece) for piece in pieces])
 
     def read_into(self, iova: int, buffer: bytearray | memoryview) -> None:
-        """Fill a buffer of bytes; raises as `read`."""
+        """Fill a buffer, of whatever items, with as many bytes as it has; raises as `read`."""
+        if type(buffer) is memoryview and buffer.itemsize != 1:
+            buffer = buffer.cast("B")
         region = self._last
         start = iova - region.iova
         count = len(buffer)
@@ -92,19 +94,25 @@ class Dma(DmaMap):
                 done += size
 
     def write(self, iova: int, data: Buffer) -> None:
-        """Write bytes; raises as `read`. Nothing is written then, unless a message fails after others."""
+        """Write the bytes of a buffer, of whatever items; raises as `read`. Nothing is written then, unless a message
+        fails after others.
+        """
         region = self._last
         start = iova - region.iova
         count = len(data)
         if start >= 0 and start + count <= region.size and region.write_map is not None:
             place = start + region.base
-            region.write_map[place : place + count] = data
-            if (log := region.dirty) is not None:
-                log.mark(iova, count)
-            return
+            try:
+                region.write_map[place : place + count] = data
+            except IndexError:  # its items are wider than a byte
+                pass
+            else:
+                if (log := region.dirty) is not None:
+                    log.mark(iova, count)
+                return
         done = 0
-        with memoryview(data) as view:
-            for region, start, size in self.pieces(iova, count, WRITE):
+        with memoryview(data).cast("B") as view:
+            for region, start, size in self.pieces(iova, len(view), WRITE):
                 self._write_piece(region, start, view[done : done + size])
                 done += size
 
