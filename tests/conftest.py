@@ -11,6 +11,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Generator, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -132,6 +133,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         gc.freeze()
 
 
+DISK = "/var/tmp"
+"""For what outlasts a machine's start (hier(7)); /tmp is in memory on some."""
+
 OPEN = pytest.StashKey[Descriptors]()
 """What was open before a test had its own fixtures: those of its module are there."""
 
@@ -182,6 +186,25 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
     before = item.stash.get(OPEN, None)
     if before is not None and (left := before.left()):
         pytest.fail(f"this test leaves descriptors open: {', '.join(left)}", pytrace=False)
+
+
+ON_DISK = (
+    *("after_failure", "before_and_after", "block_", "conformance", "device_options", "device_state", "fuzz_"),
+    *("interposer_survival", "new_servers", "nvme_", "order", "restoring", "saved_values", "short_io", "vhost_"),
+)
+"""How the names of modules go on behind `test_` that have images for disks."""
+
+
+@pytest.fixture
+def tmp_path(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """A folder, and on a disk where an image may be: in memory, where `scripts/test` has the others, no file can be
+    read as far as that takes no wait (RWF_NOWAIT), and another way of servers was tried.
+    """
+    if not request.path.stem.removeprefix("test_").startswith(ON_DISK):
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(prefix="vfio-user-", dir=DISK, ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import errno
 import logging
 import mmap
 import os
+import resource
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -194,7 +195,16 @@ def test_an_image_that_was_cut_while_another_had_it_is_as_large_as_it_was_and_wh
         image.sync()
 
 
-def test_an_image_that_cannot_be_used_is_not_kept_open(tmp_path: Path) -> None:
+@pytest.fixture
+def short_files() -> Iterator[int]:
+    """What a file of this process may have in bytes, as there are file systems with such a bound, and others."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (MIB, before[1]))
+    yield MIB
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_an_image_that_cannot_be_used_is_not_kept_open(tmp_path: Path, short_files: int) -> None:
     (tmp_path / "empty").touch()
     (tmp_path / "small").write_bytes(bytes(512))
     before = fd_count()
@@ -202,7 +212,7 @@ def test_an_image_that_cannot_be_used_is_not_kept_open(tmp_path: Path) -> None:
         ("empty", None, {}),
         ("small", 1024, {"read_only": True}),
         ("memory", None, {"in_memory": True}),
-        ("large", (1 << 63) - 1, {}),
+        ("large", 2 * short_files, {}),
     ):
         with pytest.raises(UserError):
             Backing(tmp_path / name, size, **how)
