@@ -25,6 +25,8 @@ from vfio_user.cli._own_checks import own_checks
 from vfio_user.client import NoAnswer
 from vfio_user.wire import CURRENT, DRAFT_V6, Dialect
 
+SERVER = _conformance.server
+
 
 class Bench:
     def begin(self) -> None:
@@ -109,6 +111,32 @@ def test_what_a_server_of_ours_complains_of_is_told_with_the_failure_and_an_exce
         monkeypatch.setattr(_conformance, "server", lambda *_, target=target, **__: nullcontext(target))
         told_then = told("--quiet", outcomes=[outcome]).stdout
         assert (words in told_then) is is_told, (name, told_then)
+
+
+class Started(Target):
+    """A server that was started, with what it has said."""
+
+    def __init__(self, said: str) -> None:
+        super().__init__()
+        self.says = [said]
+
+    def __enter__(self) -> Started:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return
+
+
+def test_where_nothing_can_be_asked_of_a_server_of_ours_what_it_complains_of_is_told_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    raised = "the server said: queue 0 of Mine: the device failed at a request: ValueError: boo (/home/me/mine.py:8"
+    for said, words in ((RAISED, raised), ("no line of ours\n", ""), ("", "")):
+        monkeypatch.setattr(_conformance, "CommandServer", lambda *_, said=said, **__: Started(said))
+        with pytest.raises(UserError) as refused, SERVER(None, "x {socket}", lambda *_: None, timeout=1.0):
+            raise UserError("it hangs up at VERSION", evidence="as it did before")
+        assert refused.value.evidence.startswith("as it did before" + "\n" * bool(words) + words), said
+        assert ("said" in refused.value.evidence) is bool(words), said
 
 
 @pytest.mark.parametrize("how", [[], ["--quiet"], ["--json", "-"], ["--json", "x"], ["--junit", "x"]], ids=" ".join)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 import socket
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner, Result
@@ -13,12 +15,15 @@ from click.testing import CliRunner, Result
 from tests.cases import for_each_row
 from tests.vhost.reverse import Reverse
 from userdev.errors import UserError
-from vfio_user.cli.vhost_probe import command as probe
+from userdev.transport import Stream
+from vfio_user.cli import vhost_probe
 from vhost_user.backend import Server
 from vhost_user.backend.back_end import BackEnd
 from vhost_user.frontend.description import _problems as problems_of
 from vhost_user.wire import ProtocolFeature, VirtioFeature
 from vhost_user.wire.payloads import Config
+
+probe = vhost_probe.command
 
 
 def probed(server: Server, *arguments: str) -> Result:
@@ -33,6 +38,25 @@ def test_everything_that_is_offered_is_named(server: Server) -> None:
     assert said["memory_slots"] > 0
     assert bytes.fromhex(said["config"]).rstrip(b"\0") == b"\7\0\0\0\0\0\0\0\1"
     assert said["problems"] == []
+
+
+def test_a_back_end_that_cannot_be_described_is_named_as_it_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That a device of one's own may be another program's is no advice."""
+
+    def hung_up() -> Stream:
+        ours, theirs = socket.socketpair()
+        theirs.close()
+        return Stream(ours)
+
+    target = SimpleNamespace(connect=hung_up)
+    monkeypatch.setattr(vhost_probe, "server", lambda *_, **__: nullcontext(target))
+    cases = {("--device", "rng"): ("rng: ", False), ("s.sock",): ("s.sock: ", True)}
+    for words, (begins, names_another) in cases.items():
+        error = CliRunner().invoke(probe, words).exception
+        assert isinstance(error, UserError), words
+        assert str(error).startswith(begins), words
+        assert ("`vfio-user probe" in error.hint) is names_another, words
+        assert "its log should say why" in error.hint, words
 
 
 def test_nothing_of_the_device_is_started(server: Server, device: Reverse) -> None:

@@ -309,7 +309,13 @@ def server(address: str | None, command: str | None, greet: Greet, *, timeout: f
             command, scratch.path, greet, timeout=timeout, environment=scratch.environment, say=click.echo
         ) as started,
     ):
-        yield started
+        try:
+            yield started
+        except UserError as error:
+            complaint = next(filter(None, _complaints(started.said())), "")
+            told = f"the server said: {complaint}" if complaint else ""
+            error.evidence = "\n".join(filter(None, [error.evidence, told]))
+            raise
 
 
 def _with_complaints(
@@ -320,13 +326,7 @@ def _with_complaints(
     `note` is told of exceptions beside what is no failure.
     """
     for result in results:
-        said = target.said()
-        if not said:
-            yield result
-            continue
-        from vfio_user.harness.server_exceptions import complaints_in  # needs what a running server does not
-
-        raised, warned = complaints_in(said)
+        raised, warned = _complaints(target.said())
         complaint = raised or warned
         is_failure = result.outcome is Outcome.FAIL
         if raised and not is_failure:
@@ -334,6 +334,15 @@ def _with_complaints(
         is_new = complaint and complaint not in result.detail
         detail = f"{result.detail}\nthe server said: {complaint}" if is_new and is_failure else result.detail
         yield replace(result, detail=detail)
+
+
+def _complaints(said: str) -> tuple[str, str]:
+    """Of what a server of ours has said the last exception, and the last that it warned of."""
+    if not said:
+        return "", ""
+    from vfio_user.harness.server_exceptions import complaints_in  # needs what a running server does not
+
+    return complaints_in(said)
 
 
 def _counted_if_interrupted(results: Iterable[CheckResult[B]], of: int) -> Iterator[CheckResult[B]]:

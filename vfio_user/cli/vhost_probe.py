@@ -38,20 +38,20 @@ def command(
         try:
             description = describe(front_end)
         except BackEndError as error:
-            raise UserError(f"{address or started}: {error}", hint=_hint(error, address)) from None
+            other = "" if device else f"; if it is a vfio-user server: {probe_command('vfio-user', address)}"
+            raise UserError(f"{address or device or server_command}: {error}", hint=_hint(error, other)) from None
     click.echo(json.dumps(as_json(description), indent=2) if wants_json else render(description))
 
 
-def _hint(error: BackEndError, address: str | None) -> str:
-    """The advice about a back-end that cannot be described.
+def _hint(error: BackEndError, other: str) -> str:
+    """The advice about a back-end that cannot be described; `other` says what to do if it is none.
 
     Whether it speaks vfio-user instead is not tried: to a back-end that serves another front-end, and comes to this
     one later, VERSION would be a wrong message.
     """
-    other = f"if it is a vfio-user server: {probe_command('vfio-user', address)}"
     match error:
         case NoAnswer():
-            return f"does it serve another front-end? some let the next one wait without a sign; {other}"
+            return f"does it serve another front-end? some let the next one wait without a sign{other}"
         case Disconnected():
-            return f"its log should say why, if it speaks vhost-user at all; {other}"
+            return f"its log should say why{', if it speaks vhost-user at all' if other else ''}{other}"
     return "`vhost-user conformance` says what else it does"
