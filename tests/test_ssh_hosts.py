@@ -103,6 +103,18 @@ def test_what_a_program_prints_and_how_it_ends_arrives(near: Near) -> None:
     assert near.until(EXIT)[1] == b"7"
 
 
+def test_the_end_of_a_program_is_told_though_what_it_has_started_holds_its_output(near: Near) -> None:
+    """As a server's helper does; it goes with the connection."""
+    near.spawn("sh", "-c", "sleep 600 & echo $!; exit 7")
+    helper = os.pidfd_open(int(near.until(LOG)[1]))
+    try:
+        assert near.until(EXIT)[1] == b"7"
+        near.close()
+        assert select.select([helper], [], [], LIMIT)[0]
+    finally:
+        os.close(helper)
+
+
 def test_a_program_that_cannot_be_started_is_an_answer(near: Near, tmp_path: Path) -> None:
     listeners = {"7": str(tmp_path / "made" / "socket")}
     wanted = {"argv": ["/nonexistent"], "streams": [], "listeners": listeners, "environment": {}}

@@ -337,12 +337,19 @@ class RemoteAgent:
             self._streams.add(stream, end)
 
     def _wait(self, program: subprocess.Popen[bytes]) -> None:
-        assert program.stdout is not None
-        while data := os.read(program.stdout.fileno(), CHUNK):
-            self._frames.send(LOG, data=data)
+        """Tell when it has ended, behind what it said: what it has started itself may hold its output open for ever."""
+        speaker = threading.Thread(target=self._hand_on_output, args=(program,), daemon=True)
+        speaker.start()
         code = program.wait()
+        speaker.join(1.0)
         self._streams.drain(1.0)
         self._frames.send(EXIT, data=str(code).encode())
+
+    def _hand_on_output(self, program: subprocess.Popen[bytes]) -> None:
+        assert program.stdout is not None
+        with contextlib.suppress(OSError):  # the connection has ended
+            while data := os.read(program.stdout.fileno(), CHUNK):
+                self._frames.send(LOG, data=data)
 
     def _watch(self, program: subprocess.Popen[bytes], path: str) -> None:
         """Tell when the program listens at `path`. The kernel has no event for listen(2)."""
