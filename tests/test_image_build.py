@@ -277,6 +277,21 @@ def test_old_images_go_when_nobody_used_them_for_long(room: Path) -> None:
     assert after.initramfs.exists()
 
 
+def test_an_image_that_is_in_use_stays_however_old_and_so_does_another_recipes(room: Path) -> None:
+    """Also where a recipe's name begins as this one's does: nobody can tell who uses that."""
+    before = builder.ensure_image("small")
+    others = before.kernel.parent.with_name(f"small-mine-{'0' * 16}")
+    others.mkdir()
+    last_use = time.time() - builder.IMAGE_SECONDS - 60
+    for folder in (before.kernel.parent, others):
+        os.utime(folder, (last_use, last_use))
+    before.keep()
+    (room / "programs/library.py").write_text("x = 2\n")
+    builder.ensure_image("small")
+    assert before.initramfs.exists()
+    assert others.exists()
+
+
 def test_what_tools_leave_in_a_folder_is_in_no_image(tmp_path: Path) -> None:
     for name in ("etc/inittab", ".git/config", "etc/.hidden/x", "a/__pycache__/m.pyc", "a/m.py", "a/m.py~", ".swp"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

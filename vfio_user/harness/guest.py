@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import abc
 import base64
+import functools
 import inspect
 import json
 import re
@@ -236,8 +237,11 @@ class Guest(abc.ABC):
         return GuestFailure(what, evidence=f"{result.describe()}\n{self.evidence()}", result=result)
 
 
-def shipped(function: Callable[..., Any]) -> dict[str, object]:
+@functools.lru_cache(maxsize=512)
+def shipped(function: Callable[..., Any]) -> Mapping[str, object]:
     """A function as the guest's agent takes it: source, name, and where it stands for tracebacks.
+
+    It stays what it was when it was asked for first: a file that is edited while a soak runs has others at its lines.
 
     Raises:
         UserError: a function whose source is not enough: a lambda, a method, a closure.

@@ -361,6 +361,7 @@ class Lab:
     ) -> Machine:
         """Start a QEMU; with `restore` it waits for a guest from elsewhere. `memory` is the guest's, where apart."""
         qemu = qemu or self.qemu
+        spec.image.keep()  # a soak's guest moves on for hours, while somebody edits what its image is made of
         self._provide(spec.host, *qemu.folders, spec.image.kernel, spec.image.initramfs)
         machine = Machine(
             replace(qemu, argv=tuple(spec.host.command(qemu.argv))),

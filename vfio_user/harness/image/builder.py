@@ -37,6 +37,7 @@ from vfio_user.harness.image.recipe import ImageRecipe, OwnKernel, load_recipe, 
 
 IMAGE_SECONDS = 3600.0  # seconds after its last use for which an outdated image is kept: a run may still be starting it
 BASE_SECONDS = 86400.0  # the same for what takes longer to make
+_DIGITS = 16  # of the digest in a folder's name
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,10 @@ class GuestImage:
     def size(self) -> int:
         """Bytes of kernel and initramfs: what QEMU is given."""
         return sum(path.stat().st_size for path in (self.kernel, self.initramfs))
+
+    def keep(self) -> None:
+        """Say that it is in use: were it outdated meanwhile, it would be removed an hour after this."""
+        _touch(self.kernel.parent)
 
 
 @dataclass(frozen=True)
@@ -178,7 +183,7 @@ def _build(recipe: ImageRecipe, progress: Progress) -> GuestImage:
         _write_manifest(making, {**contents, "digest": digest})
     image = _open(recipe, folder, keys)
     progress(f"guest image {recipe.name}: {image.size / 1e6:.0f} MB, {digest[:12]}")
-    _prune(_images().glob(f"{recipe.name}-*"), IMAGE_SECONDS, keep=folder)
+    _prune(_images().glob(f"{recipe.name}-{'[0-9a-f]' * _DIGITS}"), IMAGE_SECONDS, keep=folder)  # its own alone
     return image
 
 
@@ -186,7 +191,7 @@ def _image_folder(recipe: ImageRecipe, base: Path, keys: Keys) -> Path:
     made_of = [base.name, _builder_digest(), keys.host_public, keys.client_public]
     for path, entry in overlay_tree(recipe):
         made_of += [path, repr(entry)]
-    return _images() / f"{recipe.name}-{_digest(*made_of)[:16]}"
+    return _images() / f"{recipe.name}-{_digest(*made_of)[:_DIGITS]}"
 
 
 def _current_base(recipe: ImageRecipe) -> Path | None:
