@@ -18,12 +18,13 @@ from pathlib import Path
 import pytest
 
 from tests.device_kit import descriptors_left
+from tests.processes import until
 from tests.session_kit import GUEST, Prober, comes_true, message_memory
 from userdev.errors import ProtocolError
 from userdev.transport import Stream, connect
 from vfio_user.client import Client, EventFd, GuestMemory, NoAnswer, RemoteError
 from vfio_user.client.service import Service
-from vfio_user.device import Quiesce
+from vfio_user.device import Quiesce, ResetKind
 from vfio_user.server import Server
 from vfio_user.wire import CURRENT, Capabilities, Command, Message, encode_version
 from vfio_user.wire.constants import DmaFlags, IrqIndex
@@ -80,6 +81,22 @@ def test_a_server_that_was_at_its_limit_of_descriptors_serves_the_next_client(se
         with descriptors_left(0):
             unlucky.connect(path)
             assert unlucky.recv(1) == b""
+    assert serves_the_next(server)
+
+
+def test_a_client_that_leaves_a_busy_device_and_no_descriptors_leaves_it_to_the_next(
+    device: Prober, server: Server, client: Client
+) -> None:
+    """Nobody can wait for the device then; what it has of its client goes all the same, or nobody ever could again."""
+    message_memory(client)
+    device.busy = Quiesce()
+    session = server._session
+    assert session is not None
+    with descriptors_left(0):
+        client.channel.end_sending()
+        until(lambda: session._over)
+    device.busy = None
+    assert (len(device.dma), device.resets) == (0, [ResetKind.LOST_CONNECTION])
     assert serves_the_next(server)
 
 

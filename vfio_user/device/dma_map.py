@@ -82,6 +82,10 @@ class DmaMap:
             self._last = pieces[-1][0]
         return pieces
 
+    def check_mapped(self, iova: int, count: int) -> None:
+        """Look whether all of these bytes are mapped; raises as `pieces`."""
+        self.pieces(iova, count, 0)
+
     def map(self, iova: int, size: int, flags: int, fd: int | None = None, offset: int = 0) -> None:
         """Make memory known. `flags` are DmaFlags; the fd is taken over: kept, or closed, also after an error. A range
         of no bytes is no memory: no hook is told of it, nor when it goes.

@@ -92,12 +92,7 @@ class Session:
         self.owed = Owed()
         self._worker = Worker(self._locked)
         self._requests = ClientRequests(
-            dialect,
-            self.connection,
-            self.lock,
-            self.owed,
-            self._answer_what_came,
-            lambda iova, count: function.dma.pieces(iova, count, 0),
+            dialect, self.connection, self.lock, self.owed, self._answer_what_came, function.dma.check_mapped
         )
         self._backlog: deque[Message] = deque()  # commands that came while the device was getting quiet
         self._deferred: deque[Callable[[], None]] = deque()
@@ -447,8 +442,12 @@ class Session:
 
     def _detach(self) -> None:
         """The device's threads get the lock, and a moment, to finish what they do for the client."""
-        self._wait_settled(self.function.client_gone(), QUIESCE_SECONDS)
-        self.function.detach()
+        try:
+            self._wait_settled(self.function.client_gone(), QUIESCE_SECONDS)
+        except OSError as error:  # there is no descriptor to wait with: the client's are what will be given back
+            log.warning("%s is not waited for: %s", self.function.name, error.strerror)
+        finally:
+            self.function.detach()
 
     def _close(self) -> None:
         self._over = True
