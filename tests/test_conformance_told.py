@@ -23,6 +23,7 @@ from vfio_user.cli._completion import complete_devices
 from vfio_user.cli._conformance import Asked, Suite, options
 from vfio_user.cli._own_checks import own_checks
 from vfio_user.client import NoAnswer
+from vfio_user.harness.server_exceptions import complaints_in
 from vfio_user.wire import CURRENT, DRAFT_V6, Dialect
 
 SERVER = _conformance.server
@@ -90,6 +91,20 @@ Traceback (most recent call last):
 ValueError: boo
 a note of it
 """
+
+
+def test_an_exception_is_told_with_its_authors_line_which_its_message_may_have() -> None:
+    head = "12:00:00.000 ERROR READ: the device failed\nTraceback (most recent call last):\n"
+    ours = f'  File "{_conformance.__file__}", line 62, in read\n'
+    mine = '  File "/home/me/mine.py", line 9, in r\n'
+    cases = {
+        mine + ours + "ValueError: boo\n": "ValueError: boo (/home/me/mine.py:9, in r)",
+        ours + "ValueError: boo\n": f"ValueError: boo ({_conformance.__file__}:62, in read)",
+        ours + "WrongReturn: r (/home/me/mine.py:8) has returned None\n": "r (/home/me/mine.py:8) has returned None",
+        mine + "WrongValue: s is 'x' (/home/me/mine.py:3)\n": "(/home/me/mine.py:3) (/home/me/mine.py:9, in r)",
+    }
+    for lines, words in cases.items():
+        assert complaints_in(head + lines)[0].endswith(words), lines
 
 
 def test_what_a_server_of_ours_complains_of_is_told_with_the_failure_and_an_exception_in_any_case(

@@ -15,6 +15,8 @@ from vfio_user.page.texts import text_of
 
 _TRACEBACK = "Traceback (most recent call last):"
 _FRAME = re.compile(r'  File "(.+)", line (\d+), in (\S+)')
+_PLACE = re.compile(r"\(\S+:\d+")
+"""Where something is written, as messages of ours have it that are about what an author wrote."""
 MOST_LINES = 60
 """Of a traceback that is kept."""
 
@@ -28,7 +30,7 @@ class LoggedException:
     what: str
     """TYPE: MESSAGE."""
     place: str
-    """FILE:LINE, in FUNCTION, of its author's where one is among its lines."""
+    """FILE:LINE, in FUNCTION, of its author's where one is among its lines; "" where only `what` has one."""
     traceback: str
 
     @property
@@ -81,7 +83,9 @@ def _rest_of(lines: Iterable[str]) -> Iterator[str]:
 def _exception(name: str, when: float, lines: list[str]) -> LoggedException:
     frames = [found for found in map(_FRAME.match, lines) if found]
     last = max((index for index, line in enumerate(lines) if _FRAME.match(line)), default=0)
-    frame = next((frame for frame in reversed(frames) if is_authors(frame[1])), frames[-1] if frames else None)
     said = [line for line in lines[last:] if line and not line[0].isspace() and line != _TRACEBACK]
+    what = said[0] if said else "an exception"  # what follows are notes
+    ours = frames[-1] if frames and not _PLACE.search(what) else None
+    frame = next((frame for frame in reversed(frames) if is_authors(frame[1])), ours)
     place = f"{frame[1]}:{frame[2]}, in {frame[3]}" if frame else ""
-    return LoggedException(name, when, said[0] if said else "an exception", place, "\n".join(lines))  # then notes
+    return LoggedException(name, when, what, place, "\n".join(lines))
