@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from tests.test_soak_command import results as results
 from tests.test_soak_command import run, summary
 from userdev.errors import UserError, VerdictError
+from vfio_user.cli import cli
 from vfio_user.cli import soak as soak_command
 from vfio_user.soak import EVENTS, USUAL_WEIGHTS, Happening, Journal, Order
 from vfio_user.soak.summary import summary_of
@@ -90,6 +91,18 @@ def test_a_rate_is_of_all_that_happened_those_that_failed_too(tmp_path: Path) ->
     assert found["events"] == 4
     assert found["seconds"] == pytest.approx(400, abs=20)
     assert found["a_minute"] == pytest.approx(4 / found["seconds"] * 60, abs=0.02)
+
+
+def test_the_page_of_a_soak_is_not_written_over_by_one_of_what_has_happened(
+    results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(monkeypatch, "--only", "1", "--seed", "1", "--quiet")
+    [page] = results.glob("soak-*/index.html")
+    before = page.read_bytes()
+    with pytest.raises(UserError, match="which has its page"):
+        cli.main(["show", str(page.parent), "--no-open"], standalone_mode=False)
+    cli.main(["show", str(page.parent), "--no-open", "-o", str(results / "happened.html")], standalone_mode=False)
+    assert (page.read_bytes(), (results / "happened.html").exists()) == (before, True)
 
 
 # -- what would be ----------------------------------------------------------------------------------------------------

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import click
 
+from userdev.errors import UserError
 from vfio_user.cli._outputs import Output, refuse_overwriting
 from vfio_user.cli._registers import registers as names
 from vfio_user.page.document import write_page
-from vfio_user.page.names import INDEX
+from vfio_user.page.names import INDEX, SOAK
 
 
 @click.command()
@@ -28,6 +29,9 @@ def command(what: Path, output: Path | None, registers: str | None, opened: bool
     """
     out = output or (what / INDEX if what.is_dir() else what.with_name(what.name + ".html"))
     refuse_overwriting(out, read=(registers,))
+    if output is None and (what / SOAK).exists() and out.exists():
+        hint = f"-o FILE writes one of what has happened; {out} is the soak's own"
+        raise UserError(f"{what} is the folder of a soak, which has its page", hint=hint)
     page = write_page(what, out, registers=names(registers) if registers is not None else None)
     for why in page.truncated:
         click.echo(f"{why}; everything before it is on the page", err=True)
