@@ -330,3 +330,24 @@ def test_a_table_of_interrupts_has_16_bytes_for_each(vectors: int, fits: bool) -
     found = ConfigSpaceDump(bytes(config({0x40: capability}, first=0x40))).capabilities()
     told = list(_not_survived([Region(0, 0x1000, 3, 0)], list(found)))
     assert (told == []) is fits
+
+
+def test_no_more_regions_and_interrupts_are_asked_for_than_qemu_takes(tmp_path: Path) -> None:
+    """A server may answer for every number that there is."""
+
+    class Endless(Client):
+        def device_info(self) -> at.VfioDeviceInfo:
+            return super().device_info()._replace(num_regions=101, num_irqs=51)
+
+        def region_info(self, index: int) -> Region:
+            return super().region_info(index) if index < 9 else Region(index, 0, 0, 0)
+
+        def irq_info(self, index: int) -> at.VfioIrqInfo:
+            return super().irq_info(min(index, 4))
+
+    address = str(tmp_path / "s")
+    with closing(Everything()) as device, Server(device, address), Endless.connect(address) as client:
+        found = describe(client)
+    assert (len(found.regions), len(found.irqs)) == (100, 50)
+    told = [problem.partition(":")[0] for problem in found.problems[:2]]
+    assert told == ["101 regions", "51 interrupt types"]

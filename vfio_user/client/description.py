@@ -13,6 +13,8 @@ from vfio_user.client.regions import Region
 from vfio_user.wire import Command
 from vfio_user.wire.constants import (
     MIGRATION_REGION_TYPE,
+    MOST_IRQS,
+    MOST_REGIONS,
     Feature,
     IrqIndex,
     IrqInfoFlags,
@@ -20,6 +22,7 @@ from vfio_user.wire.constants import (
     RegionFlags,
     RegionIndex,
 )
+from vfio_user.wire.layouts import VfioDeviceInfo
 
 _LAST_BAR = 5
 CONFIG_SIZES = (4096, 256)
@@ -104,11 +107,11 @@ def describe(client: Client) -> Description:
         ProtocolError, Disconnected, NoAnswer: as from the client.
     """
     info = client.device_info()
-    regions = [client.region_info(index) for index in range(info.num_regions)]
+    regions = [client.region_info(index) for index in range(min(info.num_regions, MOST_REGIONS))]
     config = ConfigSpaceDump(_read_config(client, regions))
     capabilities = config.capabilities()
     bars = {bar.index: bar.kind + (" prefetchable" if bar.prefetchable else "") for bar in config.bars()}
-    irqs = [irq_facts(client, index) for index in range(info.num_irqs)]
+    irqs = [irq_facts(client, index) for index in range(min(info.num_irqs, MOST_IRQS))]
     assert client.server is not None
     agreed = client.server.capabilities
     not_survived = list(_not_survived(regions, capabilities))
@@ -131,6 +134,7 @@ def describe(client: Client) -> Description:
         migration=_migration_facts(client, regions),
         problems=[
             *config.problems,
+            *_too_many(info),
             *_problems(regions, irqs, capabilities, config.class_code),
             *_header_problems(config, regions, irqs, capabilities),
             *not_survived,
@@ -181,6 +185,15 @@ def _migration_facts(client: Client, regions: list[Region]) -> MigrationFacts:
         return by_region
     flags = [flag.name.lower() for flag in MigrationSupport if support & flag and flag.name]
     return MigrationFacts("messages", flags, state.name, logging)
+
+
+def _too_many(info: VfioDeviceInfo) -> Iterator[str]:
+    for found, what, most in (
+        (info.num_regions, "region", MOST_REGIONS),
+        (info.num_irqs, "interrupt type", MOST_IRQS),
+    ):
+        if found > most:
+            yield f"{counted(found, what)}: QEMU takes at most {most}, and no more were asked for"
 
 
 def _problems(

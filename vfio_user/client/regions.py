@@ -13,7 +13,7 @@ from userdev.transport import close_all
 from vfio_user.client.connection import ClientConnection, at_once
 from vfio_user.client.errors import RemoteError, none_refused
 from vfio_user.wire import Command, Message
-from vfio_user.wire.constants import MIGRATION_REGION_TYPE, NO_FD, IoFdType, RegionFlags, RegionIndex
+from vfio_user.wire.constants import MIGRATION_REGION_TYPE, MOST_REGIONS, NO_FD, IoFdType, RegionFlags, RegionIndex
 from vfio_user.wire.layouts import (
     DEVICE_INFO,
     IO_FD,
@@ -97,8 +97,8 @@ class RegionCalls(ClientConnection):
                     close_all(reply.fds)
 
     def regions(self) -> list[Region]:
-        """Every region of the device, unused ones with size 0 among them."""
-        return none_refused(self.region_infos(range(self.device_info().num_regions)))
+        """Every region of the device, unused ones with size 0 among them; of those that QEMU would take."""
+        return none_refused(self.region_infos(range(min(self.device_info().num_regions, MOST_REGIONS))))
 
     def map_region(self, region: Region, area: tuple[int, int] | None = None) -> mmap.mmap:
         """Map one area (offset, size) of a region; None is the first that may be mapped. The caller closes it. A server

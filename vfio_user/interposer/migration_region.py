@@ -16,7 +16,7 @@ from vfio_user.interposer.errors import RequestRefused
 from vfio_user.interposer.session import ForwardedSession
 from vfio_user.wire import REGION_MIGRATION, Command, Message
 from vfio_user.wire import layouts as at
-from vfio_user.wire.constants import MIGRATION_REGION_TYPE, DirtyPagesFlags, MigrationSupport, RegionIndex
+from vfio_user.wire.constants import MIGRATION_REGION_TYPE, MOST_REGIONS, DirtyPagesFlags, MigrationSupport, RegionIndex
 from vfio_user.wire.constants import MigrationState as State
 from vfio_user.wire.region_info import decode_region_info
 from vfio_user.wire.state_pieces import StatePieces
@@ -47,7 +47,7 @@ _BY_WAY_OF = {
 async def find(session: ForwardedSession) -> RegionMigration | None:
     """The migration of a server by a region; None where it has none."""
     info = at.DEVICE_INFO.unpack(await own_calls.device_info(session))
-    for index in range(RegionIndex.VGA + 1, info.num_regions):
+    for index in range(RegionIndex.VGA + 1, min(info.num_regions, MOST_REGIONS)):
         request = at.REGION_INFO.pack(_ROOM, 0, index, 0, 0, 0)
         region, _ = decode_region_info((await own_calls.request(session, Command.GET_REGION_INFO, request)).payload)
         if region.type == MIGRATION_REGION_TYPE and region.size:

@@ -69,6 +69,8 @@ class RegionIndex(IntEnum):
     MIGRATION = 9
 
 
+MOST_REGIONS, MOST_IRQS = 100, 50
+"""What QEMU takes of a device (protocol.md 7). Nobody asks for more: a server may answer for any number it says."""
 MOST_VECTORS = 1 << 16
 """Of one index, that whoever looks at a session follows: PCI has 2048 at most, and the fields room for 2^32."""
 

@@ -19,7 +19,7 @@ from vfio_user.client.eventfd import EventFd
 from vfio_user.client.memory import GuestMemory
 from vfio_user.client.regions import Region
 from vfio_user.wire import Command, Dialect, Message
-from vfio_user.wire.constants import Feature, IrqIndex, RegionIndex
+from vfio_user.wire.constants import MOST_IRQS, MOST_REGIONS, Feature, IrqIndex, RegionIndex
 from vfio_user.wire.layouts import VfioDeviceInfo, VfioIrqInfo
 
 INTERRUPT_LINE = 0x3C
@@ -118,13 +118,13 @@ class Bench:
     def regions(self) -> list[Region]:
         """The description of each region."""
         with relying("region_info/describes-every-region"):
-            return none_refused(self.client.region_infos(range(self.info.num_regions)))
+            return none_refused(self.client.region_infos(range(min(self.info.num_regions, MOST_REGIONS))))
 
     @cached_property
     def irqs(self) -> list[VfioIrqInfo]:
         """The description of each interrupt index."""
         with relying("irq_info/describes-every-type"):
-            return none_refused(self.client.irq_infos(range(self.info.num_irqs)))
+            return none_refused(self.client.irq_infos(range(min(self.info.num_irqs, MOST_IRQS))))
 
     def irq(self, vectors: int = 1) -> VfioIrqInfo:
         """An interrupt type with at least so many vectors; MSI-X and MSI before INTx."""
@@ -221,9 +221,9 @@ class Bench:
         client = self.client
         info = client.device_info()
         state: dict[str, object] = {"GET_INFO": info}
-        for index, region in enumerate(client.region_infos(range(info.num_regions))):
+        for index, region in enumerate(client.region_infos(range(min(info.num_regions, MOST_REGIONS)))):
             state[f"region {index}"] = region.errno if isinstance(region, RemoteError) else _description(region)
-        for index, irq in enumerate(client.irq_infos(range(info.num_irqs))):
+        for index, irq in enumerate(client.irq_infos(range(min(info.num_irqs, MOST_IRQS)))):
             state[f"interrupt type {index}"] = irq.errno if isinstance(irq, RemoteError) else irq
         state["config space"] = _header(client)
         return state
