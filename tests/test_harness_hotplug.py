@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import sys
@@ -176,3 +177,20 @@ def test_memory_is_waited_for_until_there_is_enough_and_no_longer_than_was_said(
     with pytest.raises(TimeoutError):
         wait_for_memory(129 * MIB, 5)
     assert guest.now == pytest.approx(5)
+
+
+def test_more_news_than_the_guest_can_hold_are_news_too(guest: Guest) -> None:
+    """The kernel says ENOBUFS once then, of what it has dropped."""
+    function = guest.plug([BAR])
+
+    def overflows(then: Event) -> Event:
+        def happens() -> None:
+            then()
+            raise OSError(errno.ENOBUFS, "No buffer space available")
+
+        return happens
+
+    guest.news = [overflows((function / "resource0").touch)]
+    assert wait_for_device("0000:01:??.?", 5)["address"] == ADDRESS
+    guest.news = [overflows(lambda: setattr(guest, "memory", 128))]
+    wait_for_memory(128 * MIB, 5)

@@ -78,7 +78,7 @@ def wait_for_device(pattern: str, seconds: float) -> dict[str, Any]:
         if left <= 0:
             return {"missing": ", ".join(path.name for path in found) or "no device"}
         news.settimeout(min(left, 0.01 if found else 0.25))
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(OSError):  # in vain, or more news than the socket holds: look again
             news.recv(8192)
 
 
@@ -95,6 +95,7 @@ def wait_for_memory(size: int, seconds: float) -> None:
     Raises:
         TimeoutError: it never had.
     """
+    import contextlib
     import os
     import socket
     import time
@@ -104,9 +105,8 @@ def wait_for_memory(size: int, seconds: float) -> None:
     with socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, uevents) as news:
         news.bind((0, 1))
         while os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") < size:
-            news.settimeout(min(0.25, max(0.001, end - time.monotonic())))
-            try:
+            if (left := end - time.monotonic()) <= 0:
+                raise TimeoutError(f"the kernel has less than {size >> 20} MiB of memory after {seconds:g} s")
+            news.settimeout(min(0.25, left))
+            with contextlib.suppress(OSError):  # in vain, or more news than the socket holds: look again
                 news.recv(8192)
-            except TimeoutError:
-                if time.monotonic() >= end:
-                    raise
