@@ -163,6 +163,14 @@ def test_two_crashes_at_one_place_leave_both_their_cores(tmp_path: Path) -> None
     assert len({death.backtrace for death in found}) == 2
 
 
+def test_a_core_that_another_has_just_taken_hides_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where all programs of a machine leave theirs in one folder."""
+    (ours := tmp_path / "core.2").touch()
+    monkeypatch.setattr(coredump, "_candidates", lambda *_: iter([tmp_path / "core.1", ours]))
+    monkeypatch.setattr(coredump, "process_of", lambda _: 2)
+    assert coredump.find_core(2, 0.0, tmp_path) == ours
+
+
 @pytest.mark.parametrize(
     ("log", "said"),
     [

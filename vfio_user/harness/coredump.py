@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,9 @@ _BACKTRACE_SECONDS = 60.0
 def find_core(pid: int, began: float, folder: Path) -> Path | None:
     """The core of process `pid`, which began at `began` (seconds since 1970) and had `folder` as working directory."""
     for path in _candidates(_PATTERN.read_text().strip(), folder):
-        if path.stat().st_mtime >= began and process_of(path) == pid:
-            return path
+        with suppress(FileNotFoundError):  # another's, who has just taken it
+            if path.stat().st_mtime >= began and process_of(path) == pid:
+                return path
     return None
 
 
