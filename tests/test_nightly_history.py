@@ -135,6 +135,18 @@ def test_nights_follow_each_other_whatever_the_clock_of_their_place_says(tmp_pat
     assert [name for name, _ in history.latest("ours", 9)] == ["n-4", "n-3", "n-2", "n-1"]
 
 
+def test_a_night_of_a_clock_that_was_ahead_is_no_longer_the_latest_once_that_is_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(history_module, "KEPT", 2)
+    history = History(tmp_path)
+    now = datetime.now(UTC)
+    for number, began in ((1, now + timedelta(days=400)), (2, now - timedelta(days=2)), (3, now - timedelta(days=1))):
+        history.add(nth(number, case("a"), began=began))
+        assert next(name for name, _ in history.latest("ours", 9)) == f"n-{number}"
+    assert [name for name, _ in history.latest("ours", 9)] == ["n-3", "n-2"], "and it is the first to be forgotten"
+
+
 def test_a_plan_has_so_many_nights_and_the_oldest_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(history_module, "KEPT", 2)
     history = History(tmp_path)

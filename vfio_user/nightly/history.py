@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC
+from datetime import UTC, datetime
 from pathlib import Path
 
 from userdev.counted import counted
@@ -36,6 +36,11 @@ CREATE TABLE IF NOT EXISTS results (
     plan TEXT NOT NULL, night TEXT NOT NULL, id TEXT NOT NULL, test TEXT NOT NULL, verdict TEXT NOT NULL,
     seconds REAL NOT NULL, PRIMARY KEY (plan, night, id),
     FOREIGN KEY (plan, night) REFERENCES nights ON DELETE CASCADE);
+"""
+
+_LATEST = "ORDER BY began > ?, began DESC"
+"""The latest first, of now: one that is still to begin is of a clock that was ahead, and older than all others. As the
+latest it would be what every night is compared with until then.
 """
 
 
@@ -90,7 +95,7 @@ class History:
         status = (Status.FINISHED,) if finished else (Status.FINISHED, Status.ENDED)
         with self._opened() as database:
             asked = f"SELECT night FROM nights WHERE plan = ? AND night != ? AND status IN ({_marks(status)})"
-            for (night,) in database.execute(f"{asked} ORDER BY began DESC", (plan, but, *status)).fetchall():
+            for (night,) in database.execute(f"{asked} {_LATEST}", (plan, but, *status, _now())).fetchall():
                 rows = database.execute(
                     "SELECT id, test, verdict, seconds FROM results WHERE plan = ? AND night = ?", (plan, night)
                 )
@@ -172,9 +177,13 @@ def _insert(database: sqlite3.Connection, summary: Summary) -> None:
 def _prune(database: sqlite3.Connection, plan: str) -> None:
     database.execute(
         "DELETE FROM nights WHERE plan = ? AND night NOT IN"
-        " (SELECT night FROM nights WHERE plan = ? ORDER BY began DESC LIMIT ?)",
-        (plan, plan, KEPT),
+        f" (SELECT night FROM nights WHERE plan = ? {_LATEST} LIMIT ?)",
+        (plan, plan, _now(), KEPT),
     )
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat()
 
 
 def _marks(values: Sequence[object]) -> str:
