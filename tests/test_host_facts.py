@@ -19,7 +19,7 @@ import pytest
 
 import vfio_user
 from userdev.errors import UserError
-from vfio_user.harness.hosts import LocalHost, remote_agent
+from vfio_user.harness.hosts import LocalHost, remote_agent, ssh_connection
 from vfio_user.harness.hosts.pair import Pair
 from vfio_user.harness.hosts.remote_agent import Frames, Outgoing, Streams
 from vfio_user.harness.hosts.ssh_connection import put, require_other_files, require_package, why_lost
@@ -120,6 +120,8 @@ class FarPython:
 
     def __init__(self, status: int, said: bytes = b"") -> None:
         self.status, self.said = status, said
+        self.status_event = threading.Event()
+        self.status_event.set()
 
     def exec_command(self, command: str, timeout: float) -> tuple[Any, Any, Any]:
         return None, SimpleNamespace(channel=self), BytesIO(self.said)
@@ -157,3 +159,14 @@ def test_a_host_that_is_this_machine_is_refused_before_its_sockets_are_in_each_o
     assert "--hosts ssh" in error.value.hint
     there: Any = FarPython(1)
     require_other_files(there, {"host": "far.example", "port": 22})
+
+
+def test_a_host_whose_shell_hangs_is_told_of_and_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its server answers, and what it has started does not: as where a network's file system has gone."""
+    monkeypatch.setattr(ssh_connection, "_IMPORT_SECONDS", 0.01)
+    hanging: Any = FarPython(0)
+    hanging.status_event.clear()
+    with pytest.raises(UserError, match="no answer"):
+        require_package(hanging, {"python": "/opt/python", "host": "far.example"})
+    with pytest.raises(UserError, match="no answer"):
+        require_other_files(hanging, {"host": "far.example", "port": 22})

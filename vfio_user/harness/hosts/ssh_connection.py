@@ -81,7 +81,7 @@ def require_package(client: paramiko.SSHClient, where: Mapping[str, Any]) -> Non
     _, stdout, stderr = client.exec_command(asked, timeout=_IMPORT_SECONDS)
     try:
         said = stderr.read().decode(errors="replace").strip()
-        status = stdout.channel.recv_exit_status()
+        status = _status_of(stdout.channel)
     except OSError:  # nothing is said for so long
         said, status = "no answer", -1
     if status:
@@ -99,9 +99,24 @@ def require_other_files(client: paramiko.SSHClient, where: Mapping[str, Any]) ->
     """
     with NamedTemporaryFile(prefix="vfio-user-here-") as ours:
         _, stdout, _ = client.exec_command(f"test -e {shlex.quote(ours.name)}", timeout=_IMPORT_SECONDS)
-        if stdout.channel.recv_exit_status() == 0:
+        try:
+            status = _status_of(stdout.channel)
+        except TimeoutError as error:
+            raise UserError(f"{where['host']}: {error}", hint="does a program run there at all?") from error
+        if status == 0:
             what = f"{where['host']}:{where['port']} leads to this very machine, or to one that has its files"
             raise UserError(what, hint="--hosts ssh tries SSH on one machine, in two namespaces of it")
+
+
+def _status_of(channel: paramiko.Channel) -> int:
+    """The exit status of a program that takes a moment; paramiko by itself would wait for ever.
+
+    Raises:
+        TimeoutError: it has none in time, as one that hangs on a file system which does not answer.
+    """
+    if not channel.status_event.wait(_IMPORT_SECONDS):
+        raise TimeoutError(f"no answer in {_IMPORT_SECONDS:g} s")
+    return channel.recv_exit_status()
 
 
 def why_lost(error: Exception) -> str:
