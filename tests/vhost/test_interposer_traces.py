@@ -452,3 +452,9 @@ def test_a_reply_is_an_error_by_its_number_and_not_by_the_bit_that_there_is_no_d
     for request in (R.SET_DEVICE_STATE_FD, R.CHECK_DEVICE_STATE):
         for value, kind in ((0, "reply"), (0x100, "reply"), (1, "error"), (0x101, "error"), (22, "error")):
             assert describe(Asker.FRONT_END, acknowledge(request, value)).kind == kind, (request, value)
+
+
+def test_the_size_of_a_log_that_was_taken_is_no_error() -> None:
+    """The specification has no payload for the reply to SET_LOG_BASE: QEMU's storage daemon and passt send the size."""
+    for value, kind in ((0, "reply"), (4096, "reply"), (16384, "reply"), (errno.EINVAL, "error"), (4095, "error")):
+        assert describe(Asker.FRONT_END, acknowledge(R.SET_LOG_BASE, value)).kind == kind, value

@@ -39,6 +39,10 @@ _ADDRESSES = frozenset(
 """Fields that are shown in hexadecimal, but for sizes."""
 
 
+_LAST_ERRNO = 4095
+"""Of Linux. QEMU's storage daemon and passt answer SET_LOG_BASE with the log's size, which is larger."""
+
+
 def names(kind: type[IntFlag], value: int) -> str:
     """The names of the bits that are set; those without a name, as a device's own feature bits, as a number."""
     known = [bit for bit in kind if bit & value]
@@ -200,7 +204,7 @@ def _show(request: Request, message: Message, payload: of.Payload[Any], value: A
             decoded.number = value if name not in ("vring", _RESULT) else None
             if name == "vring":
                 decoded.ring = value & VRING_MASK
-            if name == _RESULT and value & ~NO_FD:
+            if name == _RESULT and _is_error(request, value):
                 decoded.kind = "error"
         case bytes():
             decoded.data = value
@@ -213,6 +217,11 @@ def _show(request: Request, message: Message, payload: of.Payload[Any], value: A
             decoded.fields |= _fields(value)
             ring = getattr(value, "vring", getattr(value, "vring_and_flags", None))
             decoded.ring = ring & VRING_MASK if ring is not None else None
+
+
+def _is_error(request: Request, value: int) -> bool:
+    """Whether the number of a reply says that something was refused; the size of a log that was taken does not."""
+    return bool(value & ~NO_FD) and not (request is _R.SET_LOG_BASE and value > _LAST_ERRNO)
 
 
 def _fields(record: Any) -> dict[str, Any]:
