@@ -18,7 +18,6 @@ from pathlib import Path
 import click
 import pytest
 from click.shell_completion import get_completion_class
-from click.testing import CliRunner
 
 from tests.cases import for_each, for_each_row
 from userdev.errors import UserError, VerdictError
@@ -495,10 +494,3 @@ def test_every_option_with_a_few_values_says_what_was_meant() -> None:
     folder = Path(__file__).parent.parent / "vfio_user" / "cli"
     without = [path.name for path in folder.glob("*.py") if "type=click.Choice" in path.read_text()]
     assert without == []
-
-
-def test_a_default_is_shown_where_there_is_one_and_an_example_does_not_look_like_one() -> None:
-    told = " ".join(CliRunner().invoke(vhost_user_cli, ["serve", "rng", "--help"]).stdout.split())
-    assert re.search(r"--reconnect SECONDS .*?\[default: 30.0; x>=0\] --without", told)
-    assert re.search(r"--without NAME,... .*as LOG_ALL,INFLIGHT_SHMFD.*? --print", told)
-    assert "[default: ]" not in told

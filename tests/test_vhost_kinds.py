@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 from contextlib import ExitStack
@@ -140,8 +141,9 @@ def test_what_is_odd_or_wrong_about_a_class_is_told_where_its_servers_words_are_
         said = f"{prefix}{':' if prefix else ''}{tmp_path}/odd.py:{name} --option 1"
         with pytest.warns(UnusedAttribute, match="did you mean"):
             known_command_of(said, protocol)
-        for command in ("probe", "conformance", "fuzz"):
-            line = [command, "--device", f"{tmp_path}/wrong.py:{name}"]
+        own = ("minimize t",) if protocol == "vfio-user" else ()
+        for command in ("probe", "conformance", "fuzz", *own):
+            line = [*command.split(), "--device", f"{tmp_path}/wrong.py:{name}"]
             told = CliRunner().invoke(cli if protocol == "vfio-user" else vhost_user_cli, line)
             assert isinstance(told.exception, UserError), line
             assert "nothing_like_it" in str(told.exception), line
@@ -163,3 +165,10 @@ def test_a_sample_request_that_no_driver_could_make_is_refused() -> None:
 
     with pytest.raises(DeclarationError, match="queue 1"):
         Far()
+
+
+def test_a_default_is_shown_where_there_is_one_and_an_example_does_not_look_like_one() -> None:
+    told = " ".join(CliRunner().invoke(vhost_user_cli, ["serve", "rng", "--help"]).stdout.split())
+    assert re.search(r"--reconnect SECONDS .*?\[default: 30.0; x>=0\] --without", told)
+    assert re.search(r"--without NAME,... .*as LOG_ALL,INFLIGHT_SHMFD.*? --print", told)
+    assert "[default: ]" not in told

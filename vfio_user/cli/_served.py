@@ -72,8 +72,12 @@ def _catalogue(protocol: str) -> Catalogue[Any]:
     return DEVICES
 
 
-def device_as_command(protocol: str, complete: Completer) -> Callable[[F], F]:
-    """Give a command the option --device, which is a way to say its --server-command; `complete` is as of an option."""
+def device_as_command(protocol: str, complete: Completer, *, shown: bool = True) -> Callable[[F], F]:
+    """Give a command the option --device, which is a way to say its --server-command; `complete` is as of an option.
+
+    `shown`: what its servers print is.
+    """
+    named = command_of if shown else known_command_of
 
     def decorate(command: F) -> F:
         @functools.wraps(command)
@@ -83,7 +87,7 @@ def device_as_command(protocol: str, complete: Completer) -> Callable[[F], F]:
                 if beside is not None:
                     option = f"--{beside.replace('_', '-')}"
                     raise UserError(f"one server, please: --device and {option} are two", hint=f"leave {option} out")
-                given["server_command"] = command_of(device, protocol)
+                given["server_command"] = named(device, protocol)
             return command(*arguments, **given)
 
         option = device_option(help=f"Start the server of this. {DEVICE}", shell_complete=complete)

@@ -26,7 +26,7 @@ _INTERRUPTED = 130
 @click.command()
 @click.argument("trace", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--server-command", metavar="CMD", help="The server; started anew for every attempt.")
-@device_as_command("vfio-user", complete_servers)
+@device_as_command("vfio-user", complete_servers, shown=False)
 @click.option("--against", metavar="CMD", help="A reference, which does right: what is left is good on it.")
 @click.option("--check", metavar="CMD", help="Decide by CMD: {trace} is the candidate; it fails while CMD does.")
 @click.option("--record", type=int, metavar="N", help="Of several that differ the one to explain, as `replay` numbers.")
