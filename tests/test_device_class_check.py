@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -443,6 +444,47 @@ def test_an_attribute_that_a_base_uses_is_its_authors_own() -> None:
         migratble = False
 
     assert not Answers().answer()
+
+
+def test_what_a_constructor_sets_in_vain_is_told_once_with_its_line() -> None:
+    class Rng(VhostDevice):
+        virtio_id = 4
+        queues = Queues(1)
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.feature = 1 << 9
+            self.virtio_ids = 5
+            self.virtio_ids += 1
+
+        @queue(0)
+        def take(self, chain: Chain) -> int:
+            return 0
+
+    class Nic(PciDevice):
+        ids = PciIds(1, 2)
+
+        def __init__(self) -> None:
+            self.migratble = False
+            self.state_versions = 1
+            self._migratble = False
+            super().__init__()
+
+        def own(self) -> int:
+            return self.state_versions
+
+    cases: tuple[tuple[type, str, str, int], ...] = (
+        (Rng, "feature", "features", 2),
+        (Nic, "migratble", "migratable", 1),
+    )
+    for kind, name, meant, below in cases:
+        with pytest.warns(UnusedAttribute) as told:
+            kind()
+        [warning] = told
+        assert f"{name} is used by nothing: did you mean {meant}" in str(warning.message)
+        constructor: Any = inspect.unwrap(vars(kind)["__init__"])
+        assert (warning.filename, warning.lineno) == (__file__, constructor.__code__.co_firstlineno + below)
+        kind()  # once is enough
 
 
 def test_it_is_told_of_a_virtio_device_too() -> None:

@@ -46,9 +46,14 @@ def loaded(code: CodeType) -> set[str]:
 
 def assigned_at(device_class: type, name: str) -> str:
     """Where functions of an author assign an attribute, "; it is assigned at FILE:LINE"; nothing where none does."""
-    own = [base for base in device_class.__mro__ if not base.__module__.startswith((*OURS, "builtins"))]
-    places = sorted({place for code in codes_of(own) for place in _stores(code, name)})
+    places = assignments(device_class, name)
     return f"; it is assigned at {', '.join(map(str, places[:_TOLD]))}" if places else ""
+
+
+def assignments(device_class: type, name: str) -> list[Source]:
+    """The places where functions of an author assign an attribute."""
+    own = [base for base in device_class.__mro__ if not base.__module__.startswith((*OURS, "builtins"))]
+    return sorted({place for code in codes_of(own) for place in _stores(code, name)})
 
 
 def _stores(code: CodeType, name: str) -> Iterator[Source]:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from types import FrameType
+from weakref import WeakKeyDictionary
 
-from userdev.declare.authors_code import bodies_of, codes_of, line_of, loaded
+from userdev.declare.authors_code import assignments, bodies_of, codes_of, line_of, loaded
 from userdev.declare.declared import source_of
 
 _ALIKE = 0.85
@@ -18,7 +19,7 @@ _ALIKE = 0.85
 
 
 class UnusedAttribute(UserWarning):
-    """A class attribute is used by nothing, and is called nearly as one that every device has."""
+    """An attribute of a device or its class is used by nothing, and is called nearly as one that every device has."""
 
 
 def warn_of_unused(
@@ -42,6 +43,24 @@ def warn_of_unused(
             which = f"{device_class.__qualname__}.{name}"
             what = f"{which} is used by nothing: did you mean {meant}, which every device has?"
             warnings.warn_explicit(what, UnusedAttribute, frame.f_code.co_filename, place)
+
+
+def warn_of_unused_in(device: object, framework: type, attributes: Mapping[str, tuple[type, ...]]) -> None:
+    """Warn likewise of what the constructor of a device has set, once for each class and name."""
+    kind = type(device)
+    looked = _looked.setdefault(kind, set())
+    own = [base for base in kind.__mro__ if issubclass(base, framework) and base is not framework]
+    for name in vars(device).keys() - looked:
+        looked.add(name)
+        meant = _meant(name, vars(device)[name], attributes)
+        places = assignments(kind, name) if meant is not None and meant not in vars(device) else []
+        if places and not any(name in loaded(code) for code in codes_of(own)):
+            what = f"{kind.__qualname__}.{name} is used by nothing: did you mean {meant}, which every device has?"
+            warnings.warn_explicit(what, UnusedAttribute, places[0].file, places[0].line)
+
+
+_looked: WeakKeyDictionary[type, set[str]] = WeakKeyDictionary()
+"""By class: names that instances have had."""
 
 
 def _meant(name: str, value: object, attributes: Mapping[str, tuple[type, ...]]) -> str | None:

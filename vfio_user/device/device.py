@@ -29,8 +29,9 @@ from userdev.declare.authors_code import assigned_at
 from userdev.declare.construction import followed_by
 from userdev.declare.declared import Source, authors_frame, source_of
 from userdev.declare.returned import check_work
+from userdev.declare.unused import warn_of_unused_in
 from userdev.errors import DeclarationError
-from vfio_user.device.attributes import check_attributes
+from vfio_user.device.attributes import PLAIN, check_attributes
 from vfio_user.device.class_check import check_class
 from vfio_user.device.construction import of_declarations
 from vfio_user.device.declarations import Declarations
@@ -185,6 +186,7 @@ class PciDevice(Declarations):
             what = f"{type(self).__qualname__}.__init__ does not call super().__init__() ({self._source})"
             raise DeclarationError(what, hint="it makes the device")
         self._check_set()
+        warn_of_unused_in(self, PciDevice, PLAIN)
         self._function.constructed()
 
     def _check_set(self) -> None:

@@ -16,6 +16,9 @@ from vhost_user.device.supply import SupplyQueue
 
 SAID = frozenset({"virtio_id", "queues", "features", "sample_request"})
 
+PLAIN = MappingProxyType({"virtio_id": (int,), "features": (int,)})
+"""Those of them that only their names tell from an author's own, with the types of their values."""
+
 OWN_FEATURES = (1 << 24) - 1 | ((1 << 64) - 1) & ~((1 << 50) - 1)
 """Bits of features that are a device type's own (virtio 1.3, "Feature Bits"): 0 to 23, and from 50 on."""
 
@@ -81,7 +84,7 @@ def _one_of(left: Sequence[int], taker: QueueHandler | SupplyQueue) -> str:
 
 class _Check(ClassCheck):
     said = SAID
-    plain = MappingProxyType({"virtio_id": (int,), "features": (int,)})
+    plain = PLAIN
     guide = "vfio-user docs vhost-user"
 
     def run(self) -> None:

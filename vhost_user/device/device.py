@@ -28,9 +28,10 @@ from userdev.declare.construction import followed_by
 from userdev.declare.declared import authors_frame, declarations, source_of
 from userdev.declare.returned import check_work
 from userdev.declare.state import Snapshot
+from userdev.declare.unused import warn_of_unused_in
 from userdev.errors import AUTHORS_FAILURES, DeclarationError, ProtocolError
 from vhost_user.device import saved
-from vhost_user.device.class_check import SAID, check_class, takers_of, wrong_attribute
+from vhost_user.device.class_check import PLAIN, SAID, check_class, takers_of, wrong_attribute
 from vhost_user.device.config import ConfigField, ConfigSpace
 from vhost_user.device.queues import QueueHandler, Queues, Taken
 from vhost_user.device.sample import SampleRequest
@@ -201,6 +202,7 @@ class DeviceModel:
             for _, taker in sorted(found.items(), key=itemgetter(0))
         ]
         self._snapshot.take_as_after_reset()
+        warn_of_unused_in(device, VhostDevice, PLAIN)
 
     def attach(self, link: Link) -> None:
         """A front-end has come, and is reached by `link`."""
