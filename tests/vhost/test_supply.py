@@ -239,6 +239,21 @@ def test_a_wrong_buffer_breaks_its_own_ring_and_not_that_of_the_request(
     assert device.words == [b"a", b"b"]
 
 
+def test_what_was_said_before_a_wrong_buffer_is_heard(rings: tuple[Queue, Queue], device: Teller) -> None:
+    """The word that found the wrong one has nothing said of it, and its first buffer is still in the ring."""
+    told, heard = rings
+    wrong = split(told)._free.pop()
+    split(told).describe(wrong, 1 << 40, 4, 2, 0)
+    give(told, 3)
+    split(told).offer(wrong)
+    device.words = [b"ab"]
+    say(heard, b"cd")
+    assert told.wait_err()
+    assert letters(told, 2) == b"ab"
+    assert device.words == [b"cd"]
+    assert told.stop(drain=False) == 2
+
+
 def test_buffers_are_given_back_in_the_order_in_which_they_were_taken(
     rings: tuple[Queue, Queue], device: Teller
 ) -> None:
