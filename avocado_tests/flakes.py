@@ -71,14 +71,22 @@ def run_once(folder: Path, arguments: list[str]) -> Verdicts:
             stderr=subprocess.STDOUT,
             check=False,
         )
-    if done.returncode < 0:
-        raise UserError(f"run {folder.name} was ended by signal {-done.returncode}", hint=f"go on with {RESUME}")
+    if done.returncode < 0 or done.returncode == _INTERRUPTED:
+        by = f" by signal {-done.returncode}" if done.returncode < 0 else ""
+        raise UserError(f"run {folder.name} was ended{by}", hint=f"go on with {RESUME}")
+    if done.returncode not in _OF_VERDICTS:
+        said = (folder / "output.log").read_text(errors="replace")[-2000:]
+        raise UserError(f"run {folder.name} could not be done", hint=f"go on with {RESUME} once it can:\n{said}")
     (folder / _WHOLE).touch()
     found = read_run(folder)
     if found is None:
         raise UserError("a run gave no results", hint=(folder / "output.log").read_text()[-2000:])
     return found
 
+
+_INTERRUPTED = 130
+_OF_VERDICTS = (0, 1)
+"""Exit statuses of a run whose results are verdicts: not of one on a full disk, say, though it has some."""
 
 _WHOLE = "whole"
 """A file in the folder of a run that came to its end: avocado writes results of one that was interrupted too."""

@@ -49,7 +49,7 @@ def test_how_often_has_to_be_said(arguments: list[str]) -> None:
 
 @pytest.fixture
 def suite(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
-    """Runs of the suite that cost nothing: a verdict each; "killed" is a run that is interrupted."""
+    """Runs of the suite that cost nothing: a verdict each, or how a run ends that has none."""
     monkeypatch.setenv(RESULTS_VARIABLE, str(tmp_path / "results"))
     coming: list[str] = []
 
@@ -58,7 +58,7 @@ def suite(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
         job = Path(env[RESULTS_VARIABLE]) / "job-1"
         job.mkdir()
         (job / "results.json").write_text(json.dumps({"tests": [result("a", verdict)]}))
-        return subprocess.CompletedProcess(command, -2 if verdict == "killed" else 0)
+        return subprocess.CompletedProcess(command, {"killed": -2, "told to end": 130, "full disk": 2}.get(verdict, 0))
 
     monkeypatch.setattr(subprocess, "run", run)
     return coming
@@ -75,6 +75,20 @@ def test_what_was_interrupted_goes_on_and_its_whole_runs_count(
     assert not suite
     assert "1 verdicts changed in 4 runs of 1 tests" in capsys.readouterr().out
     assert main(["4", "--resume"]) == 1, "all of it was there"
+
+
+def test_a_run_that_somebody_ended_or_that_could_not_be_done_is_no_whole_one(suite: list[str]) -> None:
+    """Though it has left results, of some tests."""
+    suite += ["PASS"]
+    main(["1"])
+    for ended, told in (("told to end", "run 2 was ended"), ("full disk", "run 2 could not be done")):
+        suite.append(ended)
+        with pytest.raises(UserError, match=told) as error:
+            main(["2", "--resume"])
+        assert "--resume" in error.value.hint
+    suite.append("PASS")
+    assert main(["2", "--resume"]) == 0
+    assert not suite
 
 
 def test_a_new_count_begins_without_the_old_runs_and_other_tests_have_one_of_their_own(suite: list[str]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import runpy
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -11,7 +13,7 @@ from tests.cases import for_each, for_each_row
 from userdev.errors import UserError
 from vfio_user.harness.device import Device, server_command
 from vfio_user.harness.family import VFIO_USER, VHOST_USER, devices
-from vfio_user.harness.migration.workload import KINDS, NONE, SUBJECTS, Assignment, image_for
+from vfio_user.harness.migration.workload import KINDS, NONE, SUBJECTS, Assignment, Workload, image_for
 
 PROGRAMS = Path(__file__).parent.parent / "guest_images" / "programs"
 
@@ -76,3 +78,19 @@ def test_the_table_has_the_devices_that_there_are_and_the_work_that_the_guest_ca
     monkeypatch.syspath_prepend(str(PROGRAMS))
     assert [*SUBJECTS] == devices()
     assert {*KINDS} - {NONE} == runpy.run_path(str(PROGRAMS / "workload.py"))["KINDS"].keys()
+
+
+def test_an_answer_is_waited_for_as_long_as_its_guest_is_slow_and_not_by_that_twice() -> None:
+    """`wait_until_succeeds` takes seconds of a guest under KVM, as every verb does."""
+    waited: list[float] = []
+
+    def wait_until_succeeds(_command: str, timeout: float, interval: float) -> str:
+        waited.append(timeout)
+        return '{"seen": {}, "wrong": []}'
+
+    work = Workload.__new__(Workload)
+    for patience in (1.0, 4.0):
+        work._guest = cast(Any, SimpleNamespace(patience=patience, wait_until_succeeds=wait_until_succeeds))
+        work._now, work.command = "now", ("workload", "fio")
+        assert work.answer().ok
+    assert waited[0] == waited[1]

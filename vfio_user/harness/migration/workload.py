@@ -157,9 +157,7 @@ class Workload:
             GuestFailure: it says nothing: it has ended.
         """
         began = time.monotonic()
-        text = self._guest.wait_until_succeeds(
-            f"cat {self._now} && rm {self._now}", _END_SECONDS * self._guest.patience, interval=0.02
-        )
+        text = self._guest.wait_until_succeeds(f"cat {self._now} && rm {self._now}", _END_SECONDS, interval=0.02)
         found = json.loads(text)
         wrong = tuple(found["wrong"])
         return Exercise(" ".join(self.command), not wrong, found["seen"], wrong, {}, time.monotonic() - began)
