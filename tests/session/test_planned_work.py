@@ -6,6 +6,7 @@ import threading
 
 import pytest
 
+from tests.device_kit import descriptors_left, open_fds
 from tests.session_kit import GUEST, Prober, comes_true, message_memory
 from userdev.serving.worker import FORGOTTEN, Worker
 from vfio_user.client import Client, EventFd
@@ -85,3 +86,15 @@ def test_work_for_next_year_keeps_no_other_work_from_being_done() -> None:
         assert done.wait(5)
     finally:
         worker.close()
+
+
+def test_a_worker_that_finds_no_descriptors_keeps_none_and_begins_once_there_are() -> None:
+    worker, done = Worker(lambda work: work()), threading.Event()
+    before = open_fds()
+    for left in (0, 1):
+        with descriptors_left(left), pytest.raises(OSError, match="Too many open files"):
+            worker.call_soon(done.set)
+        assert open_fds() == before, left
+    worker.call_soon(lambda: None)
+    assert done.wait(5)
+    worker.close()

@@ -101,7 +101,12 @@ class Worker:
     def _start(self) -> None:
         if self._thread is not None or self._ending:
             return
-        wake, selector = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK), selectors.DefaultSelector()
+        selector = selectors.DefaultSelector()
+        try:
+            wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        except OSError:
+            selector.close()
+            raise
         selector.register(wake, selectors.EVENT_READ)
         self._wake, self._selector = wake, selector
         thread = threading.Thread(target=self._loop, name="vfio-user worker", daemon=True)
