@@ -10,6 +10,7 @@ import re
 import shutil
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ from tests.pages import happened
 from tests.vhost.between import Between
 from userdev.errors import UserError
 from userdev.process import Child
+from userdev.serving.authored import at_work
 from vfio_user.cli.test_e2e import first_causes, per_minute
 from vfio_user.harness import INDEX, RECORD, coredump, evidence, last_words
 from vfio_user.harness.lab import Lab
@@ -307,6 +309,29 @@ def test_of_an_exception_and_an_end_the_one_that_came_first_is_the_cause(tmp_pat
     assert cause.endswith("after that blk was killed by SIGKILL: last words")
     later = dataclasses.replace(raised, when=dead.when + 1)
     assert evidence.first_cause(evidence.Ends([dead], [later]), None) == "blk was killed by SIGKILL: last words"
+
+
+def test_a_device_that_does_not_return_is_told_with_the_line_where_it_was_of_what_went_wrong(tmp_path: Path) -> None:
+    def keeps() -> None:
+        begun.set()
+        may_end.wait(30)
+
+    begun, may_end = threading.Event(), threading.Event()
+    thread = threading.Thread(target=keeps, name="session")
+    thread.start()
+    assert begun.wait(30)
+    place = at_work(thread)
+    may_end.set()
+    thread.join()
+    assert place == f" ({__file__}:{keeps.__code__.co_firstlineno + 2}, in keeps)"
+    with child(tmp_path, "edu") as server:
+        said = f"12:00:00.000 WARNING the thread session does not end yet: the device's own code may keep it{place}\n"
+        server.log.write_text(said)
+        cause = evidence.write(tmp_path, [server], UserError("the guest saw 0"))
+        assert cause == f"the guest saw 0; edu had still not returned from {place[2:-1]} when it was to end"
+        assert evidence.write(tmp_path, [server]) == "nothing went wrong"
+        server.log.write_text(said.replace(place, ""))
+        assert evidence.write(tmp_path, [server], UserError("the guest saw 0")) == "the guest saw 0"
 
 
 @pytest.mark.parametrize("log", ["", "Traceback (most recent call last):\n", "12:00:00.000 INFO well\n", "\0\n"])

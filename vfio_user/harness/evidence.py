@@ -27,7 +27,7 @@ from vfio_user.harness import coredump
 from vfio_user.harness.artifacts import write_text
 from vfio_user.harness.digests import file_digest, sources_digest
 from vfio_user.harness.last_words import end_of
-from vfio_user.harness.server_exceptions import LoggedException, logged_exceptions
+from vfio_user.harness.server_exceptions import LoggedException, logged_exceptions, still_at_work
 from vfio_user.page.names import INDEX, RECORD
 from vfio_user.page.texts import json_of, text_of
 from vfio_user.page.versions import versions_of
@@ -122,6 +122,8 @@ def write(
     """
     found = ended or Ends(deaths(folder, children))
     cause = first_cause(found, error)
+    if error is not None and (stays := still_at_work(children)):
+        cause = f"{cause}; {stays}"
     if error is not None:
         write_text(folder / "error.txt", _described(error))
     programs = {child.argv[0]: file_digest(Path(child.argv[0])) for child in children}

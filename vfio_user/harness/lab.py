@@ -50,6 +50,7 @@ from vfio_user.harness.qemu import Qemu, ensure_qemu, find_qemu
 from vfio_user.harness.records import Records
 from vfio_user.harness.scratch import Scratch, processes_of
 from vfio_user.harness.server import DeviceServer
+from vfio_user.harness.server_exceptions import still_at_work
 from vfio_user.harness.site import Site
 from vfio_user.harness.timeouts import Accelerator
 from vfio_user.page.names import INDEX
@@ -474,7 +475,8 @@ class Lab:
         if not good or ended.deaths:
             try:
                 cause = evidence.write(self.folder, self._records.children, wrong, ended, name=self.name)
-                if wrong is not None and ended.are_causes and cause not in str(wrong):
+                is_known = ended.are_causes or still_at_work(self._records.children)
+                if wrong is not None and is_known and cause not in str(wrong):
                     wrong.add_note(f"first cause: {cause}")
             except OSError as full:
                 unwritten.append(full)

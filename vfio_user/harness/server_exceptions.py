@@ -15,6 +15,8 @@ from vfio_user.page.texts import text_of
 
 _TRACEBACK = "Traceback (most recent call last):"
 _FRAME = re.compile(r'  File "(.+)", line (\d+), in (\S+)')
+_STAYS = re.compile(r" does not end yet: the device's own code may keep it \((.+:\d+, in .+)\)$", re.MULTILINE)
+"""What a server of ours says of a session that goes on (`userdev.serving.server`)."""
 _PLACE = re.compile(r"\(\S+:\d+")
 """Where something is written, as messages of ours have it that are about what an author wrote."""
 MOST_LINES = 60
@@ -59,6 +61,17 @@ def complaints_in(said: str) -> tuple[str, str]:
         elif level in ("WARNING", "ERROR"):
             warned = what
     return raised, warned
+
+
+def still_at_work(children: Iterable[Child]) -> str:
+    """Whose device did not return from its own code when its server was to end, and where it was; "" for none.
+
+    To a client it had stopped answering before that, without a word.
+    """
+    for child in children:
+        if found := _STAYS.search(text_of(child.log)):
+            return f"{child.name} had still not returned from {printable(found[1])} when it was to end"
+    return ""
 
 
 def _first_of(child: Child) -> LoggedException | None:
