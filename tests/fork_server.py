@@ -37,6 +37,7 @@ IMPORTED = (
     *(f"{package}.interposer.faults.scenario" for package in ("vfio_user", "vhost_user")),
     "vfio_user.interposer.control.controlled",
     "tests.flag",
+    "tests.vhost_frontend",
     "tests.forked_starts",
 )
 """What the programs that tests start need."""

@@ -24,7 +24,7 @@ from typing import Any
 
 from tests.fork_server import LATER, ROOT, Start, is_ours_alone
 
-MODULES = frozenset({"vfio_user", "vhost_user", "tests.one_client_server", *LATER})
+MODULES = frozenset({"vfio_user", "vhost_user", "tests.one_client_server", "tests.program", *LATER})
 ENOUGH = 2
 """Programs that were started plainly before a server of forks is worth its start."""
 SECONDS = 120

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,14 @@ from vfio_user.harness.lab import Lab
 from vfio_user.harness.log import LogFile
 
 FULL = Path("/dev/full")
+ROOT = Path(__file__).parent.parent
+COMMAND = """
+import sys
+sys.dont_write_bytecode = True  # as far as it may, which would be taken for all of it ever after
+{first}
+from vfio_user.cli import main
+main()
+"""
 
 
 def limited(
@@ -30,11 +39,10 @@ def limited(
 ) -> subprocess.CompletedProcess[str]:
     """Run the command, after the statements of `first`, in a process that may write so much into any file."""
     return subprocess.run(
-        [sys.executable, "-c", f"{first}\nfrom vfio_user.cli import main; main()", *arguments],
+        [sys.executable, "-m", "tests.program", COMMAND.format(first=first), *arguments],
         cwd=cwd,
-        # Python would write what it compiles as far as it may, and take that for all of it ever after.
-        env={**os.environ, "VFIO_USER_RESULTS": str(cwd / "results"), "PYTHONDONTWRITEBYTECODE": "1"},
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_, bytes_)),
+        env={**os.environ, "VFIO_USER_RESULTS": str(cwd / "results"), "PYTHONPATH": str(ROOT)},
+        preexec_fn=partial(resource.setrlimit, resource.RLIMIT_FSIZE, (bytes_, bytes_)),
         stdin=subprocess.DEVNULL,
         stdout=stdout,
         stderr=subprocess.PIPE,
@@ -115,6 +123,7 @@ def test_a_full_standard_output_is_named(
 
 # Or a new machine would begin with fetching it, and meet the limit there.
 IMAGE_IS_THERE = """
+from functools import partial
 from pathlib import Path
 from vfio_user.harness import lab
 from vfio_user.harness.image import GuestImage

@@ -39,7 +39,7 @@ def on_a_terminal(code: str, environment: Mapping[str, str] | None = None) -> st
     """What a program shows on a terminal of its own."""
     ours, theirs = pty.openpty()
     with subprocess.Popen(
-        [sys.executable, "-c", code],
+        [sys.executable, "-m", "tests.program", code],
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,

@@ -369,7 +369,7 @@ def WORK(guest, driver):{REGION}
 @for_each([TAKEN, STARTED, SILENCED, RECOVERED, LEFT], ids=["taken", "started", "silenced", "recovered", "left"])
 def test_a_ring_whose_file_shrinks_breaks_and_the_process_lives(work: str) -> None:
     program = SHRINKING.replace("\nfor kind", f"{work}\nfor kind")
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "tests.program", program], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout.split()) == (0, ["broken", "broken"]), done.stderr
 
 
@@ -422,6 +422,6 @@ with Server(Cuts(), f"unix:{sys.argv[3]}/s") as server:
 @for_each(["split", "packed"], ["stays so", "grows again"])
 def test_a_file_that_shrinks_in_the_middle_of_a_request_breaks_its_ring(kind: str, then: str, tmp_path: Path) -> None:
     """No SIGBUS, and no answer either: the front-end is told, and the back-end serves the next."""
-    command = [sys.executable, "-c", CUTS, kind, then, str(tmp_path)]
+    command = [sys.executable, "-m", "tests.program", CUTS, kind, then, str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout.split()) == (0, ["told", "told"]), done.stderr
