@@ -8,11 +8,12 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from tests.cases import for_each_row
+from tests.test_nightly_summary import night as a_night
 from userdev.errors import UserError
 from vfio_user.nightly.bundles import Bundles
 from vfio_user.nightly.cases import Case, cases_of
@@ -21,7 +22,7 @@ from vfio_user.nightly.night import Night, only_one
 from vfio_user.nightly.place import Ran
 from vfio_user.nightly.plan import USUALLY
 from vfio_user.nightly.servers import Server, ServerIssue, our_servers
-from vfio_user.nightly.summary import Status, Verdict
+from vfio_user.nightly.summary import Status, Summary, Verdict
 from vfio_user.nightly.verdicts import LONGEST, named, qemu_of, result_of, skipped, wedged
 from vfio_user.nightly.watch import Clock, Space
 
@@ -229,6 +230,28 @@ def test_a_case_of_which_a_finished_job_says_nothing_is_wedged(tmp_path: Path, m
     night._run(None, None, lambda _: None)  # type: ignore[arg-type]
     assert finished == [Status.FINISHED]
     assert night._known[given.id].verdict is Verdict.WEDGED
+
+
+def test_a_night_is_finished_though_its_history_is_not_to_be_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where somebody looks at it with a lock: its cases were told as nothing then, and there was no page."""
+
+    def locked(*_: object, **__: object) -> None:
+        raise UserError("history.sqlite: database is locked")
+
+    mornings, written, said = list[Summary](), list[Status](), list[str]()
+    monkeypatch.setattr("vfio_user.nightly.night.write_morning", lambda summary, _: mornings.append(summary))
+    for status in (Status.FINISHED, Status.ENDED, Status.UNDONE):
+        night = Night.__new__(Night)
+        night.summary, night.folder, night._remarks = a_night(), tmp_path, ()
+        night._history, night._say = cast(Any, SimpleNamespace(last_finished=locked)), said.append
+        monkeypatch.setattr(night, "_write", lambda night=night: written.append(night.summary.status), raising=False)
+        night._finish(status, "why")
+        assert mornings[-1].status is status
+        assert "database is locked" in "".join(night._remarks)
+    assert written == [status for status in (Status.FINISHED, Status.ENDED, Status.UNDONE) for _ in range(2)]
+    assert len(said) == 3
 
 
 def test_a_night_says_that_no_space_is_left_though_that_cannot_be_written_either(tmp_path: Path) -> None:

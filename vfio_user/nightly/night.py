@@ -269,14 +269,27 @@ class Night:
         """Write the last summary, beside the night before, and what people read of it."""
         self.summary = self.summary.model_copy(update={"status": status, "reason": reason, "ended": datetime.now(UTC)})
         self._write()
-        plan, night = self.summary.plan.name, self.summary.night
+        try:
+            self._compare_and_remember()
+        except UserError as error:  # locked by who looks at it, say: the night is what it is, and its folder is there
+            self._remarks = (*self._remarks, f"the history of nights was not to be had: {error}")
+            self._say(self._remarks[-1])
+            self._write()
         with contextlib.suppress(UserError) if status is Status.UNDONE else contextlib.nullcontext():
-            before = self._history.last_finished(plan, but=night)
-            comparison = compare(self.summary, before, self._history.latest(plan, LOOKED_AT - 1, but=night))
-            self.summary = self.summary.model_copy(update={"comparison": comparison})
-            self.summary.write(self.folder)
-            self._history.add(self.summary)
             write_morning(self.summary, self.folder)
+
+    def _compare_and_remember(self) -> None:
+        """Put the night beside those before it, and among them.
+
+        Raises:
+            UserError: the history cannot be read or written.
+        """
+        plan, night = self.summary.plan.name, self.summary.night
+        before = self._history.last_finished(plan, but=night)
+        comparison = compare(self.summary, before, self._history.latest(plan, LOOKED_AT - 1, but=night))
+        self.summary = self.summary.model_copy(update={"comparison": comparison})
+        self.summary.write(self.folder)
+        self._history.add(self.summary)
 
     def _write(self) -> None:
         """Write the summary as it is now, checked."""
