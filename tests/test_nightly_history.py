@@ -19,8 +19,9 @@ from junitparser import JUnitXml
 from tests.cases import for_each, for_each_row
 from tests.test_nightly_plan import written
 from tests.test_nightly_summary import night, result
-from userdev.errors import VerdictError
+from userdev.errors import UserError, VerdictError
 from vfio_user.cli import nightly
+from vfio_user.cli.nightly import _estimate as usual_estimate
 from vfio_user.cli.nightly import command
 from vfio_user.nightly import history as history_module
 from vfio_user.nightly.comparison import LOOKED_AT, compare
@@ -463,6 +464,19 @@ def test_only_a_night_that_is_run_writes_down_its_combinations(
     for words, wanted in ((["--list"], []), (["--dry-run"], []), (["--list", "--locked"], []), (["--locked"], [True])):
         told(*words)
         assert kept == wanted, words
+
+
+def test_a_night_is_run_though_nobody_can_say_how_long_it_will_take(
+    told: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def locked(*_: object) -> None:
+        raise UserError("history.sqlite: database is locked")
+
+    monkeypatch.setattr(nightly, "_estimate", usual_estimate)
+    monkeypatch.setattr(History, "latest", locked)
+    done = told()
+    assert "how long that takes is not known: history.sqlite: database is locked" in done.stderr
+    assert "FAIL edu/t.py:A.b: it read 7" in done.stdout
 
 
 # -- compared by hand -------------------------------------------------------------------------------------------------

@@ -132,7 +132,10 @@ def _show(stage: Stage, base: Path, *, cases: bool) -> None:
 
 def _estimate(stage: Stage, base: Path) -> str:
     planned = [(case.id, case.test) for found in stage.cases().values() for case in found]
-    nights = History(base).latest(stage.plan.text.name, REMEMBERED)
+    try:
+        nights = History(base).latest(stage.plan.text.name, REMEMBERED)
+    except UserError as error:  # locked by who looks at it, say, which is no reason for having no night
+        return f"{counted(len(planned), 'case')}; how long that takes is not known: {error}"
     return str(estimate(planned, nights, stage.plan.text.at_once))
 
 
