@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tests.tellings import Maker, bundles, devices, lists, nights, runs, traces, verdicts
+from tests.tellings import Maker, bundles, devices, lists, nights, options, plans, runs, traces, verdicts
 
 ROOMS: Mapping[str, Maker] = {
     "traces-shown": traces.shown,
@@ -15,7 +15,9 @@ ROOMS: Mapping[str, Maker] = {
     "bundles": bundles.told,
     "devices": devices.told,
     "lists": lists.told,
+    "options": options.told,
     "pages": runs.of_traces,
+    "plans": plans.told,
     "runs": runs.of_runs,
     "verdicts": verdicts.told,
 }
