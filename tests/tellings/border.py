@@ -48,7 +48,11 @@ class Border:
 
     def __init__(self, folder: Path) -> None:
         self.told: Flat = {}
-        self._places = {str(folder): "FOLDER", str(Path(vfio_user.__file__).parents[1]): "CHECKOUT"}
+        self._places = {
+            sys.executable: "PYTHON",
+            str(folder): "FOLDER",
+            str(Path(vfio_user.__file__).parents[1]): "CHECKOUT",
+        }
         self._times: dict[str, int] = {}
 
     def __enter__(self) -> Self:
