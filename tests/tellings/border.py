@@ -30,6 +30,8 @@ _COMMANDS = (
 _OURS = ("userdev_servers", "vfio_user.", "vhost_user.", "userdev.", "webbrowser", "tests.tellings.stand_ins")
 _WORDS = ("userdev.counted", "userdev.errors", "userdev.printable", "vfio_user.extras", "vfio_user.cli._errors")
 """What only makes words of something."""
+_DRAWN = ("aligned",)
+"""What draws what came of a command, of which other rooms tell."""
 _MANY = 8
 """Of a list with more the number is told: catalogues grow."""
 _DEEP = 3
@@ -76,7 +78,7 @@ class Border:
             bound.apply_defaults()
             given = {each: value for each, value in bound.arguments.items() if each not in _WHOSE}
             module, name = real.__module__, real.__qualname__
-        if not module.startswith(_OURS) or module in _WORDS or "<" in name:
+        if not module.startswith(_OURS) or module in _WORDS or name in _DRAWN or "<" in name:
             return
         self._tell(f"{module.rpartition('.')[2]}.{name.removesuffix('.__init__')}", given)
 
