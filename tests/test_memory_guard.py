@@ -86,10 +86,46 @@ print("so far", flush=True)
 os.kill(os.getpid(), 7)
 """
 
+DISPLACED = """
+import faulthandler
+fd, mapped = shrunk()
+guard.guard(mapped)
+faulthandler.enable()  # takes the handler's place
+fd, other = shrunk()
+guard.guard(other)
+os.ftruncate(fd, 0)
+other[0]
+print("survived", flush=True)
+"""
+
+DISPLACED_AND_ANOTHER = (
+    DISPLACED
+    + """
+fd, another = shrunk()
+os.ftruncate(fd, 0)
+another[0]
+"""
+)
+"""faulthandler tells where, and gives the signal back to who was there before."""
+
 
 @for_each_row(
-    [(SURVIVED, "survived", 0), (ANOTHER, "so far", -7), (CLOSED, "so far", -7), (NO_MORE, "so far", -7)],
-    ids=["of a guarded file", "of another file", "where a closed one was", "by a signal that somebody sends"],
+    [
+        (SURVIVED, "survived", 0),
+        (ANOTHER, "so far", -7),
+        (CLOSED, "so far", -7),
+        (NO_MORE, "so far", -7),
+        (DISPLACED, "survived", 0),
+        (DISPLACED_AND_ANOTHER, "survived", -7),
+    ],
+    ids=[
+        "of a guarded file",
+        "of another file",
+        "where a closed one was",
+        "by a signal that somebody sends",
+        "where another handler came after",
+        "of another file where another handler came after",
+    ],
 )
 def test_a_sigbus_is_survived_where_a_guarded_file_has_shrunk(program: str, says: str, status: int) -> None:
     command = [sys.executable, "-c", BEGIN + program]

@@ -6,7 +6,8 @@ and the access is tried again for ever. So a handler of C's is made of a functio
 access runs at once, and which maps an empty page there. What is done with that page reaches nobody; the next look at
 the file says that it has shrunk, even if it has grown again.
 
-The handler is there once a file has been mapped that may shrink. Any other SIGBUS is what it was without.
+The handler is there once a file has been mapped that may shrink, and is put there again with each such file where
+another has taken its place, as faulthandler's does when it is enabled. Any other SIGBUS is what it was without.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import os
 import weakref
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 _SIGBUS, _BUS_ADRERR = 7, 2
 _SA_SIGINFO, _SA_NODEFER = 0x4, 0x40000000
@@ -30,12 +31,20 @@ _ranges: dict[int, tuple[int, int, weakref.ref[mmap.mmap]]] = {}
 """By the identity of a mapping: its first address, the one behind it, and itself."""
 _damaged: set[int] = set()
 _kept: list[Any] = []
-"""What the kernel calls, and what was there before."""
+"""What the kernel calls."""
+
+
+class _Handling(NamedTuple):
+    put_in_place: Callable[[], None]
+    """Have the handler be there."""
+    address_of: Callable[[mmap.mmap], int]
 
 
 def guard(mapped: mmap.mmap) -> None:
     """Survive accesses to this mapping behind the end of its file, as long as it is there."""
-    start = _address_of()(mapped)
+    handling = _handling()
+    handling.put_in_place()
+    start = handling.address_of(mapped)
     _ranges[id(mapped)] = start, start + len(mapped), weakref.ref(mapped)
     weakref.finalize(mapped, _forget, id(mapped)).atexit = False
 
@@ -56,8 +65,7 @@ def _forget(identity: int) -> None:
 
 
 @cache
-def _address_of() -> Callable[[mmap.mmap], int]:
-    """Have the handler be there; what tells the address of a mapping."""
+def _handling() -> _Handling:
     import ctypes  # only where files can shrink: it takes some ms
 
     class Action(ctypes.Structure):
@@ -74,7 +82,9 @@ def _address_of() -> Callable[[mmap.mmap], int]:
     map_page, set_action = libc.mmap, libc.sigaction
     map_page.restype = ctypes.c_void_p
     map_page.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
-    before = Action()
+    befores: list[
+        Action
+    ] = []  # whose place it has taken; each has one turn, as it may give the signal back to this one
 
     def survive(_: int, info: int, __: object) -> None:
         address = ctypes.c_void_p.from_address(info + _ADDRESS).value or 0
@@ -86,14 +96,22 @@ def _address_of() -> Callable[[mmap.mmap], int]:
                     page = address & -mmap.PAGESIZE
                     if map_page(page, mmap.PAGESIZE, _READ_WRITE, _FIXED_ANONYMOUS, -1, 0) == page:
                         return
+        before = befores.pop() if befores else Action()
         set_action(_SIGBUS, ctypes.byref(before), None)  # the access is made again, and is somebody else's affair
         if code <= 0:  # nobody's access: somebody has sent it
             os.kill(os.getpid(), _SIGBUS)
 
     handler = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)(survive)
     action = Action(ctypes.cast(handler, ctypes.c_void_p), b"", _SA_SIGINFO | _SA_NODEFER, None)
-    _kept.extend((handler, before))
-    set_action(_SIGBUS, ctypes.byref(action), ctypes.byref(before))
+    _kept.append(handler)
+
+    def put_in_place() -> None:
+        there = Action()
+        set_action(_SIGBUS, None, ctypes.byref(there))
+        if there.handler != action.handler:
+            befores.append(there)
+            set_action(_SIGBUS, ctypes.byref(action), None)
+
     get_buffer, release = ctypes.pythonapi.PyObject_GetBuffer, ctypes.pythonapi.PyBuffer_Release
     get_buffer.argtypes = [ctypes.py_object, ctypes.c_void_p, ctypes.c_int]
     release.argtypes = [ctypes.c_void_p]
@@ -105,4 +123,4 @@ def _address_of() -> Callable[[mmap.mmap], int]:
         release(buffer)
         return buffer[0] or 0
 
-    return address_of
+    return _Handling(put_in_place, address_of)
