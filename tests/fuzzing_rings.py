@@ -146,12 +146,16 @@ class _Attempt:
             self.iotlb.handle(known if whole else gone)
 
     def check_broken(self) -> None:
-        """What is broken takes and gives back nothing any more."""
+        """What is broken takes nothing any more, and gives back once what was done before, where it can."""
         if not self.case.bends:
             raise Wrong("a ring that is right is broken")
-        if self.ring is None:
+        if (ring := self.ring) is None:
             return
-        for work in (self.ring.pop, self.ring.publish, self.ring.enable_kicks):
+        if not ring.is_lost:
+            self.translate(whole=True)
+            with suppress(BrokenRing):
+                ring.publish()
+        for work in (ring.pop, ring.publish, ring.enable_kicks):
             with suppress(BrokenRing):
                 if work():
                     raise Wrong("a ring that is broken goes on")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from userdev.errors import ProtocolError
 from vhost_user.memory.table import GuestRange
 
@@ -13,7 +15,7 @@ class BrokenRing(ProtocolError):
     """
 
 
-_GIVEN_BACK = (
+_GIVEN_BACK: Final = (
     "a request is used that was given back when its handler returned: its memory is the driver's again; what takes"
     " longer is a function that the handler returns"
 )
