@@ -65,7 +65,7 @@ QEMUS = {"default": SimpleNamespace(about="the newest"), "old": SimpleNamespace(
 def told(folder: Path) -> Told:
     """Each list, and what a shell is given to complete."""
     found: Told = {}
-    with _made_up():
+    with made_up():
         for line in LINES:
             found[line] = said(folder, line)
     for name, program in PROGRAMS.items():
@@ -123,7 +123,7 @@ def _installed(_name: str, progress: Callable[[str], None]) -> Any:
     return HERE
 
 
-def _made_up() -> ExitStack:
+def made_up() -> ExitStack:
     """Have made-up entries in place of the real ones."""
     real = {each.id: each for each in ISSUES}
     changed: Mapping[ModuleType, Mapping[str, Any]] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tests.tellings import Maker, bundles, devices, lists, nights, options, plans, runs, traces, verdicts
+from tests.tellings import Maker, bundles, devices, lists, nights, options, plans, runs, terminals, traces, verdicts
 
 ROOMS: Mapping[str, Maker] = {
     "traces-shown": traces.shown,
@@ -19,5 +19,6 @@ ROOMS: Mapping[str, Maker] = {
     "pages": runs.of_traces,
     "plans": plans.told,
     "runs": runs.of_runs,
+    "terminals": terminals.told,
     "verdicts": verdicts.told,
 }
