@@ -275,6 +275,18 @@ def told(folder: Path) -> Told:
         return found
 
 
+def _takes(parameter: click.Parameter) -> str:
+    """What it may be, with its bounds, and whether a shell completes it."""
+    match parameter.type:
+        case click.Path() as path:
+            kind = f"path, exists={path.exists}, file={path.file_okay}, folder={path.dir_okay}, dash={path.allow_dash}"
+        case click.IntRange() | click.FloatRange() | click.Choice():
+            kind = repr(parameter.type)
+        case other:
+            kind = other.name
+    return kind + ", completed" * (parameter._custom_shell_complete is not None)
+
+
 def _of_command(program: str, name: str, command: click.Command, folder: Path) -> Told:
     def tried(begun: str, *words: str) -> Flat:
         """What is handed over with these words, which stand before those of another command."""
@@ -284,7 +296,8 @@ def _of_command(program: str, name: str, command: click.Command, folder: Path) -
 
     least = LEAST.get(name, "--socket-path s" if name.startswith("serve ") else "")
     base = tried(least)
-    found: Told = {"least": base}
+    takes = {max(each.opts, key=len): _takes(each) for each in command.params}
+    found: Told = {"takes": takes, "least": base}
     for option in command.params:
         if isinstance(option, click.Option) and option.name != "version":
             words = values(program, name, option)
