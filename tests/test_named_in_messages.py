@@ -85,9 +85,9 @@ def test_every_command_that_a_text_names_is_one_and_has_the_options_that_are_nam
     assert not wrong, "\n".join(wrong)
 
 
-def test_every_option_that_a_text_of_the_commands_names_is_one() -> None:
+def test_every_option_that_a_text_of_the_commands_or_a_hint_names_is_one() -> None:
     known = every_option() | _OF_OTHERS
-    told = [(where, line) for where, line in lines() if where.startswith("vfio_user/cli/") and "--" in line]
+    told = [each for each in lines() if "--" in each[1] and (each[0].startswith("vfio_user/cli/") or "hint" in each[1])]
     wrong = [f"{where}: {flag}" for where, line in told for flag in _OPTION.findall(line) if flag not in known]
     assert len(told) > 200, "they are found"
     assert not wrong, "\n".join(wrong)
