@@ -253,6 +253,22 @@ def test_what_a_device_raised_before_is_told_as_the_cause_and_what_to_do_is_no_c
     assert "timeout=" in told["what to do"]
 
 
+def test_what_a_device_raised_beside_a_test_that_passes_is_warned_of_with_its_line(project: pytest.Pytester) -> None:
+    """Who wants such a test to fail makes the warning an error."""
+    passes = RAISED.partition("    raise GuestLost")[0]
+    project.makepyfile(test_it=passes)
+    for action, outcome in {"default": "warnings", "error": "errors"}.items():
+        wanted = ("-W", f"{action}::vfio_user.pytest_plugin.DeviceWarning")
+        done = project.runpytest_inprocess(*HERE, f"--basetemp={project.path / 't'}", *wanted)
+        assert done.parseoutcomes() == {"passed": 1, outcome: 1}
+        told = done.stdout.str()
+        assert "mine: ValueError: boo (mine.py:31, in transmit)" in told
+        assert "results/test_it.py-test_it" in told
+        assert "pytest_plugin.py" not in told
+    project.makepyfile(test_it=RAISED)
+    assert results(project) == {"failed": 1}, "that tells of it already"
+
+
 def test_a_folder_is_named_after_its_test_and_is_one_folder() -> None:
     for test, folder in (
         ("tests/test_x.py::test_y[a/b]", "tests-test_x.py-test_y-a-b"),

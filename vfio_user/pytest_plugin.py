@@ -13,6 +13,7 @@ from __future__ import annotations
 import inspect
 import re
 import shutil
+import warnings
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
@@ -37,6 +38,12 @@ _MARKERS = (
     "device(name, **options): the device of the fixtures `device`, `server` and `client`, named as for `serve`",
     "known_issue(id): the test has to fail as this known issue says, where the QEMU has it",
 )
+
+
+class DeviceWarning(UserWarning):
+    """The own code of a guest's device raised, and the test passes all the same."""
+
+
 _FAILED: pytest.StashKey[BaseException] = pytest.StashKey()
 _TRIAL: pytest.StashKey[Trial] = pytest.StashKey()
 _RESULTS = "results"
@@ -95,6 +102,10 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
         if failed is not None and made.lab.failure is None:
             made.lab.failure = failed if isinstance(failed, VerdictError) else VerdictError(str(failed))
             keeping.failure = failed
+    for exception in made.unnoticed():
+        what = f"{exception.sentence}, beside a test that passes; its log is in {made.lab.folder}"
+        file, line = exception.source or (str(request.path), 0)
+        warnings.warn_explicit(what, DeviceWarning, file, line)
 
 
 @pytest.fixture
@@ -213,7 +224,7 @@ def pytest_runtest_makereport(
 
     error = call.excinfo.value if call.excinfo else None
     is_full = isinstance(error, OSError) and error.errno in FULL
-    is_told = is_full or isinstance(error, UserError | VerdictError)
+    is_told = is_full or isinstance(error, UserError | VerdictError | DeviceWarning)
     if error is None or not is_told or item.config.getoption("fulltrace"):
         report = yield
     else:

@@ -50,7 +50,7 @@ from vfio_user.harness.qemu import Qemu, ensure_qemu, find_qemu
 from vfio_user.harness.records import Records
 from vfio_user.harness.scratch import Scratch, processes_of
 from vfio_user.harness.server import DeviceServer
-from vfio_user.harness.server_exceptions import still_at_work
+from vfio_user.harness.server_exceptions import LoggedException, logged_exceptions, still_at_work
 from vfio_user.harness.site import Site
 from vfio_user.harness.timeouts import Accelerator
 from vfio_user.page.names import INDEX
@@ -441,6 +441,10 @@ class Lab:
             return ""
         cause = evidence.first_cause(ended, error) if ended.are_causes else ""
         return "" if cause in str(error) else cause
+
+    def exceptions(self) -> list[LoggedException]:
+        """The first that each program has logged so far, whatever came of it; the earliest first."""
+        return logged_exceptions(self._records.children)
 
     def __enter__(self) -> Lab:
         return self

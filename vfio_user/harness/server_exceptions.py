@@ -40,6 +40,12 @@ class LoggedException:
         """Who, what and where."""
         return f"{self.name}: {self.what}" + (f" ({self.place})" if self.place else "")
 
+    @property
+    def source(self) -> tuple[str, int] | None:
+        """The file and line of its place, where it has one."""
+        found = re.match(r"(.+):(\d+), in ", self.place)
+        return (found[1], int(found[2])) if found else None
+
 
 def logged_exceptions(children: Iterable[Child]) -> list[LoggedException]:
     """The first one of each program whose log says when it was, the earliest first."""

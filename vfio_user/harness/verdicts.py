@@ -12,6 +12,7 @@ from vfio_user.harness.cell import Cell
 from vfio_user.harness.debian import quiet
 from vfio_user.harness.known_issues import expected_to_fail, failure_of, known_issue, recognise
 from vfio_user.harness.lab import Lab
+from vfio_user.harness.server_exceptions import LoggedException
 
 TEST_SECONDS = 300.0
 """Seconds for a guest-driven test that says nothing else, with the patience of deadlines."""
@@ -32,6 +33,10 @@ class Trial:
             "qemu": str(qemu.version) if qemu else "",
             "known_issues": [text.partition(":")[0] for text in self.seen],
         }
+
+    def unnoticed(self) -> list[LoggedException]:
+        """What devices' own code raised although the test passes: asked once its lab has ended, and wrote all down."""
+        return self.lab.exceptions() if self.lab.failure is None else []
 
     @contextmanager
     def known_issue(self, identity: str, guest: BootedGuest) -> Iterator[None]:

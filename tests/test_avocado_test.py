@@ -1,0 +1,45 @@
+"""The base class of avocado's guest-driven tests, with a lab whose servers are none."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from userdev.process import Child
+from vfio_user.avocado_test import GuestTest
+
+LOG = """12:00:00.000 ERROR vhost_user.backend: queue 1: the device failed
+Traceback (most recent call last):
+  File "mine.py", line 31, in transmit
+    raise ValueError("boo")
+ValueError: boo
+"""
+
+
+class Passes(GuestTest):
+    """A test that sees nothing of what its device does wrong."""
+
+    def test_it(self) -> None:
+        """A guest that is content."""
+        with self.lab() as lab:
+            log = lab.folder / "mine.server.log"
+            log.write_text(LOG)
+            child = Child("mine", ["sleep", "600"], log=log)
+            self.addCleanup(child.stop)
+            lab._records.note(child)
+
+
+def test_what_a_device_raised_beside_a_test_that_passes_is_in_its_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    test = Passes("test_it", base_logdir=str(tmp_path))
+    with caplog.at_level(logging.INFO, "avocado.test"):
+        test.setUp()
+        test.test_it()
+        test.tearDown()
+    [told] = [
+        record for record in caplog.records if "mine: ValueError: boo (mine.py:31, in transmit)" in record.message
+    ]
+    assert told.levelno == logging.INFO, "avocado would make WARN of it, which is no PASS"
