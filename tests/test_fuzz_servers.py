@@ -297,6 +297,17 @@ def test_nothing_is_found_in_a_server_that_does_nothing_wrong(tmp_path: Path, di
         assert fuzz(target, None, timeout=5.0, sequences=6 if dialect is CURRENT else 2, dialect=dialect) == {}
 
 
+def test_memory_that_no_descriptor_names_is_the_same_whatever_of_the_clients_it_is(tmp_path: Path) -> None:
+    """A server is told addresses alone, and may take them twice; with a descriptor it is told where in the file."""
+    last, before = ({"slot": 2, "page": 3, "pages": 0, "shift": 0}, {"slot": 3, "page": 0, "pages": 1, "shift": -1})
+    for shared in (0, 1):
+        with InProcess(tmp_path, Edu) as target:
+            player = VfioUserSubject(target, CURRENT, timeout=5)
+            assert not player.prepare()
+            assert player.play([Step.of("give", **place, rights=1, shared=shared) for place in (before, last)]) is None
+            player.close()
+
+
 def test_a_reference_that_answers_otherwise_is_a_find(tmp_path: Path) -> None:
     class Factorial(Edu):
         @register(bar=0, offset=0x08, width=4)

@@ -33,7 +33,7 @@ def give(encounter: Encounter, slot: int, page: int, pages: int, shift: int, rig
         encounter.memory.give(with_fd, offset, size)
     reply = encounter.ask(Command.DMA_MAP, encounter.map_request(wanted), fds)
     if over:
-        same = len(over) == 1 and over[0] == wanted
+        same = len(over) == 1 and encounter.map_request(over[0]) == encounter.map_request(wanted)
         if reply.failed or not same:
             encounter.refused(reply, "a range that overlaps another", _TAKEN)
         return
