@@ -144,6 +144,26 @@ def test_a_campaign_tells_what_came_of_it(
     assert ("seed 77" in told) is (not quiet or interrupted), "how it is done again"
 
 
+def test_what_the_code_of_a_device_raised_is_told_with_its_find_and_beside_what_is_none(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    find = replace(FOUND, said="ValueError: boo (mine.py:8, in fill)")
+    for as_json, quiet in product((False, True), (False, True)):
+        asked = replace(ASKED, as_json=as_json, quiet=quiet)
+        with pytest.raises(VerdictError) as verdict:
+            _fuzzing._report(asked, 77, Summary(finds={find.cause: find}))
+        assert f"\n    the server said: {find.said}" in verdict.value.evidence
+        stdout, stderr = capsys.readouterr()
+        assert "nothing was found" not in stdout + stderr
+        if as_json:
+            assert json.loads(stdout)["finds"][0]["said"] == find.said
+        _fuzzing._report(asked, 77, Summary(raised="TypeError: moo (mine.py:9, in tell)"))
+        stdout, stderr = capsys.readouterr()
+        assert "first so: TypeError: moo (mine.py:9, in tell)\n" in (stderr if as_json or quiet else stdout), asked
+        if as_json:
+            assert json.loads(stdout)["raised"] == "TypeError: moo (mine.py:9, in tell)"
+
+
 class Probed:
     """A server that has no steps to be drawn, and may be wrong already or interrupted."""
 
@@ -162,11 +182,12 @@ class Probed:
 def test_a_seed_is_the_one_that_was_given(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """0 is one too; whoever said to be quiet is told it only where the campaign is interrupted."""
     for seed in (0, 1, 2**32 + 1):
-        _fuzzing._campaign(replace(ASKED, seed=seed, output=tmp_path), cast(Any, Probed()))
+        _fuzzing._campaign(replace(ASKED, seed=seed, output=tmp_path), cast(Any, Probed()), lambda: ("", ""))
         assert f"seed {seed}\n" in capsys.readouterr().err, seed
     for quiet in (False, True):
+        asked = replace(ASKED, seed=5, quiet=quiet, output=tmp_path)
         with pytest.raises(KeyboardInterrupt) as interrupted:
-            _fuzzing._campaign(replace(ASKED, seed=5, quiet=quiet, output=tmp_path), cast(Any, Probed(True)))
+            _fuzzing._campaign(asked, cast(Any, Probed(True)), lambda: ("", ""))
         assert getattr(interrupted.value, "__notes__", []) == ["seed 5"] * quiet
         assert ("seed 5" in capsys.readouterr().err) is not quiet
 

@@ -130,6 +130,35 @@ def test_a_find_is_reduced_to_the_steps_that_it_takes_and_to_simple_values(tmp_p
     assert find.what == "b behind a, of 2"
 
 
+class Complaining(Pretended):
+    """One that says what it was asked in each life; one that began with `x` says other things."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.says = ""
+
+    def play(self, steps: Sequence[Step]) -> Found | None:
+        self.says += " ".join(step.name for step in steps)
+        return super().play(steps)
+
+    def renew(self) -> None:
+        self.says += "." if self.says else ""
+
+    def said(self) -> tuple[str, str]:
+        says, self.says = self.says, ""
+        return ("", says) if says.startswith("y") else (says, "")
+
+
+def test_a_find_has_what_the_server_said_at_its_steps_alone_and_to_its_end() -> None:
+    subject = Complaining()
+    drawn = [steps(names) for names in ("y", "z", "a x b", "y c", "w")]
+    made = Campaign(
+        subject, iter(drawn), seed=5, bounds=Bounds(), listener=Quiet(), folder=None, said=subject.said
+    ).run()
+    assert [find.said for find in made.finds.values()] == ["a b.", "c."]
+    assert made.raised == "z", "where nothing was found, the first that is no warning"
+
+
 def test_one_cause_is_one_find_however_often_it_is_met(tmp_path: Path) -> None:
     summary = campaign([steps("a b"), steps("c"), steps("a x b"), steps("x")], tmp_path)
     assert sorted(find.cause for find in summary.finds.values()) == ["rule: a before b", "rule: c"]
@@ -370,7 +399,9 @@ def test_a_find_is_told_once_with_its_check_and_with_the_numbers_of_what_was_see
 
 
 def test_a_find_is_read_as_it_was_written(tmp_path: Path) -> None:
-    find = Find("p", "rule", "a rule", "rule: c", "c\nwas said", steps("a b"), 1, 2, True, True, 3, {"device": "d"})
+    find = Find(
+        "p", "rule", "a rule", "rule: c", "c\nwas said", steps("a b"), 1, 2, True, True, 3, {"device": "d"}, "s"
+    )
     assert Find.read(find.write(tmp_path)) == find
     assert [found for _, found in corpus(tmp_path, "p")] == [find]
 
@@ -398,7 +429,9 @@ def test_a_file_that_is_no_find_is_refused_in_words(content: bytes, tmp_path: Pa
 
 
 def test_a_find_that_is_too_long_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    find = Find("p", "rule", "a rule", "rule: c", "c\nwas said", steps("a b"), 1, 2, True, True, 3, {"device": "d"})
+    find = Find(
+        "p", "rule", "a rule", "rule: c", "c\nwas said", steps("a b"), 1, 2, True, True, 3, {"device": "d"}, "s"
+    )
     path = find.write(tmp_path)
     monkeypatch.setattr("userdev.fuzz.finds.MAX_FILE", path.stat().st_size)
     assert Find.read(path) == find

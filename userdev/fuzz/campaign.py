@@ -79,6 +79,8 @@ class Summary:
     """By cause."""
     ignored: int = 0
     """Sequences that led to what is known and left out."""
+    raised: str = ""
+    """What the server's own code raised first beside sequences in which nothing was found."""
 
 
 class Campaign:
@@ -94,8 +96,12 @@ class Campaign:
         listener: Reporter,
         folder: Path | None,
         ignored: Callable[[Found], bool] = lambda _: False,
+        said: Callable[[], tuple[str, str]] = lambda: ("", ""),
     ) -> None:
-        """Sequences are taken from `drawn`; finds are written into `folder`, but for what is `ignored`."""
+        """Sequences are taken from `drawn`; finds are written into `folder`, but for what is `ignored`.
+
+        said: what the server has raised last since the last call, and what it has warned of, where that can be read
+        """
         self._subject = subject
         self._drawn = drawn
         self._seed = seed
@@ -103,6 +109,7 @@ class Campaign:
         self._listener = listener
         self._folder = folder
         self._ignored = ignored
+        self._said = said
         self.summary = Summary()
 
     def run(self, wrong: Sequence[Found] = ()) -> Summary:
@@ -122,6 +129,9 @@ class Campaign:
                 self.summary.seconds = monotonic() - begin
                 if found is not None:
                     self._take(found, steps, begin)
+                    self._said()  # of what is found
+                else:
+                    self.summary.raised = self.summary.raised or self._said()[0]
                 self._listener.played(self.summary)
         except KeyboardInterrupt:
             self.summary.interrupted = True
@@ -152,6 +162,7 @@ class Campaign:
             steps,
             self._seed,
             self.summary.sequences,
+            said=next(filter(None, self._said()), ""),
             subject=self._subject.facts(),
         )
         self._keep(find)
@@ -176,10 +187,20 @@ class Campaign:
             return replace(find, reproduced=True, minimal=True)
         for fresh in (False, True):
             steps, minimal = self._shortest(find, fresh, deadline)
-            again = same_cause(self._subject, steps, find.cause) if steps else None
+            again = self._seen_again(replace(find, steps=steps, minimal=minimal)) if steps else None
             if again is not None:
-                return replace(find, steps=steps, what=str(again), reproduced=True, minimal=minimal)
+                return again
         return find
+
+    def _seen_again(self, find: Find) -> Find | None:
+        """The find as a fresh server shows it, which has to end for its last words; None: it does not show it."""
+        self._subject.renew()
+        self._said()
+        found = self._subject.play(find.steps)
+        if found is None or found.cause != find.cause:
+            return None
+        self._subject.renew()
+        return replace(find, what=str(found), said=next(filter(None, self._said()), ""), reproduced=True)
 
     def _shortest(self, find: Find, fresh: bool, deadline: Deadline) -> tuple[tuple[Step, ...], bool]:
         """The shortest sequence that was found in this time, and whether nothing of it can be left out.
@@ -221,13 +242,6 @@ def _windows(steps: tuple[Step, ...]) -> list[tuple[Step, ...]]:
     """Pieces of a sequence, each over the border of two others: what a garbage collection hides shows in few steps."""
     size = max(1, len(steps) // 4)
     return [steps[begin : begin + size] for begin in range(0, len(steps), max(1, size // 2))]
-
-
-def same_cause(subject: Subject, steps: Sequence[Step], cause: str) -> Found | None:
-    """Play steps with a fresh server: what is found, if that has this cause."""
-    subject.renew()
-    found = subject.play(steps)
-    return found if found is not None and found.cause == cause else None
 
 
 def _simpler(steps: tuple[Step, ...], fails: Callable[[Sequence[Step]], bool]) -> tuple[Step, ...]:

@@ -79,6 +79,8 @@ class Find:
     minimal: bool = False
     times: int = 1
     subject: Mapping[str, str] = field(default_factory=dict)
+    said: str = ""
+    """What a server that was started for it complained of meanwhile: an exception with its line, or a warning."""
 
     @property
     def name(self) -> str:
@@ -138,6 +140,7 @@ class Find:
             steps = tuple(map(Step.from_plain, plain["steps"]))
             texts = {name: str(plain[name]) for name in ("protocol", "oracle", "rule", "cause", "what")}
             numbers = {name: int(plain.get(name, 0)) for name in ("seed", "sequence", "times")}
+            texts["said"] = str(plain.get("said", ""))
             facts = {name: bool(plain.get(name)) for name in ("reproduced", "minimal")}
             subject = {str(key): str(value) for key, value in dict(plain.get("subject", {})).items()}
         except (KeyError, TypeError, ValueError, OverflowError, UserError) as error:

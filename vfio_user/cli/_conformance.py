@@ -312,9 +312,7 @@ def server(address: str | None, command: str | None, greet: Greet, *, timeout: f
         try:
             yield started
         except UserError as error:
-            complaint = next(filter(None, _complaints(started.said())), "")
-            told = f"the server said: {complaint}" if complaint else ""
-            error.evidence = "\n".join(filter(None, [error.evidence, told]))
+            error.evidence = "\n".join(filter(None, [error.evidence, told_of(complaint_of(started))]))
             raise
 
 
@@ -326,23 +324,34 @@ def _with_complaints(
     `note` is told of exceptions beside what is no failure.
     """
     for result in results:
-        raised, warned = _complaints(target.said())
+        raised, warned = complaints_of(target)
         complaint = raised or warned
         is_failure = result.outcome is Outcome.FAIL
         if raised and not is_failure:
             note(raised)
         is_new = complaint and complaint not in result.detail
-        detail = f"{result.detail}\nthe server said: {complaint}" if is_new and is_failure else result.detail
+        detail = f"{result.detail}\n{told_of(complaint)}" if is_new and is_failure else result.detail
         yield replace(result, detail=detail)
 
 
-def _complaints(said: str) -> tuple[str, str]:
-    """Of what a server of ours has said the last exception, and the last that it warned of."""
+def complaints_of(target: Target) -> tuple[str, str]:
+    """Of what a server of ours has said since it was last asked the last exception, and the last that it warned of."""
+    said = target.said()
     if not said:
         return "", ""
     from vfio_user.harness.server_exceptions import complaints_in  # needs what a running server does not
 
     return complaints_in(said)
+
+
+def complaint_of(target: Target) -> str:
+    """The same in one: an exception before a warning."""
+    return next(filter(None, complaints_of(target)), "")
+
+
+def told_of(complaint: str) -> str:
+    """What is told of it; "" where there is none."""
+    return f"the server said: {complaint}" if complaint else ""
 
 
 def _counted_if_interrupted(results: Iterable[CheckResult[B]], of: int) -> Iterator[CheckResult[B]]:

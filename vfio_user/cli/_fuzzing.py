@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -22,7 +23,7 @@ from userdev.fuzz.finds import corpus
 from userdev.fuzz.levels import DEFAULT, LEVELS
 from vfio_user.cli._choice import Choice
 from vfio_user.cli._completion import Completer
-from vfio_user.cli._conformance import Target, server
+from vfio_user.cli._conformance import Target, complaint_of, complaints_of, server, told_of
 from vfio_user.cli._durations import LEAST, Duration, Finite
 from vfio_user.cli._hardware import DEVICE, device_option
 from vfio_user.cli._outputs import Output
@@ -179,9 +180,10 @@ def carry_out(asked: Asked, greet: Greet, oracles: Sequence[Oracle], made: Calla
             return target
 
         reference = made(tried_out(None, asked.against), None) if asked.against is not None else None
-        subject = made(tried_out(asked.address, asked.server_command), reference)
+        target = tried_out(asked.address, asked.server_command)
+        subject = made(target, reference)
         stack.callback(subject.close)
-        _campaign(asked, subject)
+        _campaign(asked, subject, partial(complaints_of, target))
 
 
 def _check_names(ignored: Sequence[str], oracles: Collection[str]) -> None:
@@ -192,7 +194,7 @@ def _check_names(ignored: Sequence[str], oracles: Collection[str]) -> None:
             raise UserError(f"--ignore {name}: no find has that name", hint=hint)
 
 
-def _campaign(asked: Asked, subject: ProbedSubject) -> None:
+def _campaign(asked: Asked, subject: ProbedSubject, said: Callable[[], tuple[str, str]]) -> None:
     seed = secrets.randbelow(1 << 32) if asked.seed is None else asked.seed
     if not asked.quiet:  # before all that may be interrupted
         click.echo(f"seed {seed}", err=True)
@@ -212,7 +214,14 @@ def _campaign(asked: Asked, subject: ProbedSubject) -> None:
     with Waiting(quiet=asked.quiet) as waiting:
         teller = _Teller(asked.seconds, waiting)
         summary = Campaign(
-            subject, drawn, seed=seed, bounds=bounds, listener=teller, folder=asked.output, ignored=asked.is_ignored
+            subject,
+            drawn,
+            seed=seed,
+            bounds=bounds,
+            listener=teller,
+            folder=asked.output,
+            ignored=asked.is_ignored,
+            said=said,
         ).run(wrong)
     _report(asked, seed, summary)
 
@@ -228,6 +237,7 @@ def _report(asked: Asked, seed: int, summary: Summary) -> None:
             "seconds": round(summary.seconds, 3),
             "interrupted": summary.interrupted,
             "ignored": summary.ignored,
+            "raised": summary.raised,
             "finds": [{**find.plain(), "file": str(asked.output / f"{find.name}.json")} for find in finds],
         }
         click.echo(json.dumps(document, indent=2))
@@ -239,11 +249,19 @@ def _report(asked: Asked, seed: int, summary: Summary) -> None:
         click.echo(f"{said}; seed {seed}" + (", interrupted" if summary.interrupted else ""), err=asked.as_json)
     elif summary.interrupted:
         click.echo(f"interrupted; seed {seed}", err=True)
+    if summary.raised:
+        told = f"its own code failed where nothing was found, first so: {summary.raised}"
+        click.echo(told, err=asked.as_json or asked.quiet)
     if finds:
-        evidence = "\n".join(f"  {asked.output / find.name}.json: {find.headline}" for find in finds)
+        evidence = "\n".join(_told_at_the_end(find, asked.output) for find in finds)
         raise VerdictError(counted(len(finds), "find"), evidence=evidence)
     if summary.interrupted:
         sys.exit(130)
+
+
+def _told_at_the_end(find: Find, folder: Path) -> str:
+    told = f"  {folder / find.name}.json: {find.headline}"
+    return f"{told}\n    {told_of(find.said)}" if find.said and find.said not in find.headline else told
 
 
 class _Teller:
@@ -278,18 +296,24 @@ class _Teller:
             self._waiting.say(f"    {step}")
         if left := len(find.steps[SHOWN:]):
             self._waiting.say(f"    ... and {counted(left, 'more step')}")
+        if find.said:
+            self._waiting.say(f"    {told_of(find.said)}")
 
 
-def play_again(find: Find, subject: ProbedSubject, path: Path, *, as_json: bool, quiet: bool) -> None:
-    """Play a find with a server, and print what is seen; `quiet`: nothing where nothing is wrong.
+def play_again(find: Find, subject: ProbedSubject, target: Target, path: Path, *, as_json: bool, quiet: bool) -> None:
+    """Play a find with `target`, and print what is seen; `quiet`: nothing where nothing is wrong.
 
     Raises:
         UserError: there is no server.
         VerdictError: it is still found, or something else is.
     """
     found = _played(find, subject)
+    seen, said = None, ""
+    if found is not None:
+        subject.renew()  # with the last words of the server
+        said = complaint_of(target)
+        seen = {"oracle": found.oracle.id, "cause": found.cause, "what": str(found), "said": said}
     if as_json:
-        seen = None if found is None else {"oracle": found.oracle.id, "cause": found.cause, "what": str(found)}
         click.echo(
             json.dumps({"find": str(path), "cause": find.cause, "steps": len(find.steps), "found": seen}, indent=2)
         )
@@ -301,7 +325,7 @@ def play_again(find: Find, subject: ProbedSubject, path: Path, *, as_json: bool,
             click.echo(f"{path}: {_steps_of(find)}, and nothing is wrong any more")
         return
     same = "is still there" if found.cause == find.cause else f"is not there, but: {found.cause}"
-    raise VerdictError(f"{path}: {find.cause} {same}", evidence=str(found))
+    raise VerdictError(f"{path}: {find.cause} {same}", evidence="\n".join(filter(None, (str(found), told_of(said)))))
 
 
 def _steps_of(find: Find) -> str:

@@ -60,4 +60,4 @@ def replay_find(
     with server(address, server_command, greeting(spoken), timeout=timeout) as target:
         target.try_out()
         with closing(VfioUserSubject(target, spoken, timeout=timeout, level=level_of(find))) as subject:
-            play_again(find, subject, path, as_json=as_json, quiet=quiet)
+            play_again(find, subject, target, path, as_json=as_json, quiet=quiet)
