@@ -22,7 +22,7 @@ from userdev.errors import UserError
 from vfio_user.harness.agent import AgentGuest
 from vfio_user.harness.guest import GuestFailure, GuestLost, shipped
 from vfio_user.harness.image.recipe import ROOM
-from vfio_user.harness.timeouts import SCALE_VARIABLE, Accelerator, patience, waited
+from vfio_user.harness.timeouts import SCALE_VARIABLE
 
 PROGRAMS = ROOM / "programs"
 SERVE = "import sys; sys.path.insert(0, sys.argv[1]); import agent; agent.Agent(int(sys.argv[2])).serve()"
@@ -148,18 +148,6 @@ def test_a_deadline_that_was_made_longer_is_told_with_its_factor(port: Port, mon
     silent = AgentGuest(ours, patience=0.02)
     with theirs, contextlib.closing(silent), pytest.raises(GuestLost, match=r"in 0\.04 s \(2 s, times 0\.02 "):
         silent.hello(2)
-
-
-def test_what_a_deadline_was_multiplied_by_is_said_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    cases: dict[str, tuple[str, Accelerator, str]] = {
-        "under KVM": ("1", "kvm", "8 s"),
-        "without": ("1", "tcg", "32 s (8 s, times 4 as there is no KVM)"),
-        "busy": ("3", "kvm", f"24 s (8 s, times 3 by {SCALE_VARIABLE})"),
-        "both": ("0.5", "tcg", f"16 s (8 s, times 4 as there is no KVM, times 0.5 by {SCALE_VARIABLE})"),
-    }
-    for name, (scale, accelerator, told) in cases.items():
-        monkeypatch.setenv(SCALE_VARIABLE, scale)
-        assert waited(8, patience(accelerator)) == told, name
 
 
 def test_a_command_ends_although_what_it_left_running_holds_its_output(guest: AgentGuest) -> None:

@@ -26,6 +26,7 @@ from vfio_user.harness.guest import Guest, GuestFailure, GuestLost, Result
 from vfio_user.harness.qmp import QmpTimeout
 from vfio_user.harness.server_exceptions import LoggedException
 from vfio_user.harness.ssh import _SshJob
+from vfio_user.harness.timeouts import SCALE_VARIABLE, Accelerator, patience, waited
 from vfio_user.harness.troubles import Look, Trouble, Wait, first_trouble
 
 CAUSE = "dev0: ValueError: boo (mine.py:31, in transmit)"
@@ -164,3 +165,15 @@ def test_a_cause_that_the_error_tells_itself_is_told_once() -> None:
     assert evidence.first_cause(Ends(exceptions=[raised]), told) == str(told).partition("\n")[0]
     other = evidence.first_cause(Ends(exceptions=[raised]), UserError("wrong answer"))
     assert other == f"{CAUSE}; after that wrong answer"
+
+
+def test_what_a_deadline_was_multiplied_by_is_said_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    cases: dict[str, tuple[str, Accelerator, str]] = {
+        "under KVM": ("1", "kvm", "8 s"),
+        "without": ("1", "tcg", "32 s (8 s, times 4 as there is no KVM)"),
+        "busy": ("3", "kvm", f"24 s (8 s, times 3 by {SCALE_VARIABLE})"),
+        "both": ("0.5", "tcg", f"16 s (8 s, times 4 as there is no KVM, times 0.5 by {SCALE_VARIABLE})"),
+    }
+    for name, (scale, accelerator, told) in cases.items():
+        monkeypatch.setenv(SCALE_VARIABLE, scale)
+        assert waited(8, patience(accelerator)) == told, name

@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sqlite3
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
-from jsonschema import Draft202012Validator
 from junitparser import JUnitXml
 
 from tests.cases import for_each, for_each_row
-from tests.test_nightly_plan import written
 from tests.test_nightly_summary import night, result
-from userdev.errors import UserError, VerdictError
-from vfio_user.cli import nightly
-from vfio_user.cli.nightly import _estimate as usual_estimate
-from vfio_user.cli.nightly import command
 from vfio_user.nightly import history as history_module
 from vfio_user.nightly.comparison import LOOKED_AT, compare
 from vfio_user.nightly.history import History, estimate, results_of
 from vfio_user.nightly.morning import Morning, junit_of, write_morning
-from vfio_user.nightly.staging import Stage
 from vfio_user.nightly.summary import CaseResult, Cell, Flake, Moved, Status, Summary, Verdict
 
 PASS, FAIL, XFAIL, XPASS, SKIP, WEDGED = (
@@ -409,121 +399,3 @@ def test_an_ended_night_says_at_which_case_as_that_is_called(tmp_path: Path) -> 
 
 
 # -- told meanwhile ---------------------------------------------------------------------------------------------------
-
-
-class OneNight:
-    """In the place of a night: it says what it does, and one case of it is wrong."""
-
-    def __init__(self, *_: object, **__: object) -> None:
-        self.folder = Path("results/night")
-
-    def run(self, stage: object, place: object, say: Callable[[str], None]) -> Summary:
-        say("1 of 2: it is fetched")
-        return nth(1, case("a"), case("b", FAIL))
-
-
-@pytest.fixture
-def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
-    """What `nightly` says of such a night."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("VFIO_USER_RESULTS", str(tmp_path / "results"))
-    monkeypatch.setattr(nightly, "prepare_environment", lambda *_, **_named: None)
-    monkeypatch.setattr(nightly, "staged", lambda plan, drawn: Stage(plan, {}, {}))
-    monkeypatch.setattr(nightly, "place_of", lambda plan: None)
-    monkeypatch.setattr(nightly, "_estimate", lambda *_: "2 cases, an hour")
-    monkeypatch.setattr(nightly, "Night", OneNight)
-    return lambda *words: CliRunner().invoke(command, ["--plan", str(written(tmp_path)), *words])
-
-
-@pytest.mark.parametrize("words", [[], ["--quiet"]], ids=["loud", "quiet"])
-def test_a_quiet_night_says_only_what_is_wrong_and_where_the_page_is(
-    words: list[str], told: Callable[..., Result]
-) -> None:
-    done = told(*words)
-    assert "FAIL edu/t.py:A.b: it read 7" in done.stdout
-    assert "results/night/index.html\n1 PASS, 1 FAIL" in done.stdout
-    meanwhile = "an hour" in done.stderr, "it is fetched" in done.stderr
-    assert meanwhile == ((False, False) if words else (True, True))
-
-
-def test_a_night_for_programs_is_its_summary_and_nothing_else(told: Callable[..., Result]) -> None:
-    done = told("--json")
-    printed = json.loads(done.stdout)
-    assert Summary.model_validate(printed).wrong()[0].id == "edu/t.py:A.b"
-    schema = json.loads((Path(__file__).parent.parent / "docs/reference/json/nightly.json").read_text())
-    assert list(Draft202012Validator(schema).iter_errors(printed)) == []
-    assert "FAIL edu/t.py:A.b: it read 7" in done.stderr
-    assert [told("--json", option).exit_code for option in ("--list", "--dry-run")] == [2, 2]
-
-
-def test_only_a_night_that_is_run_writes_down_its_combinations(
-    told: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    kept: list[bool] = []
-    monkeypatch.setattr(nightly, "_keep", lambda *_, locked: kept.append(locked))
-    for words, wanted in ((["--list"], []), (["--dry-run"], []), (["--list", "--locked"], []), (["--locked"], [True])):
-        told(*words)
-        assert kept == wanted, words
-
-
-def test_a_night_is_run_though_nobody_can_say_how_long_it_will_take(
-    told: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def locked(*_: object) -> None:
-        raise UserError("history.sqlite: database is locked")
-
-    monkeypatch.setattr(nightly, "_estimate", usual_estimate)
-    monkeypatch.setattr(History, "latest", locked)
-    done = told()
-    assert "how long that takes is not known: history.sqlite: database is locked" in done.stderr
-    assert "FAIL edu/t.py:A.b: it read 7" in done.stdout
-
-
-# -- compared by hand -------------------------------------------------------------------------------------------------
-
-
-def run_compare(folder: Path, old: Summary, new: Summary, *options: str) -> Result:
-    for name, summary in (("a", old), ("b", new)):
-        (folder / name).mkdir()
-        summary.write(folder / name)
-    return CliRunner().invoke(command, ["compare", str(folder / "a"), str(folder / "b" / "summary.json"), *options])
-
-
-def test_two_nights_are_compared_and_new_wrong_is_a_status(tmp_path: Path) -> None:
-    ran = run_compare(tmp_path, nth(1, case("a"), case("b", FAIL)), nth(2, case("a", FAIL), case("b")))
-    assert isinstance(ran.exception, VerdictError)
-    assert "new: edu/t.py:A.a: PASS -> FAIL: it read 7" in ran.output
-    assert "mended: edu/t.py:A.b: FAIL -> PASS" in ran.output
-
-
-def test_that_two_nights_are_alike_is_said(tmp_path: Path) -> None:
-    ran = run_compare(tmp_path, nth(1, case("a")), nth(2, case("a")))
-    assert (ran.exit_code, "nothing" in ran.output) == (0, True)
-
-
-def test_a_comparison_is_to_be_had_for_programs(tmp_path: Path) -> None:
-    ran = run_compare(tmp_path, nth(1, case("a", FAIL)), nth(2, case("a", FAIL)), "--json")
-    assert (ran.exit_code, json.loads(ran.output)["as_before"]) == (0, ["edu/t.py:A.a"])
-    (tmp_path / "again").mkdir()
-    ran = run_compare(tmp_path / "again", nth(1, case("a")), nth(2, case("a", FAIL)), "--json")
-    assert isinstance(ran.exception, VerdictError)
-    assert json.loads(ran.stdout)["new"] == ["edu/t.py:A.a"]
-
-
-def test_a_comparison_by_hand_leaves_out_nothing_that_one_for_programs_has(tmp_path: Path) -> None:
-    both = ("new", PASS, FAIL), ("old", FAIL, FAIL), ("mended", FAIL, PASS), ("known", FAIL, XFAIL)
-    old = nth(1, *(case(name, was) for name, was, _ in both), case("slow", seconds=2.0), case("goes"))
-    new = nth(2, *(case(name, now) for name, _, now in both), case("slow", seconds=20.0), case("comes"))
-    told = run_compare(tmp_path, old, new).output.splitlines()
-    compared = compare(new, (old.night, results_of(old)))
-    names = {"new": "new", "as_before": "as before", "mended": "mended", "added": "added", "gone": "gone"}
-    wanted = {f"{said}: {id}" for field, said in names.items() for id in getattr(compared, field)}
-    wanted |= {f"moved: {moved.id}" for moved in compared.moved}
-    wanted |= {f"changed: {changed.id}" for changed in compared.changed}
-    assert len(wanted) == 7
-    assert wanted == {": ".join(line.split(": ")[:2]) for line in told}
-
-
-def test_what_is_newly_wrong_is_counted_among_the_cases_of_its_own_night(tmp_path: Path) -> None:
-    ran = run_compare(tmp_path, nth(1, case("a")), nth(2, case("a", FAIL), case("b"), case("c")))
-    assert str(ran.exception) == "newly wrong: 1 of 3 cases"
