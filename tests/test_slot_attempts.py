@@ -8,7 +8,7 @@ import queue
 import signal
 import subprocess
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -70,6 +70,17 @@ def test_an_attempt_says_that_a_test_has_begun_once_and_is_not_repeated_where_so
         assert attempts._pass_on(lines[:2], Ran("a", number)) == (True, False)
 
 
+class EndedMeanwhile(_Attempts):
+    """One that avocado ends while it runs, or does not; one that was ended before is ended by a signal."""
+
+    is_ended: bool
+
+    def _pass_on(self, lines: Iterable[bytes], attempt: Ran) -> tuple[bool, bool]:
+        passed = super()._pass_on(lines, attempt)
+        self._ended = self.is_ended
+        return passed
+
+
 def test_a_slot_has_died_where_its_connection_ended_before_the_test_and_nobody_had_ended_that(tmp_path: Path) -> None:
     finished = """echo '{"status": "finished"}';"""
     for says, status, ended, died in (
@@ -79,8 +90,9 @@ def test_a_slot_has_died_where_its_connection_ended_before_the_test_and_nobody_h
         ("", 0, False, False),
         (finished, 255, False, False),
     ):
-        attempts = _Attempts.__new__(_Attempts)
-        attempts._logdir, attempts._ended, attempts._posts = tmp_path, ended, []
+        attempts = EndedMeanwhile.__new__(EndedMeanwhile)
+        attempts._logdir, attempts._ended, attempts._posts = tmp_path, False, []
+        attempts.is_ended = ended
         attempts._task = SimpleNamespace(identifier="1-x", job_id="y", get_command_args=list)
         attempts._first = 0.0
         found = attempts._attempt(SlotCommand("a", 1, ["sh", "-c", f"{says} exit {status}"], "/x"), 0)
