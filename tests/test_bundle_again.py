@@ -101,7 +101,7 @@ def test_what_is_done_again_is_ended_whatever_becomes_of_it(tmp_path: Path, monk
         assert Once.last.stopped == 1, error
         assert Once.last.environment["X"] == "1"
         if error is None:
-            assert "its last words" in vars(ended.value)["hint"]
+            assert "its last words" in vars(ended.value)["evidence"]
 
 
 def test_a_bundle_is_found_where_it_was_made_in_the_folder_or_by_its_tests_name(

@@ -206,10 +206,48 @@ def test_the_other_host_has_an_interposer_as_this_one_but_for_faults(scratch: Sc
         server.stop()
 
 
+MINE = """
+import os
+from vhost_user.device import Queues, VhostDevice, supply
+
+class Mine(VhostDevice):
+    virtio_id = 4
+    queues = Queues(1)
+    buffers = supply(0)
+
+    def __init__(self):
+        super().__init__()
+        os.write(2, b"no table\\nno chair\\n")
+        os._exit(3)
+"""
+
+
 def test_a_server_that_dies_at_its_start_is_quoted_once(scratch: Scratch, tmp_path: Path) -> None:
     with pytest.raises(ServerError, match="status 3") as caught:
         DeviceServer(Device(command="sh -c 'echo no licence >&2; exit 3' {socket}"), Site(scratch, tmp_path), "dying")
     assert f"{caught.value}\n{caught.value.hint}".replace("echo no licence", "").count("no licence") == 1
+
+
+def test_what_to_do_about_a_server_that_does_not_come_up_is_something_to_do(scratch: Scratch, tmp_path: Path) -> None:
+    """What it said is to be read, and has a place of its own."""
+    (tmp_path / "mine.py").write_text(MINE)
+    alone = "with a path in place of {socket}"
+    for number, (name, what_to_do, is_read) in enumerate(
+        (
+            ("sh -c 'echo one >&2; echo two >&2; exit 3' {socket}", f"start it alone: its command, {alone}", True),
+            ("sh -c 'exit 3' {socket}", f"it printed nothing; start it alone: its command, {alone}", False),
+            (
+                f"vhost-user:{tmp_path}/mine.py:Mine",
+                f"start it alone: `vhost-user serve {tmp_path}/mine.py:Mine`",
+                True,
+            ),
+            (f"vhost-user:{tmp_path}/mine.py:Nine", "its devices are: Mine; a device is a subclass of", False),
+        )
+    ):
+        with pytest.raises(ServerError) as caught:
+            DeviceServer(Device.parse(name), Site(scratch, tmp_path), f"s{number}")
+        assert caught.value.hint.startswith(what_to_do), name
+        assert ("last lines" in caught.value.evidence) is is_read, name
 
 
 def test_a_virtio_device_that_cannot_be_had_is_told_before_qemu_waits_for_it(scratch: Scratch, tmp_path: Path) -> None:

@@ -215,6 +215,52 @@ def test_the_first_failure_of_a_test_is_the_one_that_is_kept(
     assert ("the second failure" in kept) is (not first)
 
 
+WITHOUT_A_BODY = {
+    "a fixture that fails": "assert 5 == 4 + 2",
+    "a fixture that cannot go on": "raise UserError('no such thing', hint='look elsewhere')",
+    "a fixture that fails in words": "pytest.fail('no such thing')",
+}
+OF_SET_UP = """
+import pytest
+from userdev.errors import UserError
+
+@pytest.fixture
+def begun(lab):
+    {statement}
+
+def test_it(begun):
+    pass
+"""
+OF_A_BODY = """
+import pytest
+from userdev.errors import UserError
+
+def test_it(lab):
+    {statement}
+"""
+
+
+def test_whatever_fails_in_set_up_or_body_leaves_the_same_page(project: pytest.Pytester, tmp_path: Path) -> None:
+    """A server that does not come up ends the set-up of a test."""
+    for name, statement in WITHOUT_A_BODY.items():
+        for text, outcome in ((OF_SET_UP, "errors"), (OF_A_BODY, "failed")):
+            project.makepyfile(test_it=text.format(statement=statement))
+            assert results(project, "--vfio-results", str(tmp_path)) == {outcome: 1}, name
+            [folder] = tmp_path.iterdir()
+            assert (folder / "index.html").exists(), (name, outcome)
+            kept = (folder / "error.txt").read_text()
+            assert ("look elsewhere" in kept) is ("hint" in statement), (name, outcome)
+
+
+def test_what_was_skipped_or_is_expected_to_fail_leaves_no_page(project: pytest.Pytester, tmp_path: Path) -> None:
+    for outcome, statement in {"skipped": "pytest.skip('not here')", "xfailed": "pytest.xfail('known')"}.items():
+        for text in (OF_SET_UP, OF_A_BODY):
+            project.makepyfile(test_it=text.format(statement=statement))
+            assert results(project, "--vfio-results", str(tmp_path)) == {outcome: 1}
+            [folder] = tmp_path.iterdir()
+            assert not (folder / "index.html").exists(), (outcome, text)
+
+
 RAISED = """
 import pytest
 from userdev.process import Child

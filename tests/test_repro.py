@@ -271,7 +271,7 @@ def test_a_command_that_does_not_come_as_far_as_a_guest_is_told(tmp_path: Path) 
     found = open_bundle(tmp_path / "kept")
     with pytest.raises(UserError, match="exited with status 2") as caught:
         do_again(found, Command.of(found), tmp_path / "again")
-    assert "no-such-device" in caught.value.hint
+    assert "no-such-device" in caught.value.evidence
     assert "--server-command" not in caught.value.hint
 
 

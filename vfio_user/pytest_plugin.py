@@ -46,6 +46,7 @@ class DeviceWarning(UserWarning):
 
 _FAILED: pytest.StashKey[BaseException] = pytest.StashKey()
 _TRIAL: pytest.StashKey[Trial] = pytest.StashKey()
+_NO_FAILURES = (pytest.skip.Exception, pytest.xfail.Exception)
 _RESULTS = "results"
 _ROOM = "make room, or name a folder on a larger disk by --vfio-results"
 
@@ -100,8 +101,9 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
         yield made.lab
         failed = request.node.stash.get(_FAILED, None)
         if failed is not None and made.lab.failure is None:
-            made.lab.failure = failed if isinstance(failed, VerdictError) else VerdictError(str(failed))
-            keeping.failure = failed
+            is_told = isinstance(failed, UserError | VerdictError)
+            made.lab.failure = failed if is_told else VerdictError(str(failed))
+            keeping.failure = failed if isinstance(failed, Exception) else made.lab.failure
     for exception in made.unnoticed():
         what = f"{exception.sentence}, beside a test that passes; its log is in {made.lab.folder}"
         file, line = exception.source or (str(request.path), 0)
@@ -183,17 +185,13 @@ def client(server: Server) -> Iterator[Client]:
 @pytest.hookimpl(wrapper=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
     """Run the test within the known issues that its markers name; one that was seen makes it XFAIL."""
-    try:
-        with ExitStack() as named:
-            for mark in pyfuncitem.iter_markers("known_issue"):
-                guest: Any = pyfuncitem.funcargs.get("guest")
-                if guest is None:
-                    pytest.fail("the marker known_issue needs the fixture guest", pytrace=False)
-                named.enter_context(pyfuncitem.stash[_TRIAL].known_issue(mark.args[0], guest))
-            result = yield
-    except Exception as failure:
-        pyfuncitem.stash[_FAILED] = failure
-        raise
+    with ExitStack() as named:
+        for mark in pyfuncitem.iter_markers("known_issue"):
+            guest: Any = pyfuncitem.funcargs.get("guest")
+            if guest is None:
+                pytest.fail("the marker known_issue needs the fixture guest", pytrace=False)
+            named.enter_context(pyfuncitem.stash[_TRIAL].known_issue(mark.args[0], guest))
+        result = yield
     if (made := pyfuncitem.stash.get(_TRIAL, None)) and made.seen:
         pytest.xfail("; ".join(made.seen))
     return result
@@ -233,6 +231,9 @@ def pytest_runtest_makereport(
             report = yield
         if call.excinfo and not authors and report.failed:
             report.longrepr = call.excinfo.getrepr(style="value", chain=False)
+    ended = call.excinfo.value if call.excinfo else None  # other plugins have changed it where it skips the test
+    if ended is not None and not isinstance(ended, _NO_FAILURES):
+        item.stash.setdefault(_FAILED, ended)
     if report.failed:
         made = item.stash.get(_TRIAL, None)
         said = (

@@ -211,10 +211,11 @@ def do_again(
     made = _made(place)
     if made is None:
         said = child.last_words()
-        elsewhere = "where a server's program is elsewhere here, --server-command says where; "
+        elsewhere = "where a server's program is elsewhere here, --server-command says where"
         raise UserError(
             f"what the bundle is of could not be done again: it {child.fate()}",
-            hint=f"{elsewhere if 'cannot start' in said else ''}its last lines:\n{said}",
+            hint=elsewhere if "cannot start" in said else "",
+            evidence=f"its last lines:\n{said}",
         )
     again = open_bundle(made)
     return Attempt(again, differences(found, again), time.monotonic() - began)

@@ -95,7 +95,7 @@ class Lab:
         self._interpose = interpose or cell.interpose or cell.trace
         self._progress = progress
         self._images: dict[str, GuestImage] = {}
-        self.failure: VerdictError | None = None
+        self.failure: VerdictError | UserError | None = None
         """What went wrong, where no exception leaves the block for it: evidence is kept all the same."""
         self._records = Records(self.folder)
         self._moves = itertools.count(1)

@@ -29,7 +29,12 @@ _FOR_HELP = re.compile(r"^Try '.*--help' for help", re.MULTILINE)
 
 
 class ServerError(UserError):
-    """A device server did not come up. The hint has the last lines of its log."""
+    """A device server did not come up. The evidence is the end of its log."""
+
+    @classmethod
+    def of(cls, what: str, child: Child, *, hint: str) -> ServerError:
+        """That the program `child` did not come up, and what to do about it, with its last lines."""
+        return cls(what, hint=hint, evidence=_last_lines(child))
 
 
 class ServerFailure(VerdictError):
@@ -38,7 +43,7 @@ class ServerFailure(VerdictError):
     @classmethod
     def of(cls, what: str, child: Child) -> ServerFailure:
         """What went wrong with the program `child`, with its last lines."""
-        return cls(what, evidence=f"{child.name}, last lines:\n{child.last_words()}")
+        return cls(what, evidence=_last_lines(child))
 
 
 class Owner(Protocol):
@@ -113,17 +118,16 @@ class OwnProcess:
         try:
             site.host.await_start(self.child)
         except UserError as error:
-            raise ServerError(
+            raise ServerError.of(
                 f"the device server {name!r} did not start on {site.host.name}: {self.child.last_words(1)}",
-                hint="its program has to be on that host already" if device.command else self.child.last_words(),
+                self.child,
+                hint="its program has to be on that host already" if device.command else "",
             ) from error
         if path is not None and not site.host.await_listening(self.child, path, deadline):
-            hint = f"its last lines:\n{self.child.last_words()}"
             if not self.child.running:
                 raise _not_up(device, self.child)
-            raise ServerError(
-                f"the device server {name!r} does not listen on {path} after {deadline.seconds:g} s", hint=hint
-            )
+            late = f"the device server {name!r} does not listen on {path} after {deadline.seconds:g} s"
+            raise ServerError.of(late, self.child, hint=_alone(device))
 
 
 class KeptAlive:
@@ -362,10 +366,27 @@ def _not_up(device: Device, child: Child) -> ServerError:
     who = device.name if device.served or len(device.command) > _MOST_OF_A_COMMAND else f"`{device.command}`"
     ended = f"the server {end_of(who, child.fate(), tail(child.log))}"
     if device.served and _FOR_HELP.search(tail(child.log)):
-        name = device.served.removeprefix(f"{device.family.name}-").removeprefix(f"{device.family.name}:")
-        return ServerError(ended, hint=f"`{device.family.name} serve {name} --help` shows its options")
-    if device.command and not tail(child.log).strip():
-        return ServerError(ended, hint="it printed nothing")
-    said = child.last_words().splitlines()
-    more = [line for line in said if line.strip() != reason("\n".join(said))]  # that one is told already
-    return ServerError(ended, hint="\n".join(["its last lines:", *more]) if more else "")
+        return ServerError(ended, hint=f"{_serving(device, '--help')} shows its options")
+    said = tail(child.log).splitlines()
+    why = reason("\n".join(said))
+    told = [line for line in said if line.strip() != why]  # that one is in the sentence already
+    hints = [line.strip() for line in told if line[:1].isspace()] if device.is_ours else []  # as our commands have them
+    if hints and child.exit_code == _COULD_NOT_BE_DONE:
+        return ServerError(ended, hint="\n".join(hints))
+    nothing = "" if why else "it printed nothing; "
+    return ServerError(ended, hint=f"{nothing}{_alone(device)}", evidence=_last_lines(child) if told else "")
+
+
+def _alone(device: Device) -> str:
+    """How to see what a server does without a guest."""
+    return f"start it alone: {_serving(device) if device.served else 'its command, with a path in place of {socket}'}"
+
+
+def _serving(device: Device, *options: str) -> str:
+    """The command by which a person serves a device of a class."""
+    name = device.served.removeprefix(f"{device.family.name}-").removeprefix(f"{device.family.name}:")
+    return f"`{shlex.join([device.family.name, 'serve', name, *(options or device.options)])}`"
+
+
+def _last_lines(child: Child) -> str:
+    return f"{child.name}, last lines:\n{child.last_words()}"
