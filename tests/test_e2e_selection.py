@@ -1,5 +1,6 @@
 """Which guest-driven tests a run chooses, and by which names."""
 
+import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -100,6 +101,15 @@ def test_what_a_run_says_goes_over_what_its_bundle_says_and_the_rest_stays(
 ) -> None:
     monkeypatch.setenv("VFIO_USER_RESULTS", str(tmp_path))
     assert cell_of(monkeypatch, before, words) == Cell(**after)
+
+
+def test_a_server_that_no_test_has_started_is_told_of_a_run_that_passed() -> None:
+    boards = [{"whiteboard": board} for board in ("", "not {json", json.dumps({"tried": [OURS]}))]
+    test_e2e.require_tried({}, boards)
+    test_e2e.require_tried({"edu": OURS}, boards)
+    with pytest.raises(UserError, match=r"no test started the server given for gpio\b") as refused:
+        test_e2e.require_tried({"edu": OURS, "gpio": THEIRS}, boards)
+    assert "options" in refused.value.hint
 
 
 def listed(*arguments: str) -> list[str]:

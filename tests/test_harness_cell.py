@@ -71,6 +71,32 @@ def test_a_device_has_the_server_of_its_cell_where_its_test_says_no_other(text: 
     assert found.register_names == device.register_names, "it is the same device, whoever serves it"
 
 
+def test_a_server_of_its_cell_has_the_properties_that_are_behind_its_command_unless_a_test_says_others() -> None:
+    cell = Cell(servers={"edu": f"{SERVER} [x-msg-timeout=500,ats=on]"})
+    found = cell.server_of(Device.parse("edu [ats=off]"))
+    assert found.command == SERVER
+    assert found.properties == {"x-msg-timeout": 500, "ats": False}
+
+
+@for_each_row(
+    [
+        ("edu", {"edu": SERVER}, "edu", {SERVER}),
+        ("edu", {"edu": f"{SERVER} [ats=on]"}, "edu [ats=off]", {f"{SERVER} [ats=on]"}),
+        ("edu", {"edu": SERVER}, "edu --vectors 2", set()),
+        ("edu", {"edu": SERVER}, "nvme", set()),
+        ("edu", {"edu": SERVER}, "./other {socket}", set()),
+        ("edu", {}, "edu", set()),
+        (f"{SERVER} [driver=vhost-user-blk-pci]", {}, f"{SERVER} [driver=vhost-user-blk-pci]", {"theirs"}),
+        (f"{SERVER} [driver=vhost-user-blk-pci]", {}, "vhost-user-blk", set()),
+    ]
+)
+def test_a_lab_knows_which_servers_of_its_cell_it_has_tried(
+    device: str, servers: dict[str, str], booted: str, tried: set[str]
+) -> None:
+    cell = Cell(device=device, servers=servers)
+    assert cell.tried_by(cell.server_of(Device.parse(booted))) == ({device} if tried == {"theirs"} else tried)
+
+
 def test_servers_are_given_by_device() -> None:
     assert parse_servers([f"edu={SERVER}", "nvme=s --a=b {socket}"]) == {"edu": SERVER, "nvme": "s --a=b {socket}"}
 

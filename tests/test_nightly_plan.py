@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ from vfio_user.nightly.abilities import declared
 from vfio_user.nightly.cells import cells_of
 from vfio_user.nightly.matrix import draw_plan
 from vfio_user.nightly.plan import Plan, read_plan
-from vfio_user.nightly.servers import read_servers
+from vfio_user.nightly.servers import Server, read_servers
 from vfio_user.nightly.staging import ReadyServer, ready_servers, staged
 
 PLAN = """\
@@ -149,6 +150,8 @@ def test_a_mistake_in_a_list_has_the_line_of_its_item(tmp_path: Path) -> None:
         ("./server {socket}", "'./server {socket}", "No closing quotation"),
         ("symptom: late", "symptom: '('", "no pattern"),
         ("    about:", "    abuot:", "did you mean 'about'?"),
+        ("kind: edu", "kind: edoo", "did you mean 'edu'?"),
+        ("kind: edu", "kind: Edu", "did you mean 'edu'?"),
         ("  theirs:", "  edu:", "one of ours"),
         (
             "symptom: late}",
@@ -162,6 +165,19 @@ def test_what_is_wrong_with_a_server_is_told_with_its_line(right: str, wrong: st
     told = refusal(tmp_path, servers=text)
     assert "servers.yaml:" in told
     assert said in told
+
+
+def test_a_kind_is_any_word_that_is_not_one_of_ours_misspelt() -> None:
+    taken = {"vfio-user": ["edu", "nvme", "gpio-sample", "mine", "blk"], "vhost-user": ["blk", "rng", "sound", "edu"]}
+    refused = {"vfio-user": {"ednu": "edu", "gpoi": "gpio"}, "vhost-user": {"block": "blk", "vhost-user-blk": "blk"}}
+    for protocol in ("vfio-user", "vhost-user"):
+        said: dict[str, Any] = {"about": "a", "protocol": protocol, "command": "./s {socket}", "supports": ()}
+        said["properties"] = {"driver": "vhost-user-blk-pci"}
+        for kind in taken[protocol]:
+            assert Server.model_validate({**said, "kind": kind}).kind == kind
+        for kind, meant in refused[protocol].items():
+            with pytest.raises(ValueError, match=f"did you mean '{meant}'"):
+                Server.model_validate({**said, "kind": kind})
 
 
 def test_a_command_may_have_braces_that_are_no_placeholders(tmp_path: Path) -> None:

@@ -98,6 +98,33 @@ def test_a_server_has_known_issues_of_its_own(status: str, reason: str, verdict:
     assert found.known_issue == ("slow" if verdict in (Verdict.XFAIL, Verdict.XPASS) else "")
 
 
+THEIRS = Server(about="a", protocol="vfio-user", kind="edu", command="./s {socket}", supports=())
+
+
+@for_each_row(
+    [
+        ("edu", "vfio-user", "neither self.cell.device nor edu without options"),
+        ("mine", "vfio-user", "does not boot self.cell.device, and the kind 'mine' is no device of ours"),
+        ("mine", "vhost-user", "does not boot self.cell.device"),
+    ]
+)
+def test_a_test_that_passes_without_the_server_of_its_cell_says_nothing(
+    kind: str, protocol: str, why: str, tmp_path: Path
+) -> None:
+    """Nor that a known issue of the server is gone, or seen: of ours a test may need none."""
+    issue = ServerIssue(id="slow", what="it is slow", tests=("A.test_a",), symptom="never")
+    for issues in ((), (issue,)):
+        server = THEIRS.model_copy(update={"kind": kind, "protocol": protocol, "known_issues": issues})
+        for board in ("", "not {json", "[]", "{}", '{"tried": 1}', '{"tried": []}'):
+            found = result_of(case(server), said(tmp_path, "PASS", whiteboard=board), ran=Ran("", 1), folder=tmp_path)
+            assert (found.verdict, found.known_issue) == (Verdict.ERROR, ""), (board, issues)
+            assert found.cause.endswith(why)
+        test = said(tmp_path, "PASS", whiteboard='{"tried": ["./s {socket}"]}')
+        found = result_of(case(server), test, ran=Ran("", 1), folder=tmp_path)
+        assert found.verdict is (Verdict.XPASS if issues else Verdict.PASS)
+    assert result_of(case(), said(tmp_path, "PASS"), ran=Ran("", 1), folder=tmp_path).verdict is Verdict.PASS
+
+
 def test_what_was_not_run_says_why() -> None:
     assert wedged(case(), "no such QEMU").cause == "no such QEMU"
     assert skipped(Case(case().cell, TEST, "it cannot")).reason == "it cannot"

@@ -69,6 +69,7 @@ class GuestTest(Test):  # type: ignore[misc]  # avocado has no types
     def setUp(self) -> None:
         """Begin what the test's labs share."""
         self._open: dict[Lab, tuple[int, Keeping]] = {}
+        self._tried: set[str] = set()
         text = self.params.get(CELL_PARAMETER)
         self.cell = Cell.of_text(text) if text else Cell.of_environment()
         """What the run says of this test's guests: the variant's, or that of the whole run."""
@@ -107,7 +108,8 @@ class GuestTest(Test):  # type: ignore[misc]  # avocado has no types
                     yield self._trial.lab
                 finally:
                     del self._open[self._trial.lab]
-                    self.whiteboard = json.dumps(self._trial.record())
+                    self._tried |= self._trial.lab.tried
+                    self.whiteboard = json.dumps({**self._trial.record(), "tried": sorted(self._tried)})
         except VerdictError as failure:
             self.log.info("%s\n%s", failure, failure.evidence)
             self.fail("; ".join([str(failure), *getattr(failure, "__notes__", ())]))

@@ -23,7 +23,7 @@ MORE_SERVERS = """\
   a-disk:
     about: a disk of theirs
     protocol: vhost-user
-    kind: vhost-user-blk
+    kind: blk
     command: "./disk --socket {socket}"
     properties: {driver: vhost-user-blk-pci}
     probe: yes

@@ -29,6 +29,7 @@ from vfio_user.avocado_job.job import (
 from vfio_user.avocado_job.naming import check_tags, name_tests
 from vfio_user.avocado_job.selection import all_tests, filters, package_folders, reference, suite_folder
 from vfio_user.avocado_job.surroundings import prepare_environment, provision
+from vfio_user.avocado_job.whiteboard import tried_by
 from vfio_user.bundle import bundle_of, moved
 from vfio_user.bundle.keeping import mention
 from vfio_user.cli._bundling import bundled_cell, place_of_bundles, with_bundle_options
@@ -136,7 +137,13 @@ def command(
             name_tests(suite, here)
         with Waiting(quiet=quiet) as waiting:
             provision(cell.qemu, waiting.tell)
-        _run(job, explicit="task.timeout.running" in settings, into=into, printed=printed)
+        _run(
+            job,
+            explicit="task.timeout.running" in settings,
+            into=into,
+            printed=printed,
+            servers=parse_servers(servers),
+        )
 
 
 @dataclass(frozen=True)
@@ -183,10 +190,11 @@ def _say(message: str) -> None:
     click.echo(message, err=True)
 
 
-def _run(job: Any, *, explicit: bool, into: Path | None, printed: Printed) -> None:
+def _run(job: Any, *, explicit: bool, into: Path | None, printed: Printed, servers: Mapping[str, str]) -> None:
     """Run a job, and say what came of it. `explicit`: whether it was said how long a test may take at all.
 
-    `into` is the folder that tests' bundles are moved to, where that is not among their results.
+    `into` is the folder that tests' bundles are moved to, where that is not among their results, `servers` those that
+    the run was given, by device.
     """
     ending = Ending()
     with job:
@@ -196,6 +204,20 @@ def _run(job: Any, *, explicit: bool, into: Path | None, printed: Printed) -> No
             _complain(job, ending, into, printed)
             raise VerdictError(str(error), evidence=f"evidence: {job.logdir}") from None
     report(job, status, ending, into, printed)
+    require_tried(servers, job.result.tests)
+
+
+def require_tried(servers: Mapping[str, str], tests: Iterable[Mapping[str, Any]]) -> None:
+    """See to it that each server that was given, by its device, was started for some test.
+
+    Raises:
+        UserError: one was not, so that what passed says nothing of it.
+    """
+    tried = {text for test in tests for text in tried_by(test)}
+    unused = [device for device, command in servers.items() if command not in tried]
+    if unused:
+        hint = "they boot no such device, or give it options, which only ours has"
+        raise UserError(f"no test started the server given for {', '.join(unused)}", hint=hint)
 
 
 def first_causes(tests: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, str, Path]]:

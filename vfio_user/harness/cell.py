@@ -77,10 +77,20 @@ class Cell:
         """
         command = self.servers.get(device.served)
         if command is not None and not device.options:
-            return dataclasses.replace(device, served="", command=command, registers=device.register_names)
+            other = Device.parse(command)
+            properties = {**other.properties, **device.properties}
+            registers = device.register_names
+            return dataclasses.replace(
+                device, served="", command=other.command, properties=properties, registers=registers
+            )
         if self.dialect and device.served and device.family is VFIO_USER and _DIALECT not in device.options:
             return dataclasses.replace(device, options=(*device.options, _DIALECT, self.dialect))
         return device
+
+    def tried_by(self, device: Device) -> set[str]:
+        """Which of the servers of others that it names a device has: as `device` or `servers` has their text."""
+        theirs = {text for text in (self.device, *self.servers.values()) if SOCKET in text}
+        return {text for text in theirs if Device.parse(text).command == device.command}
 
 
 _DIALECT = "--dialect"

@@ -89,6 +89,8 @@ class Lab:
         self.guests: list[BootedGuest] = []
         self.servers: list[DeviceServer] = []
         self.machines: list[Machine] = []
+        self.tried: set[str] = set()
+        """Servers of others that the cell names and that were started, or could not be (`Cell.tried_by`)."""
         self._scratch = Scratch()
         self._cell = cell
         self._explicit_qemu = qemu or cell.qemu or None
@@ -258,6 +260,7 @@ class Lab:
         breaks = self._break if self._break is not None and self._break.is_at(name) else None
         if breaks is not None:
             interposition, trace = breaks.within(interposition), True
+        self.tried |= self._cell.tried_by(wanted)
         self._provide(host, *wanted.files)
         self._first_look.take(wanted, name, self._site(host))
         with self.timeline.step(f"start the server {name}"):

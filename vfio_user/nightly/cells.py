@@ -60,13 +60,14 @@ class NightCell:
             hardware=hardware,
             dialect=str(self.values["dialect"]) if chosen else "",
             device=device,
-            servers={self.server.kind: device} if self._replaces_ours else {},
+            servers={self.stands_for: device} if self.stands_for else {},
         )
 
     @property
-    def _replaces_ours(self) -> bool:
-        """Whether it serves a device that ours do: tests of that device have it in their place."""
-        return not self.server.is_ours and self.server.protocol == "vfio-user" and self.server.kind in devices()
+    def stands_for(self) -> str:
+        """The device of ours that another's server serves too, "" for none: tests of it have that in our place."""
+        replaces = not self.server.is_ours and self.server.protocol == "vfio-user" and self.server.kind in devices()
+        return self.server.kind if replaces else ""
 
     def _unusual(self) -> Iterator[str]:
         for axis, usual in USUALLY.items():

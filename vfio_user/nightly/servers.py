@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from userdev.written import Written, WrittenDocument, each_once, read_document, unknown
 from vfio_user.avocado_job.selection import topic_of
@@ -38,6 +39,11 @@ ABILITIES: Mapping[Protocol, Mapping[str, str]] = {
     },
 }
 """What a test may need of a server (its tag `needs:NAME`), by protocol."""
+
+_VHOST_USER = "vhost-user-"
+"""Before a kind in the name of a device of ours."""
+_NEAR = 0.55
+"""Of difflib: edoo is as near to edu, ivshmem or gpio-sample to none."""
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 
@@ -83,6 +89,17 @@ class Server(Written):
     probe: bool = False
     """It is asked, in place of `supports`."""
     known_issues: tuple[ServerIssue, ...] = ()
+
+    @field_validator("kind")
+    @classmethod
+    def _is_no_slip_of_the_pen(cls, kind: str, info: ValidationInfo) -> str:
+        known = kinds_of(info.data.get("protocol", ""))
+        near = () if kind in known else _near(kind, known)
+        for meant in near:
+            raise ValueError(
+                f"the kind {kind!r} is none that we have; did you mean {meant!r}? If not, say another word"
+            )
+        return kind
 
     @field_validator("command")
     @classmethod
@@ -163,6 +180,17 @@ def our_servers() -> dict[str, Server]:
     return {name: _ours(name) for name in devices()}
 
 
+def kinds_of(protocol: str) -> set[str]:
+    """The kinds of this project's devices of a protocol: their tests have a server of such a kind in our place."""
+    return {server.kind for server in our_servers().values() if server.protocol == protocol}
+
+
+def _near(kind: str, known: Collection[str]) -> list[str]:
+    """The known kind that was perhaps meant. Any other word may be one, so that the first letter has to be right."""
+    word = kind.casefold().removeprefix(_VHOST_USER)
+    return get_close_matches(word, [each for each in known if each[0] == word[:1]], 1, _NEAR)
+
+
 def _ours(name: str) -> Server:
     family = family_of(name) or FAMILIES[0]
     options = EXERCISES[name].options if name in EXERCISES else ()
@@ -170,7 +198,7 @@ def _ours(name: str) -> Server:
     return Server.model_construct(  # its command is the name of a device of ours, and has no socket
         about=f"our {name}",
         protocol=protocol,
-        kind=name.removeprefix("vhost-user-"),
+        kind=name.removeprefix(_VHOST_USER),
         command=" ".join((name, *options)),
         supports=tuple(ABILITIES[protocol]),
     )

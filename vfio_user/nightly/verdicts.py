@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vfio_user.avocado_job.job import GONE_ON_WITHOUT
+from vfio_user.avocado_job.whiteboard import record_of, tried_by
 from vfio_user.harness.evidence import cause_of
 from vfio_user.harness.known_issues import XFAIL, XPASS
 from vfio_user.nightly.cases import Case
+from vfio_user.nightly.cells import NightCell
 from vfio_user.nightly.place import Ran
 from vfio_user.nightly.servers import ServerIssue
 from vfio_user.nightly.summary import CaseResult, Verdict
@@ -29,7 +30,10 @@ def result_of(case: Case, test: Mapping[str, Any], *, ran: Ran, folder: Path) ->
     verdict, why, issue = _judged(test)
     where = Path(str(test["logdir"]))
     cause = (cause_of(where / "data") or why) if verdict.is_wrong else ""
-    verdict, cause, issue, known = _of_its_own(case, verdict, cause, issue)
+    if verdict is Verdict.PASS and not case.cell.server.is_ours and not tried_by(test):
+        verdict, cause, known = Verdict.ERROR, _untried(case.cell), ""
+    else:
+        verdict, cause, issue, known = _of_its_own(case, verdict, cause, issue)
     return CaseResult(
         id=case.id,
         cell=case.cell.id,
@@ -64,7 +68,7 @@ def named(test: Mapping[str, Any]) -> tuple[str, str]:
 
 def qemu_of(test: Mapping[str, Any]) -> str:
     """The version of the QEMU that a test says it has used; "" where it says nothing."""
-    return str(_record(test).get("qemu", ""))
+    return str(record_of(test).get("qemu", ""))
 
 
 def _judged(test: Mapping[str, Any]) -> tuple[Verdict, str, str]:
@@ -76,7 +80,7 @@ def _judged(test: Mapping[str, Any]) -> tuple[Verdict, str, str]:
         case "PASS" | "WARN":
             return Verdict.PASS, "", ""
         case "CANCEL" if issue:
-            seen: Sequence[str] = _record(test).get("known_issues") or [issue]
+            seen: Sequence[str] = record_of(test).get("known_issues") or [issue]
             return Verdict.XFAIL, why, seen[0]
         case "CANCEL":
             return Verdict.SKIP, why or "it does not say why", ""
@@ -96,6 +100,16 @@ def _judged(test: Mapping[str, Any]) -> tuple[Verdict, str, str]:
             return Verdict.ERROR, why or f"avocado says {status}", ""
 
 
+def _untried(cell: NightCell) -> str:
+    """Why a test that passed says nothing of its cell's server."""
+    boots = "does not boot self.cell.device"
+    if cell.stands_for:
+        boots = f"boots neither self.cell.device nor {cell.stands_for} without options"
+    elif cell.server.protocol == "vfio-user":
+        boots += f", and the kind {cell.server.kind!r} is no device of ours"
+    return f"the cell's server was never started, so that nothing is known of it: the test {boots}"
+
+
 def _of_its_own(case: Case, verdict: Verdict, cause: str, issue: str) -> tuple[Verdict, str, str, str]:
     """The same with what is known of the case's server: its own issues, where the harness's say nothing.
 
@@ -113,15 +127,6 @@ def _of_its_own(case: Case, verdict: Verdict, cause: str, issue: str) -> tuple[V
 
 def _issue_of(case: Case) -> ServerIssue | None:
     return next((issue for issue in case.cell.server.known_issues if issue.is_of(case.test)), None)
-
-
-def _record(test: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What a test has written onto its whiteboard."""
-    try:
-        record = json.loads(str(test.get("whiteboard") or "{}"))
-    except (ValueError, RecursionError):
-        return {}
-    return record if isinstance(record, dict) else {}
 
 
 def _line(text: str) -> str:
