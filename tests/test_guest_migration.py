@@ -13,7 +13,7 @@ from tests.cases import for_each, for_each_row
 from userdev.errors import UserError
 from vfio_user.harness.hosts import LocalHost
 from vfio_user.harness.migration import Conductor, Mode, Plan, Report, Verdict, guest_migration
-from vfio_user.harness.migration.guest_migration import choose_mode, move, require_migratable
+from vfio_user.harness.migration.guest_migration import choose_mode, move, require_migratable, require_movable
 
 
 class Launcher:
@@ -116,6 +116,39 @@ def test_a_device_has_to_be_able_to_migrate_only_where_its_state_is_moved_from_h
         else:
             with pytest.raises(UserError, match="edu cannot be migrated"):
                 require_migratable(guest)
+
+
+def test_a_device_that_qemu_refuses_to_move_is_told_by_its_name_and_others_can_be_moved(tmp_path: Path) -> None:
+    """As QEMU 11.1 has its reasons; one that names no device of the guest's is every device's."""
+    generic, rng = "0000:00:10.0:00.0/vhost-user-test-device", "0000:00:10.1:00.0/vhost-user-rng"
+    models = {"blk": "vhost-user-blk-pci", "rng": "vhost-user-rng-pci", "own": "vhost-user-test-device-pci"}
+    for reasons, staying in (
+        ([], set()),
+        ([f"non-migratable device: {generic}"], {"own"}),
+        ([f"State blocked by non-migratable device '{generic}'"], {"own"}),
+        ([f"non-migratable device: {rng}", f"non-migratable device: {generic}"], {"own", "rng"}),
+        (["Migration disabled: something else"], {*models}),
+    ):
+        guest = with_devices(guest_of(tmp_path), *[server(by_qemu=True) for _ in models])
+        guest.machine.qmp.command = {"query-migrate": {"blocked-reasons": reasons} if reasons else {}}.__getitem__
+        for plugged, (name, model) in zip(guest.devices, models.items(), strict=True):
+            plugged.server.device.name, plugged.attachment = name, SimpleNamespace(device={"driver": model})
+        told = {name: _refusal(guest, plugged) for name, plugged in zip(models, guest.devices, strict=True)}
+        assert {name for name, said in told.items() if said} == staying, reasons
+        for name in staying:
+            assert f"{name} cannot be migrated" in told[name], reasons
+            assert any(reason in told[name] for reason in reasons), reasons
+        if staying:
+            with pytest.raises(UserError, match="cannot be migrated"):
+                require_migratable(guest)
+
+
+def _refusal(guest: Any, plugged: Any) -> str:
+    try:
+        require_movable(guest, plugged)
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 class Starting(Launcher):

@@ -6,14 +6,11 @@ from collections.abc import Callable
 
 from userdev.errors import UserError
 from vfio_user.harness import Plugged
-from vfio_user.harness.migration.guest_migration import require_migratable
+from vfio_user.harness.migration.guest_migration import require_movable
 from vfio_user.soak.guest import Scene, SoakedDevice
 
 Lacks = Callable[[Scene, SoakedDevice], str]
 """Why it cannot be done to a device; nothing: it can."""
-
-_STAY_BEHIND = frozenset({"vhost-user-rng"})
-"""Devices that QEMU refuses to migrate."""
 
 
 def nothing(scene: Scene, device: SoakedDevice) -> str:
@@ -23,10 +20,8 @@ def nothing(scene: Scene, device: SoakedDevice) -> str:
 
 def no_migration(scene: Scene, device: SoakedDevice) -> str:
     """Say why QEMU, or the device's server, does not migrate it."""
-    if device.assignment.device.served in _STAY_BEHIND:
-        return "QEMU does not migrate it"
     try:
-        require_migratable(scene.guest)
+        require_movable(scene.guest, scene.plugged(device))
     except UserError as error:
         return str(error)
     return ""

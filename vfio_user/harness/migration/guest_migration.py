@@ -19,6 +19,7 @@ from vfio_user.harness.migration.coordinator import FAILURES, Coordinator, Moved
 from vfio_user.harness.migration.guest_view import compare, look
 from vfio_user.harness.migration.link import DeviceLink
 from vfio_user.harness.migration.plan import Conductor, Plan
+from vfio_user.harness.migration.qemu_side import blocked_reasons
 from vfio_user.harness.migration.report import Mode, Phase, Report, Verdict
 from vfio_user.harness.qemu import Qemu
 from vfio_user.harness.qmp import QmpLost, QmpTimeout
@@ -105,23 +106,36 @@ def move(
 
 
 def require_migratable(guest: BootedGuest) -> None:
-    """Ask the servers of a guest's devices.
+    """Ask the servers of a guest's devices, and QEMU.
 
     Raises:
         UserError: one cannot migrate, or not as it is interposed; it has its name.
     """
     for plugged in guest.devices:
-        server = _server_of(guest, plugged)
-        if server.captures_dma:
-            raise UserError(
-                f"{server.device.name} cannot be migrated while its DMA is captured: what it writes is in no dirty log",
-                hint="capture DMA (--capture-dma) where nothing migrates; a trace without it has all other messages",
-            )
-        if _is_ours_to_move(server) and "STOP_COPY" not in server.control.call("migration_support")["supports"]:
-            raise UserError(
-                f"{server.device.name} cannot be migrated: its server knows neither form of migration",
-                hint="`vfio-user probe` shows what a server can; mode direct moves a guest, and not its device",
-            )
+        require_movable(guest, plugged)
+
+
+def require_movable(guest: BootedGuest, plugged: Plugged) -> None:
+    """Ask the server of one device, and QEMU.
+
+    Raises:
+        UserError: it cannot migrate, or not as it is interposed; or QEMU refuses for no device of the guest's alone.
+    """
+    server = _server_of(guest, plugged)
+    if server.captures_dma:
+        raise UserError(
+            f"{server.device.name} cannot be migrated while its DMA is captured: what it writes is in no dirty log",
+            hint="capture DMA (--capture-dma) where nothing migrates; a trace without it has all other messages",
+        )
+    if _is_ours_to_move(server) and "STOP_COPY" not in server.control.call("migration_support")["supports"]:
+        raise UserError(
+            f"{server.device.name} cannot be migrated: its server knows neither form of migration",
+            hint="`vfio-user probe` shows what a server can; mode direct moves a guest, and not its device",
+        )
+    for refusal in blocked_reasons(guest.machine):
+        blamed = [other for other in guest.devices if _is_named(other, refusal)]
+        if plugged in blamed or not blamed:
+            raise UserError(f"{server.device.name} cannot be migrated: QEMU says {refusal!r}")
 
 
 def was_reset(machine: Machine) -> bool:
@@ -205,6 +219,12 @@ class _Arriving:
 def _is_ours_to_move(server: DeviceServer) -> bool:
     """Whether a device's state is moved from here, through interposers; QEMU moves that of any other by itself."""
     return not server.device.family.moved_by_qemu
+
+
+def _is_named(plugged: Plugged, refusal: str) -> bool:
+    """Whether a refusal of QEMU's is about this device: it ends with PATH/MODEL, 0000:00:05.0/vhost-user-rng."""
+    model = str(plugged.attachment.device["driver"]).removesuffix("-pci")
+    return refusal.rstrip("'").endswith(f"/{model}")
 
 
 def _server_of(guest: BootedGuest, plugged: Plugged) -> DeviceServer:

@@ -72,6 +72,11 @@ def set_up(machine: Machine, tuning: Tuning, *, pause: bool) -> None:
     machine.qmp.events.forget("MIGRATION")
 
 
+def blocked_reasons(machine: Machine) -> list[str]:
+    """Why QEMU would refuse to migrate its guest as it is now, in its words; nothing: it would not."""
+    return list(machine.qmp.command("query-migrate").get("blocked-reasons", []))
+
+
 def listen(machine: Machine, address: str) -> str:
     """Have a machine wait for its guest; the URI to migrate to. The kernel chooses the port."""
     read(machine, _uri(address, 0))
