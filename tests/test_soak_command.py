@@ -201,7 +201,9 @@ def test_what_is_refused_before_a_program_is_started_leaves_nothing(
         if before is not None:
             (results / "soak.jsonl").write_text(before)
         with pytest.raises(UserError) as refused:
-            soak_command.command.main(["--until", "1", "--hosts", "nowhere,sonowhere"], standalone_mode=False)
+            soak_command.command.main(
+                ["--until", "1", "--hosts", "local,ssh://nobody@127.0.0.1:1"], standalone_mode=False
+            )
         assert not getattr(refused.value, "__notes__", [])
         assert [path.name for path in results.iterdir()] == ["soak.jsonl"] * (before is not None)
         assert before is None or (results / "soak.jsonl").read_text() == before

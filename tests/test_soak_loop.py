@@ -115,6 +115,47 @@ def test_a_soak_that_has_ended_is_not_gone_on_with_and_its_lines_stay(path: Path
     assert path.read_text().count('"event"') >= 3
 
 
+def test_a_soak_that_has_ended_is_gone_on_with_where_more_of_it_is_wanted(path: Path) -> None:
+    """By bounds of all its runs: one of a run alone, or one that is reached, begins anew and says so."""
+    one = soak(path, Pretended(), Until(events=3))
+    one.run()
+    one.journal.end("nothing was lost")
+    ended = path.read_bytes()
+    for until, goes_on in (
+        (Until(events=5), True),
+        (Until(seconds=7200.0, first_failure=True), True),
+        (Until(events=3), False),
+        (Until(seconds=7200.0, events=3), False),
+        (Until(events=5, run_seconds=60.0), False),
+        (Until(run_seconds=60.0), False),
+        (Until(first_failure=True), False),
+    ):
+        path.write_bytes(ended)
+        journal = Journal(path, {"devices": ["edu"]}, more=until.goes_beyond)
+        assert (journal.resumed, journal.finished) == (goes_on, 0 if goes_on else 3), until
+        assert journal.next_number == (4 if goes_on else 1), until
+        assert (journal.seed == 7) is goes_on, until
+        other = Journal(path, {"devices": ["nvme"]}, begin=False, more=until.goes_beyond)
+        assert (other.resumed, other.finished) == (False, 0), until
+
+
+def test_one_that_was_gone_on_with_after_its_end_can_be_interrupted_again(path: Path) -> None:
+    one = soak(path, Pretended(), Until(events=3))
+    one.run()
+    one.journal.end("nothing was lost")
+    again = Journal(path, {"devices": ["edu"]}, more=Until(events=9).goes_beyond)
+    again.event({"number": 4, "event": "hop", "target": "", "whole": 1.0})
+    assert Journal(path, {"devices": ["edu"]}).next_number == 5
+    assert Journal(path, {"devices": ["nvme"]}, begin=False).unlike == ["devices"]
+
+
+def test_one_that_ended_of_too_many_failures_begins_anew(path: Path) -> None:
+    one = soak(path, Pretended(lambda _: "all"), Until(events=1000), tries=0)
+    one.run()
+    one.journal.end("all was lost")
+    assert not Journal(path, {"devices": ["edu"]}, more=Until(events=1000).goes_beyond).resumed
+
+
 def test_a_line_that_was_cut_by_a_crash_is_left_out(path: Path) -> None:
     soak(path, Pretended(), Until(events=3)).run()
     with path.open("a") as file:

@@ -151,6 +151,36 @@ def test_a_plan_goes_on_where_an_interrupted_soak_would(results: Path, monkeypat
     assert (results / "soak.jsonl").read_bytes() == before
 
 
+def test_how_a_soak_stands_to_the_last_one_of_its_journal_is_told_as_it_is(
+    results: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A plan begins nothing, and one that is refused neither; the unfinished one is there to be gone on with."""
+
+    def interrupts(lived: Sequence[Happening]) -> str:
+        if lived[-1].number == 4:
+            raise KeyboardInterrupt
+        return ""
+
+    run(monkeypatch, "--device", "edu", "--until", "2")
+    assert "ended with 2 events" in planned("--device", "edu", "--until", "2")
+    assert "going on after 2 events" in planned("--device", "edu", "--until", "3")
+    capsys.readouterr()
+    with pytest.raises(click.exceptions.Abort):
+        run(monkeypatch, "--device", "edu", "--until", "5", loses=interrupts)
+    assert "going on after 2 events" in capsys.readouterr().err
+    before = (results / "soak.jsonl").read_bytes()
+    told = planned("--device", "nvme")
+    assert "would begin anew" in told
+    assert "--journal FILE" in told
+    monkeypatch.undo()
+    monkeypatch.setenv("VFIO_USER_RESULTS", str(results))
+    words = ["--device", "nvme", "--until", "1", "--hosts", "local,ssh://nobody@127.0.0.1:1"]
+    with pytest.raises(UserError):
+        soak_command.command.main(words, standalone_mode=False)
+    assert "nothing was begun" in capsys.readouterr().err
+    assert (results / "soak.jsonl").read_bytes() == before
+
+
 def test_what_a_soak_refuses_its_plan_refuses_before_a_seed_is_told(results: Path) -> None:
     """Hosts too, of which a soak had told its seed first."""
     for words, about in {

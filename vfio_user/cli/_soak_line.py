@@ -93,12 +93,16 @@ class Teller:
             self._progress.update(self._task, completed=self._until.part(done, run), description=printable(text))
 
 
-def opening(journal: Journal) -> Iterator[str]:
-    """The first lines of a soak: its seed, and how it stands to one that was interrupted."""
+def opening(journal: Journal, begins: str = "this one begins anew") -> Iterator[str]:
+    """The first lines of a soak: its seed, and how it stands to the last one of its journal."""
     resumed = f", going on after {counted(journal.done.events, 'event')}" * journal.resumed
     yield f"seed {journal.seed}{resumed}"
     if journal.unlike:
-        yield f"begun anew: the unfinished soak in {journal.path} was one of other {', '.join(journal.unlike)}"
+        yield f"{begins}: the unfinished soak in {journal.path} was one of other {', '.join(journal.unlike)}"
+        yield "  and is not gone on with any more then; --journal FILE gives this one its own"
+    elif journal.finished:
+        yield f"{begins}: that in {journal.path} ended with {counted(journal.finished, 'event')}"
+        yield "  an --until of more events, or more time, goes on with one"
 
 
 def status_line(done: Done, last: Mapping[str, Any], worst: float, left: float | None, now: str) -> str:

@@ -26,7 +26,7 @@ def plan_of(again: Again, journal: Journal, numbers: Sequence[int], untils: Sequ
     spec, weights, devices = again.spec, again.weights, named(again.spec.assignments)
     possible = {name: [""] if event.of_guest else [each.name for each in devices] for name, event in EVENTS.items()}
     order, total = Order(journal.seed, weights, possible), sum(weights.values())
-    yield from [f"seed {journal.seed}"] if numbers else opening(journal)
+    yield from [f"seed {journal.seed}"] if numbers else opening(journal, "it would begin anew")
     yield f"hosts: {hosts_in_words(spec.hosts)}"
     for each, said in zip(devices, spec.devices, strict=True):
         yield f"device {each.name}: {said}, with workload {each.assignment.kind}"

@@ -152,7 +152,7 @@ def command(
         raise UserError("events are told by their numbers and a seed", hint="say which: --seed N")
     soaked, of_all = {**spec.as_dict(), "weights": wanted}, journal or results_root() / SOAK
     if dry_run:
-        planned = Journal(of_all, soaked, seed, begin=False)
+        planned = Journal(of_all, soaked, seed, begin=False, more=until.goes_beyond)
         for line in plan_of(Again(spec, wanted, planned.seed, qemu), planned, numbers, untils or _UNTIL):
             click.echo(line)
         return
@@ -160,7 +160,7 @@ def command(
     path = folder / SOAK if numbers else of_all
     try:
         click.get_current_context().with_resource(alone(path))
-        journaled = Journal(path, soaked, seed)
+        journaled = Journal(path, soaked, seed, more=until.goes_beyond)
     except UserError:
         drop_results(folder)
         raise
@@ -233,6 +233,8 @@ class _Results:
     def _leave_nothing(self, error: UserError) -> None:
         """It was refused before any program was started: there is nothing to look at, as after a lab's refusal."""
         self._journal.take_back()  # first: the folder of all results goes too where it is empty then
+        if self._journal.unlike:
+            self._teller.say(f"nothing was begun: {self._journal.path} is as it was")
         drop_results(self.page.parent)
         for note in [note for note in getattr(error, "__notes__", ()) if str(self.page.parent) in note]:
             error.__notes__.remove(note)

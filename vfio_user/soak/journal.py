@@ -11,7 +11,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -46,11 +46,19 @@ def alone(path: Path) -> Iterator[None]:
 class Journal:
     """The lines of one soak, those of earlier runs included."""
 
-    def __init__(self, path: Path, soaked: Mapping[str, Any], seed: int | None = None, *, begin: bool = True) -> None:
+    def __init__(
+        self,
+        path: Path,
+        soaked: Mapping[str, Any],
+        seed: int | None = None,
+        *,
+        begin: bool = True,
+        more: Callable[[Done], bool] = lambda _: False,
+    ) -> None:
         """Go on with the last soak of the file if it was of the same and has no end, else begin one.
 
-        Without a `seed` it is that of the soak that is gone on with, or drawn. Unless it is to `begin`, the file stays
-        as it is.
+        One that has ended there is gone on with too where `more` than that is wanted. Without a `seed` it is that of
+        the soak that is gone on with, or drawn. Unless it is to `begin`, the file stays as it is.
 
         Raises:
             UserError: the file cannot be read or written.
@@ -61,9 +69,11 @@ class Journal:
         self.notes: list[str] = []
         self.unlike: list[str] = []
         """What differs in an unfinished soak of the file that is not gone on with: keys of `soaked`, or seed."""
+        self.finished = 0
+        """Events of a finished one of the same, which is not gone on with."""
         self._soaked_before = 0.0
         self._began = time.monotonic()
-        begun = self._go_on(_lines(path), json.loads(json.dumps(dict(soaked))), seed)
+        begun = self._go_on(_lines(path), json.loads(json.dumps(dict(soaked))), seed, more)
         self.resumed = begun is not None
         self._size_before = path.stat().st_size if path.exists() else None
         self.seed = begun if begun is not None else secrets.randbelow(1 << 32) if seed is None else seed
@@ -80,9 +90,12 @@ class Journal:
         """How far the soak is, with its earlier runs. What showed only as a guest ended has the number of its last
         event, which is one event.
         """
+        return self._done(self._soaked_before + self.run_seconds)
+
+    def _done(self, seconds: float) -> Done:
         failed = {line["number"] for line in self.failures}
         once = len(self.failures) - sum(line["number"] in failed for line in self.events if failed)
-        return Done(self._soaked_before + self.run_seconds, len(self.events) + once, len(self.failures))
+        return Done(seconds, len(self.events) + once, len(self.failures))
 
     @property
     def next_number(self) -> int:
@@ -125,15 +138,15 @@ class Journal:
         elif not self.resumed:
             os.truncate(self.path, self._size_before)
 
-    def _go_on(self, lines: list[Line], soaked: Line, seed: int | None) -> int | None:
+    def _go_on(self, lines: list[Line], soaked: Line, seed: int | None, more: Callable[[Done], bool]) -> int | None:
         """Take over the last soak of these lines if it can be gone on with: its seed, else None."""
         begun: int | None = None
         for line in lines:
             match line:
-                case {"kind": "begin", "seed": int(its)} | {"kind": "end" as its}:
+                case {"kind": "begin", "seed": int(its)}:
                     self.events, self.failures, self.notes = [], [], []
-                    self.unlike = _unlike(line.get("soaked"), soaked, its, seed) if isinstance(its, int) else []
-                    begun = its if isinstance(its, int) and not self.unlike else None
+                    self.unlike = _unlike(line.get("soaked"), soaked, its, seed)
+                    begun = None if self.unlike else its
                 case {"kind": "event", "number": int(), "at": int() | float(), **facts} if begun is not None:
                     self.events.append({"number": line["number"], "at": line["at"], **facts})
                 case {"kind": "failure", "number": int(), "at": int() | float(), **facts} if begun is not None:
@@ -142,7 +155,14 @@ class Journal:
                     self.failures[-1] |= facts
                 case {"kind": "note", "what": str(what)} if begun is not None:
                     self.notes.append(what)
-        self._soaked_before = max((line["at"] for line in (*self.events, *self.failures)), default=0.0)
+        before = max((line["at"] for line in (*self.events, *self.failures)), default=0.0)
+        ended = lines[-1:] != [] and lines[-1].get("kind") == "end"
+        self.unlike = [] if ended else self.unlike
+        if begun is not None and ended and not more(self._done(before)):
+            self.finished = self._done(before).events
+            self.events, self.failures, self.notes = [], [], []
+            return None
+        self._soaked_before = before
         return begun
 
     def _write(self, line: Line) -> None:

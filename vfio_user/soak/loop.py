@@ -14,7 +14,7 @@ from vfio_user.soak.journal import Journal
 from vfio_user.soak.measuring import Clock
 from vfio_user.soak.order import Happening, Order
 from vfio_user.soak.reduction import Reduction, reduce
-from vfio_user.soak.until import Until
+from vfio_user.soak.until import MOST_FAILURES, Until
 
 LAST = 16
 """Of the events before a failure, those that may have to do with it."""
@@ -24,8 +24,6 @@ END = "end"
 """What a failure is told of that shows when the guest ends, behind all events: none of them is known to be to blame."""
 TRIES = 12
 """Fresh guests that a failure is worth."""
-_MOST_FAILURES = 10
-"""After so many a soak is no use any more."""
 
 
 class SoakedGuest(Protocol):
@@ -137,7 +135,7 @@ class Soak:
     @property
     def _is_enough(self) -> bool:
         done = self.journal.done
-        return self.until.reached(done, self.journal.run_seconds) or done.failures >= _MOST_FAILURES
+        return self.until.reached(done, self.journal.run_seconds) or done.failures >= MOST_FAILURES
 
     def _live(self, guest: SoakedGuest, done: list[Happening], clock: Clock) -> None:
         """Events of one guest; `done` gets each, before it happens."""

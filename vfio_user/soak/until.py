@@ -15,6 +15,10 @@ _CLOCK = re.compile(r"([01]?\d|2[0-3]):([0-5]\d)")
 _EVENTS = re.compile(r"(\d+)(?: ?events?)?")
 
 
+MOST_FAILURES = 10
+"""After so many a soak is no use any more."""
+
+
 @dataclass(frozen=True)
 class Done:
     """How far a soak is: seconds of all its runs, events, failures."""
@@ -60,6 +64,14 @@ class Until:
     def reached(self, done: Done, run_seconds: float) -> bool:
         """Whether it is enough; `run_seconds` are those of this run."""
         return self.part(done, run_seconds) >= 1 or (self.first_failure and done.failures > 0)
+
+    def goes_beyond(self, done: Done) -> bool:
+        """Whether a soak that has ended there is to go on: its bounds are of all runs, and none of them is reached.
+
+        A time of the day is of a run alone: what went on until then has done what it was to do.
+        """
+        is_of_all = self.run_seconds is None and (self.seconds, self.events) != (None, None)
+        return is_of_all and done.failures < MOST_FAILURES and not self.reached(done, 0.0)
 
     def part(self, done: Done, run_seconds: float) -> float:
         """How much of it is done, from 0 to 1; 0 where only a failure ends it."""
