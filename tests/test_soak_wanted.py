@@ -126,7 +126,10 @@ def test_a_plan_is_what_happens_where_nothing_is_left_out(
     assert "until: 100, first-failure" in told
     assert "\nhop" not in told
     assert re.search(r"^kill +4 +\d+\.\d% +edu, vhost-user-blk$", told, re.MULTILINE)
+    assert "left out: cut: " in told
+    assert not re.search(r"^cut ", told, re.MULTILINE), "there is no cable between these hosts"
     possible = {name: [""] if event.of_guest else ["edu", "vhost-user-blk"] for name, event in EVENTS.items()}
+    del possible["cut"]
     order = Order(7, {**USUAL_WEIGHTS, "hop": 0.0}, possible)
     drawn = [str(order.happening(number)) for number in range(1, 11)]
     assert "\n".join(drawn) in told
@@ -190,13 +193,19 @@ def test_what_a_soak_refuses_its_plan_refuses_before_a_seed_is_told(results: Pat
         "--hosts local,http://b": "http://b",
         "--device edo": "did you mean 'edu'",
         "--only-events hopp": "did you mean 'hop'",
+        "--device vhost-user:userdev_servers.blk:Bulk": "its devices are: Blk",
+        "--device userdev_servers.edu:Edo": "its devices are: Edu",
     }.items():
         for dry in ([], ["--dry-run"]):
             out = CliRunner().invoke(soak_command.command, [*words.split(), *dry])
             assert isinstance(out.exception, UserError), words
             assert about in f"{out.exception} {out.exception.hint}", words
             assert "seed" not in out.output, words
-    for words in ("--hosts nowhere,sonowhere", "--hosts local,ssh://nobody@127.0.0.1:1"):
+    for words in (
+        "--hosts local --only-events cut",
+        "--hosts nowhere,sonowhere",
+        "--hosts local,ssh://nobody@127.0.0.1:1",
+    ):
         with pytest.raises(UserError):
             planned(*words.split())
     assert not [*results.iterdir()]

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 from vfio_user.cli._soak_again import Again
 from vfio_user.cli._soak_line import opening
 from vfio_user.cli._trace_stats import aligned
-from vfio_user.harness.hosts.pair import hosts_in_words
+from vfio_user.harness.hosts.pair import hosts_in_words, joined_by_cable
 from vfio_user.soak import EVENTS, Journal, Order
 from vfio_user.soak.guest import named
+from vfio_user.soak.lacks import NO_CABLE, no_cable
 
 DRAWN = 10
 """Events that are told."""
@@ -18,14 +19,22 @@ DRAWN = 10
 def plan_of(again: Again, journal: Journal, numbers: Sequence[int], untils: Sequence[str]) -> Iterator[str]:
     """The plan of a soak, a line each: as if every event could happen to every device, which only the guest can tell.
 
+    What its hosts alone make impossible is left out.
+
     `numbers` are those of the events that are wanted alone; `untils` say when it is enough.
 
     Raises:
         UserError: a host that is named is not reached, or nothing can happen.
     """
     spec, weights, devices = again.spec, again.weights, named(again.spec.assignments)
-    possible = {name: [""] if event.of_guest else [each.name for each in devices] for name, event in EVENTS.items()}
-    order, total = Order(journal.seed, weights, possible), sum(weights.values())
+    cable = joined_by_cable(spec.hosts)
+    possible = {
+        name: [""] if event.of_guest else [each.name for each in devices]
+        for name, event in EVENTS.items()
+        if cable or event.lacks is not no_cable
+    }
+    weighed = {name: weight for name, weight in weights.items() if weight}
+    order, total = Order(journal.seed, weights, possible), sum(weighed[name] for name in weighed.keys() & possible)
     yield from [f"seed {journal.seed}"] if numbers else opening(journal, "it would begin anew")
     yield f"hosts: {hosts_in_words(spec.hosts)}"
     for each, said in zip(devices, spec.devices, strict=True):
@@ -34,10 +43,11 @@ def plan_of(again: Again, journal: Journal, numbers: Sequence[int], untils: Sequ
     yield ""
     rows = [
         (name, f"{weight:g}", f"{weight / total:.1%}", ", ".join(filter(None, possible[name])) or "the guest")
-        for name, weight in weights.items()
-        if weight
+        for name, weight in weighed.items()
+        if name in possible
     ]
     yield from aligned([("event", "weight", "share", "of"), *rows])
+    yield from (f"left out: {name}: {NO_CABLE}" for name in weighed if name not in possible)
     yield ""
     for number in numbers or range(journal.next_number, journal.next_number + DRAWN):
         yield str(order.happening(number))

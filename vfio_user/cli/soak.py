@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import click
 
 from userdev.counted import counted
 from userdev.errors import UserError, VerdictError, meant
+from userdev.serving.catalogue import Catalogue
 from vfio_user.bundle import Keeping
 from vfio_user.bundle.keeping import mention
 from vfio_user.cli._beside import refuse_beside
@@ -32,12 +33,13 @@ from vfio_user.cli._soak_plan import plan_of
 from vfio_user.harness.artifacts import drop_results, results_folder, results_root
 from vfio_user.harness.command_line import HardwareOptions
 from vfio_user.harness.device import Device
+from vfio_user.harness.family import VFIO_USER, VHOST_USER
 from vfio_user.harness.hosts import KINDS as HOSTS
 from vfio_user.harness.hosts.pair import require_hosts
 from vfio_user.harness.interruption import interruptible
 from vfio_user.harness.migration.workload import all_kinds
 from vfio_user.page.names import COMMANDS, INDEX, SOAK
-from vfio_user.server.catalogue import DEVICES as CATALOGUE
+from vfio_user.server.catalogue import DEVICES as FUNCTIONS
 from vfio_user.soak import (
     EVENTS,
     FIRST,
@@ -56,6 +58,7 @@ from vfio_user.soak.failed import Failed
 from vfio_user.soak.journal import alone
 from vfio_user.soak.page import write_page
 from vfio_user.soak.summary import summary_of, write_summary
+from vhost_user.backend.catalogue import DEVICES as BACK_ENDS
 
 DEVICES = (
     "edu --msix 0 --flr yes",
@@ -65,6 +68,7 @@ DEVICES = (
 )
 """Of both protocols, and so that QEMU survives that they are unplugged."""
 _UNTIL = ("100", "first-failure")
+_CATALOGUES: Mapping[str, Catalogue[Any]] = {VFIO_USER.name: FUNCTIONS, VHOST_USER.name: BACK_ENDS}
 
 
 @click.command()
@@ -280,7 +284,8 @@ def _weights(file: Path | None, options: tuple[str, ...], only: str | None) -> d
 def _require_servers(devices: Sequence[str], hosts: str) -> None:
     """Look for the servers of a soak before anything is written for it.
 
-    Classes of somebody's own devices are loaded: behind an interposer that keeps sessions nobody sees a server fail.
+    Classes of somebody's own devices are loaded: behind an interposer that keeps sessions nobody sees a server fail,
+    and a plan starts none.
 
     Raises:
         UserError: there is none, as `Catalogue.find` and `Device.require_program` have it.
@@ -288,5 +293,5 @@ def _require_servers(devices: Sequence[str], hosts: str) -> None:
     for device in map(Device.parse, devices):
         if "ssh" not in hosts:
             device.require_program()
-        if ":" in device.served and device.family.keeps_sessions:
-            CATALOGUE.find(device.served)
+        if ":" in device.served:
+            _CATALOGUES[device.family.name].find(device.served)

@@ -12,6 +12,8 @@ from vfio_user.soak.guest import Scene, SoakedDevice
 Lacks = Callable[[Scene, SoakedDevice], str]
 """Why it cannot be done to a device; nothing: it can."""
 
+NO_CABLE = "there is no cable between these hosts"
+
 
 def nothing(scene: Scene, device: SoakedDevice) -> str:
     """Say that it can always be done."""
@@ -29,8 +31,7 @@ def no_migration(scene: Scene, device: SoakedDevice) -> str:
 
 def no_cable(scene: Scene, device: SoakedDevice) -> str:
     """Say why there is no link to cut, or no migration to do over it."""
-    no_cable = "there is no cable between these hosts" if scene.pair.cable is None else ""
-    return no_cable or no_migration(scene, device)
+    return NO_CABLE if scene.pair.cable is None else no_migration(scene, device)
 
 
 def no_flr(scene: Scene, device: SoakedDevice) -> str:

@@ -103,12 +103,21 @@ def hosts_in_words(kind: str) -> str:
     if names := _names(kind):
         with named(*names):
             return " and ".join(text if text == _HERE else f"{text}, which is reached" for text in names)
-    if kind == "auto":
-        kind = "namespaces" if can_make_namespaces() else "local"
-    elif kind != "local":
+    if kind not in ("auto", "local"):
         NamespaceHost("probe", "").close()
+    kind = _chosen(kind)
     what = (KINDS[kind].__doc__ or "").rstrip(".")
     return f"{what[:1].lower()}{what[1:]} (--hosts {kind})"
+
+
+def joined_by_cable(kind: str) -> bool:
+    """Whether these hosts would have a `Pair.cable`; nothing is made to know it."""
+    return _names(kind) is None and _chosen(kind) != "local"
+
+
+def _chosen(kind: str) -> str:
+    """What "auto" is on this machine; any other kind itself."""
+    return ("namespaces" if can_make_namespaces() else "local") if kind == "auto" else kind
 
 
 def two_hosts(kind: str = "auto") -> AbstractContextManager[Pair]:
