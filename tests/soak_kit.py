@@ -24,6 +24,8 @@ class PretendedGuest:
         self.possible = {name: [*targets] for name, targets in POSSIBLE.items()}
         self.left_out = {"flr edu": "it has none"}
         self.lived: list[Happening] = []
+        self.raises: list[str] = []
+        """What its servers raise, told once."""
         self.finished = False
         self._loses = loses
 
@@ -33,6 +35,10 @@ class PretendedGuest:
             raise Failed(lost, "it is gone", evidence="what the guest said")
         downtime = {"downtime": 0.1} if happening.event == "hop" else {}
         return {"seconds": 0.5, "whole": 1.0, "harness_rss": 1000, "harness_fds": 10, **downtime}
+
+    def raised(self) -> list[str]:
+        raises, self.raises = self.raises, []
+        return raises
 
     def finish(self) -> None:
         self.finished = True

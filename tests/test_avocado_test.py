@@ -28,7 +28,7 @@ class Passes(GuestTest):
             log.write_text(LOG)
             child = Child("mine", ["sleep", "600"], log=log)
             self.addCleanup(child.stop)
-            lab._records.note(child)
+            lab.records.note(child)
 
 
 def test_what_a_device_raised_beside_a_test_that_passes_is_in_its_log(

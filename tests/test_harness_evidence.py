@@ -238,7 +238,7 @@ def refused_lab(folder: Path | None = None, *, qemu: str = "", begins: bool = Fa
             if begins:
                 child = Child("server", ["/bin/true"], log=lab.folder / "server.log")
                 begun.callback(child.stop)
-                lab._records.note(child)
+                lab.records.note(child)
             return lab.qemu if qemu else lab.boot("nonesuch")
 
     with pytest.raises(UserError) as refused:

@@ -282,7 +282,7 @@ def mine(tmp_path):
     child.stop()
 
 def test_it(mine, lab):
-    lab._records.note(mine)
+    lab.records.note(mine)
     raise GuestLost("the guest's agent did not answer 'say()' in 92 s", evidence="(the console is empty)")
 """
 

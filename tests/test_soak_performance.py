@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -16,6 +17,7 @@ from vfio_user.soak import EVENTS, Failed, Happening, acts
 from vfio_user.soak.guest import Scene, SoakedDevice
 from vfio_user.soak.guest import named as named_devices
 from vfio_user.soak.performance import Performance
+from vfio_user.soak.raised import Raised
 
 DISK, CARD, EDU = "nvme", "vhost-user-net", "edu"
 SOAKED = {EDU: ("edu --flr yes", "dma"), DISK: ("nvme --image disk.img", "fio"), CARD: ("vhost-user-net", "ping")}
@@ -258,3 +260,38 @@ def test_a_hop_is_measured_with_its_phases_and_all_pages_that_a_device_had_writt
         found = acts.hop(cast(Scene, scene), cast(SoakedDevice, None), 0.5)
         assert found == {"downtime": 0.5, "ram_bytes": 64, **facts}
         assert left == ["guest"]
+
+
+# -- what servers raise -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Logging:
+    """What is asked of a program that has a log."""
+
+    name: str
+    log: Path
+    began: float = 0.0
+
+
+def test_what_a_server_raises_is_told_once_for_each_place_of_it(tmp_path: Path) -> None:
+    """Of whichever program it is, one that has ended since too; what was forgotten is read no more."""
+
+    def said(child: Any, line: int, name: str = "ValueError: no") -> None:
+        with child.log.open("a") as log:
+            log.write("10:00:00.000 INFO it is served\n10:00:01.000 ERROR a request failed\n")
+            log.write(f'Traceback (most recent call last):\n  File "/a/dev.py", line {line}, in fill\n{name}\n')
+
+    one, other, third = (cast(Any, Logging(name, tmp_path / name)) for name in ("a", "b", "c"))
+    children = [one, other]
+    raised = Raised()
+    assert raised.told_by(children) == []
+    said(one, 7)
+    assert [text.rpartition(": ")[2] for text in raised.told_by(children)] == ["no (/a/dev.py:7, in fill)"]
+    said(one, 8)
+    said(other, 7, "ValueError: another message")
+    assert raised.told_by(children) == [], "the first of each program, and this place is known"
+    said(third, 9)
+    assert len(raised.told_by([other, third])) == 1
+    one.log.unlink()
+    assert raised.told_by([*children, third]) == []

@@ -13,6 +13,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from tests.soak_kit import Pretended
 from tests.test_soak_command import results as results
 from tests.test_soak_command import run, summary
 from userdev.errors import UserError, VerdictError
@@ -152,6 +153,30 @@ def test_a_plan_goes_on_where_an_interrupted_soak_would(results: Path, monkeypat
     assert re.search(r"\n\n3 ", told)
     assert "one of other devices" in planned("--device", "edu --msix 0")
     assert (results / "soak.jsonl").read_bytes() == before
+
+
+def test_what_a_server_raises_beside_events_that_went_right_is_told_and_fails_nothing(
+    results: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the last lines, on the page and in the summary: once, in whatever guest, and in whichever run."""
+    said = "AttributeError: writeable (brk.py:12, in fill)"
+    pretended = Pretended()
+
+    def raises(lived: Sequence[Happening]) -> str:
+        pretended.guests[-1].raises = [said]
+        return ""
+
+    pretended.loses = raises
+    monkeypatch.setattr(soak_command, "performances", lambda *_, **__: pretended)
+    for until in ("2", "4"):
+        soak_command.command.main(["--until", until, "--quiet"], standalone_mode=False)
+        assert capsys.readouterr().out.count(said) == 1, until
+    for path in results.glob("soak-*/summary.json"):
+        found = json.loads(path.read_text())
+        assert (found["ok"], found["verdict"], found["notes"]) == (True, "nothing was lost", [said])
+        assert path.with_name("index.html").read_text().count(said) == 1
+    soak_command.command.main(["--only", "3", "--seed", "1", "--quiet"], standalone_mode=False)
+    assert said in capsys.readouterr().out, "nor is it lost of a few events alone"
 
 
 def test_how_a_soak_stands_to_the_last_one_of_its_journal_is_told_as_it_is(

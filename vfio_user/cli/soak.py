@@ -261,7 +261,8 @@ class _Results:
             else "no downtime"
         )
         rate = f"{summary['a_minute']:.1f} a minute"
-        return f"{counted(summary['events'], 'event')}, {rate}, {pause}: {summary['verdict']}\npage: {self.page}"
+        notes = "".join(f"\nnote: {note}" for note in summary["notes"])
+        return f"{counted(summary['events'], 'event')}, {rate}, {pause}: {summary['verdict']}{notes}\npage: {self.page}"
 
 
 def _weights(file: Path | None, options: tuple[str, ...], only: str | None) -> dict[str, float]:

@@ -99,7 +99,7 @@ class Lab:
         self._images: dict[str, GuestImage] = {}
         self.failure: VerdictError | UserError | None = None
         """What went wrong, where no exception leaves the block for it: evidence is kept all the same."""
-        self._records = Records(self.folder)
+        self.records = Records(self.folder)
         self._moves = itertools.count(1)
         self._hosts = ExitStack()
         self._provided: set[tuple[str, Path]] = set()
@@ -297,7 +297,7 @@ class Lab:
 
     def forget(self, name: str) -> None:
         """Let go of a machine that has ended in order, and of its servers: of what they were, and of their logs."""
-        self._records.forget(name)
+        self.records.forget(name)
 
     # -- boot and restore -----------------------------------------------------------------------------------------
 
@@ -370,14 +370,14 @@ class Lab:
         machine = Machine(
             replace(qemu, argv=tuple(spec.host.command(qemu.argv))),
             spec.launch(self.folder, self._scratch.environment, restore=restore, memory=memory),
-            beside=lambda: self._records.children,
+            beside=lambda: self.records.children,
         )
         self.machines.append(machine)
         self._started(machine.child)
         return machine
 
     def _started(self, child: Child) -> None:
-        self._records.note(child)
+        self.records.note(child)
         if self._break is not None:
             self._break.tell(name=child.name, pid=child.pid)
 
@@ -425,7 +425,7 @@ class Lab:
     def _write_records(self) -> None:
         self.timeline.write(self.folder / "timeline.json")
         qemu = self.qemu if "qemu" in self.__dict__ else None
-        self._records.write(self._images, self.machines, self.servers, qemu)
+        self.records.write(self._images, self.machines, self.servers, qemu)
 
     def _left_behind(self) -> list[str]:
         left = [thing for machine in self.machines for thing in machine.left_behind()]
@@ -439,7 +439,7 @@ class Lab:
     def cause_so_far(self, error: BaseException) -> str:
         """What programs have told of until now that came before an error; "" where nothing but the error is known."""
         try:
-            ended = evidence.ends(self.folder, self._records.children)
+            ended = evidence.ends(self.folder, self.records.children)
         except OSError:  # a full disk, whose evidence `__exit__` tells of
             return ""
         cause = evidence.first_cause(ended, error) if ended.are_causes else ""
@@ -447,7 +447,7 @@ class Lab:
 
     def exceptions(self) -> list[LoggedException]:
         """The first that each program has logged so far, whatever came of it; the earliest first."""
-        return logged_exceptions(self._records.children)
+        return logged_exceptions(self.records.children)
 
     def __enter__(self) -> Lab:
         return self
@@ -455,7 +455,7 @@ class Lab:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if isinstance(error, UserError) and self._is_own_folder and not self._records.children:
+        if isinstance(error, UserError) and self._is_own_folder and not self.records.children:
             with suppress(UserError, VerdictError, OSError):
                 self.close()
             drop_results(self.folder)  # it was refused before anything began: there is nothing to look at
@@ -466,8 +466,8 @@ class Lab:
         unwritten = []
         ended = evidence.Ends()
         try:
-            if not good or evidence.crashed(self._records.children):
-                ended = evidence.ends(self.folder, self._records.children)
+            if not good or evidence.crashed(self.records.children):
+                ended = evidence.ends(self.folder, self.records.children)
             for guest in self.guests if not good else ():
                 guest.collect(self.folder)
         except OSError as full:
@@ -481,8 +481,8 @@ class Lab:
                 raise
         if not good or ended.deaths:
             try:
-                cause = evidence.write(self.folder, self._records.children, wrong, ended, name=self.name)
-                is_known = ended.are_causes or still_at_work(self._records.children)
+                cause = evidence.write(self.folder, self.records.children, wrong, ended, name=self.name)
+                is_known = ended.are_causes or still_at_work(self.records.children)
                 if wrong is not None and is_known and cause not in str(wrong):
                     wrong.add_note(f"first cause: {cause}")
             except OSError as full:

@@ -41,6 +41,9 @@ class SoakedGuest(Protocol):
             Failed: something was.
         """
 
+    def raised(self) -> list[str]:
+        """What its servers have raised since this was asked last, though all went right."""
+
     def finish(self) -> None:
         """End the work.
 
@@ -110,6 +113,7 @@ class Soak:
                     self._live(guest, done, clock)
                     lived = True
                     guest.finish()
+                    self._note_raised(guest)
             except VerdictError as error:
                 if not done:
                     raise
@@ -123,11 +127,9 @@ class Soak:
                 self.listener.begins(guest.possible, guest.left_out)
                 order = Order(self.journal.seed, self.weights, guest.possible)
                 for number in numbers:
-                    happening = order.happening(number)
-                    self.listener.happens(happening)
-                    self.journal.event(_line(happening, guest.do(happening)))
-                    self.listener.happened(self.journal.events[-1])
+                    self._have_happen(guest, order.happening(number))
                 guest.finish()
+                self._note_raised(guest)
         except VerdictError as error:
             return Failed.of(error)
         return None
@@ -144,11 +146,19 @@ class Soak:
         while not self._is_enough:
             happening = order.happening(self.journal.next_number)
             done.append(happening)
-            self.listener.happens(happening)
-            self.journal.event(_line(happening, guest.do(happening)))
-            self.listener.happened(self.journal.events[-1])
+            self._have_happen(guest, happening)
             if jump := clock.jump():
                 self.journal.note(jump)
+
+    def _have_happen(self, guest: SoakedGuest, happening: Happening) -> None:
+        self.listener.happens(happening)
+        self.journal.event(_line(happening, guest.do(happening)))
+        self.listener.happened(self.journal.events[-1])
+        self._note_raised(guest)
+
+    def _note_raised(self, guest: SoakedGuest) -> None:
+        for said in guest.raised():
+            self.journal.note(said)
 
     def _after(self, failure: Failed, happening: Happening, last: Sequence[Happening], folder: Path) -> None:
         """Reduce a failure of `happening`, and write it down; one that was reduced before is the same again."""

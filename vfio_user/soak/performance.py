@@ -17,6 +17,7 @@ from vfio_user.soak.guest import Scene, SoakedSpec, scene_of
 from vfio_user.soak.loop import Begin
 from vfio_user.soak.measuring import sizes
 from vfio_user.soak.order import Happening
+from vfio_user.soak.raised import Raised
 
 
 class Performance:
@@ -25,6 +26,7 @@ class Performance:
     def __init__(self, scene: Scene, seed: int) -> None:
         self._scene = scene
         self._seed = seed
+        self._raised = Raised()
         self.possible: dict[str, list[str]] = {}
         """Events, and the devices that each can be done to; "" is the guest."""
         self.left_out: dict[str, str] = {}
@@ -73,6 +75,10 @@ class Performance:
         scene.verify()
         whole = time.monotonic() - began
         return {**facts, "seconds": round(seconds, 3), "whole": round(whole, 3), **sizes(scene.guest)}
+
+    def raised(self) -> list[str]:
+        """What the servers of this guest's devices have raised since this was asked last, in sentences."""
+        return self._raised.told_by(self._scene.lab.records.children)
 
     def finish(self) -> None:
         """End the work of all devices, and judge it.
