@@ -55,8 +55,10 @@ def test_a_find_in_a_server_that_was_started_has_the_line_that_raised_and_so_whe
 
 def _play_again(run: CliRunner, program: click.Command, file: str, device: list[str], raised: str) -> None:
     if program is not cli:
-        again = run.invoke(program, ["conformance", "--corpus", str(Path(file).parent), *device])
+        only = ["--only", f"corpus/{Path(file).stem}"]
+        again = run.invoke(program, ["conformance", "--corpus", str(Path(file).parent), *only, *device])
         assert raised in again.output
+        assert "1 check" in again.output
         return
     again = run.invoke(program, ["replay", file, *device[:2]])
     assert raised in getattr(again.exception, "evidence", ""), again.output

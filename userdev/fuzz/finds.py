@@ -164,8 +164,10 @@ def corpus(folder: Path, protocol: str) -> Sequence[tuple[Path, Find]]:
     finds = [(path, Find.read(path)) for path in sorted(folder.glob("*.json"))]
     ours = [(path, find) for path, find in finds if find.protocol == protocol]
     if not ours:
-        others = f", only {len(finds)} of other protocols" if finds else ""
-        raise UserError(f"{folder} has no finds for {protocol}{others}", hint="`fuzz --output DIR` writes them")
+        others = " and ".join(sorted({find.protocol for _, find in finds}))
+        hint = f"`conformance --corpus` of {others} plays them" if finds else "`fuzz --output DIR` writes them"
+        only = f", only {len(finds)} for {others}" if finds else ""
+        raise UserError(f"{folder} has no finds for {protocol}{only}", hint=hint)
     return ours
 
 

@@ -103,8 +103,11 @@ class LazyGroup(click.Group):
         except click.UsageError as error:
             if args[0] in self._table or args[0].startswith("-"):
                 raise
-            elsewhere = [f"`{name} {args[0]}`" for name, table in _PROGRAMS.items() if args[0] in table]
-            hint = f"{elsewhere[0]} is one" if elsewhere else f"{meant(args[0], self._table)}--help lists them"
+            from vfio_user.cli._other_protocol import instead  # slow to import, seldom wanted
+
+            elsewhere = [f"`{name} {args[0]}` is one" for name, table in _PROGRAMS.items() if args[0] in table]
+            known = instead(self.name or "", args[0]) or next(iter(elsewhere), "")
+            hint = known or f"{meant(args[0], self._table)}--help lists them"
             raise click.UsageError(f"No command is called {args[0]!r}; {hint}.", ctx) from error
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:

@@ -12,6 +12,7 @@ from userdev.errors import UserError
 from userdev.serving.catalogue import Catalogue
 from vfio_user.cli._completion import Completer
 from vfio_user.cli._hardware import DEVICE, device_option
+from vfio_user.cli._other_protocol import instead
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -42,7 +43,9 @@ def command_of(device: str, protocol: str) -> str:
         device = f"{protocol}-{device}"
     wanted = Device.parse(device)
     if wanted.served and wanted.family.name != protocol:
-        hint = f"the command `{wanted.family.name}` has the same for it"
+        context = click.get_current_context(silent=True)
+        other = instead(wanted.family.name, (context.info_name if context is not None else None) or "")
+        hint = other or f"the command `{wanted.family.name}` has the same for it"
         raise UserError(f"{name!r} is a {wanted.family.name} device, not a {protocol} one", hint=hint)
     return command_line(wanted)
 

@@ -16,6 +16,7 @@ from vfio_user.cli._choice import Choice
 from vfio_user.cli._completion import complete_servers
 from vfio_user.cli._conformance import Target, server
 from vfio_user.cli._fuzzing import Asked, carry_out, options, play_again
+from vfio_user.cli._other_protocol import played_by
 from vfio_user.cli._served import one_command
 from vfio_user.client.conformance import greeting
 from vfio_user.fuzz import DIALECTS, ORACLES, PROTOCOL, VfioUserSubject
@@ -54,7 +55,7 @@ def replay_find(
     if find.protocol != PROTOCOL:
         raise UserError(
             f"{path} is a find of {find.protocol}",
-            hint=f"`{find.protocol} conformance --corpus {path.parent}` plays it",
+            hint=f"{played_by(find, path)} plays it",
         )
     spoken = ALL_DIALECTS.get(find.subject.get("dialect", ""), ALL_DIALECTS["current"])
     with server(address, server_command, greeting(spoken), timeout=timeout) as target:

@@ -9,9 +9,10 @@ import click
 
 from userdev.counted import counted
 from userdev.errors import UserError
-from userdev.fuzz.finds import is_find
+from userdev.fuzz.finds import Find, is_find
 from vfio_user.cli._completion import complete_servers
 from vfio_user.cli._durations import Duration
+from vfio_user.cli._other_protocol import played_by
 from vfio_user.cli._outputs import Output, refuse_overwriting
 from vfio_user.cli._progress import Waiting, quiet_option
 from vfio_user.cli._registers import registers as named_registers
@@ -62,7 +63,8 @@ def command(
     if is_find(trace):
         raise UserError(
             f"{trace} is a find of `fuzz`, which reduces by itself what it finds",
-            hint="`vfio-user replay` plays it again; `fuzz --seed`, with the seed in it, finds and reduces it again",
+            hint=f"{played_by(Find.read(trace), trace)} plays it again; `fuzz --seed`, with the seed in it, finds and "
+            "reduces it again",
         )
     output = output or trace.with_name(trace.name + ".min")
     refuse_overwriting(output, read=(trace, registers))
