@@ -13,7 +13,7 @@ import pytest
 from userdev.errors import UserError
 from vfio_user.harness import Assignment, Mode, Phase, Report, Verdict
 from vfio_user.harness.migration.report import PhaseRecord
-from vfio_user.soak import EVENTS, Failed, Happening, acts
+from vfio_user.soak import EVENTS, Failed, Happening, acts, lacks
 from vfio_user.soak.guest import Scene, SoakedDevice
 from vfio_user.soak.guest import named as named_devices
 from vfio_user.soak.performance import Performance
@@ -154,6 +154,21 @@ def test_an_event_of_the_guest_is_possible_where_it_is_with_each_device_and_othe
     found = Performance(cast(Scene, Told()), 5)
     assert found.possible == {"flr": [EDU, DISK]}
     assert found.left_out == {f"hop {CARD}": "it cannot", f"flr {CARD}": "it cannot"}
+
+
+def test_how_a_device_would_have_a_function_level_reset_is_told_where_it_has_none() -> None:
+    for said, told in (
+        ("edu", "'edu --flr yes'"),
+        ("edu --msix 0", "'edu --flr yes'"),
+        ("userdev_servers.edu:Edu", "PciExpress(flr=True)"),
+        ("./server {socket}", "no function-level reset"),
+    ):
+        device = SoakedDevice("device", Assignment.of(said, "none"))
+        for methods, lacks_it in ((["pm", "bus"], True), (["flr", "bus"], False)):
+            guest = SimpleNamespace(call=lambda *_, methods=methods: methods)
+            scene = SimpleNamespace(guest=guest, plugged=lambda _: SimpleNamespace(address="0000:01:00.0"))
+            lack = lacks.no_flr(cast(Scene, scene), device)
+            assert (bool(lack), told in lack) == (lacks_it, lacks_it), (said, methods)
 
 
 # -- what an event changes for its time -------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ def no_cable(scene: Scene, device: SoakedDevice) -> str:
 def no_flr(scene: Scene, device: SoakedDevice) -> str:
     """Say that the guest's kernel has no FLR for it."""
     methods = scene.guest.call(reset_methods, scene.plugged(device).address)
-    return "" if "flr" in methods else "the guest has no function-level reset for it"
+    return "" if "flr" in methods else f"the guest has no function-level reset for it{_with_flr(device)}"
 
 
 def no_unplug(scene: Scene, device: SoakedDevice) -> str:
@@ -72,6 +72,15 @@ def no_upgrade(scene: Scene, device: SoakedDevice) -> str:
 def no_other_interposer(scene: Scene, device: SoakedDevice) -> str:
     """Say that QEMU would not connect to another interposer."""
     return "" if _reconnects(scene.plugged(device)) else "QEMU connects only once, and loses it"
+
+
+def _with_flr(device: SoakedDevice) -> str:
+    """How a device that we serve has a function-level reset, behind the sentence that it has none."""
+    wanted = device.assignment.device
+    if wanted.served == "edu":
+        return "; --device 'edu --flr yes' has one"
+    is_function = ":" in wanted.served and wanted.family.keeps_sessions
+    return "; a device with the capability PciExpress(flr=True) has one" if is_function else ""
 
 
 def _reconnects(plugged: Plugged) -> bool:
