@@ -67,14 +67,23 @@ def test_a_night_for_programs_is_its_summary_and_nothing_else(told: Callable[...
     assert [told("--json", option).exit_code for option in ("--list", "--dry-run")] == [2, 2]
 
 
-def test_only_a_night_that_is_run_writes_down_its_combinations(
-    told: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    kept: list[bool] = []
-    monkeypatch.setattr(nightly, "_keep", lambda *_, locked: kept.append(locked))
-    for words, wanted in ((["--list"], []), (["--dry-run"], []), (["--list", "--locked"], []), (["--locked"], [True])):
-        told(*words)
-        assert kept == wanted, words
+def test_only_a_night_that_is_run_writes_down_its_combinations(told: Callable[..., Result], tmp_path: Path) -> None:
+    """And one that is locked is refused where some are missing, whether it is run, listed or counted."""
+    lock = tmp_path / "plan.lock.json"
+    shown: tuple[list[str], ...] = (["--list"], ["--dry-run"])
+    for words in shown:
+        assert told(*words).exit_code == 0, words
+        assert not lock.exists(), words
+    for words in ([], *shown):
+        refused = told("--locked", *words)
+        assert isinstance(refused.exception, UserError), words
+        assert "does not have all combinations" in str(refused.exception), words
+        assert not lock.exists(), words
+    told()
+    kept = lock.read_text()
+    for words in ([], *shown):
+        assert told("--locked", *words).exit_code == 0, words
+    assert lock.read_text() == kept
 
 
 def test_a_night_is_run_though_nobody_can_say_how_long_it_will_take(

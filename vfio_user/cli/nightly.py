@@ -25,10 +25,10 @@ from vfio_user.harness.debian import quiet as unsaid
 from vfio_user.nightly.bundles import Bundles
 from vfio_user.nightly.comparison import compare
 from vfio_user.nightly.history import REMEMBERED, History, estimate, results_of
-from vfio_user.nightly.matrix import Drawn, draw_plan, write_lock
+from vfio_user.nightly.matrix import draw_plan, write_lock
 from vfio_user.nightly.morning import PAGE
 from vfio_user.nightly.night import Night, commit_of, only_one
-from vfio_user.nightly.plan import Plan, read_plan
+from vfio_user.nightly.plan import read_plan
 from vfio_user.nightly.slots import place_of
 from vfio_user.nightly.staging import Stage, staged
 from vfio_user.nightly.summary import Comparison, Status, Summary, read_summary
@@ -87,8 +87,12 @@ def command(
     folder = suite_folder()
     root = folder.parent if folder else Path.cwd()
     base = results_root() / "nightly"
-    if not list_only and not dry_run:
-        _keep(plan, drawn, locked=locked)
+    if drawn.is_new and locked:
+        what = f"{plan.lock_path} does not have all combinations"
+        raise UserError(what, hint="a night without --locked adds them; --list and --dry-run write nothing")
+    if drawn.is_new and not list_only and not dry_run:
+        write_lock(plan, drawn)
+        _say(f"{plan.lock_path} has the combinations from now on; keep it with the plan")
     named = [name for names in plan.references.values() for name in names]
     prepare_environment(root, timeout_factor, packages=package_folders(named, root))
     with contextlib.chdir(root):  # so that the names of tests do not begin with where the checkout is
@@ -104,15 +108,6 @@ def command(
 
 def _say(message: str) -> None:
     click.echo(message, err=True)
-
-
-def _keep(plan: Plan, drawn: Drawn, *, locked: bool) -> None:
-    if not drawn.is_new:
-        return
-    if locked:
-        raise UserError(f"{plan.lock_path} does not have all combinations", hint="run it once without --locked")
-    write_lock(plan, drawn)
-    _say(f"{plan.lock_path} has the combinations from now on; keep it with the plan")
 
 
 def _show(stage: Stage, base: Path, *, cases: bool) -> None:
