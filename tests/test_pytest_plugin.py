@@ -46,6 +46,30 @@ def test_a_device_is_tested_without_a_guest(project: pytest.Pytester) -> None:
     assert project.runpytest_subprocess("-p", "no:cacheprovider").parseoutcomes() == {"passed": 2}
 
 
+def test_a_virtio_device_without_a_guest(project: pytest.Pytester) -> None:
+    """As docs/testing.md shows it: by the word that a guest has too."""
+    names = ("dice", "test_dice", "test_dice_by_itself")
+    project.makepyfile(**{name: blocks()[name] for name in names})
+    assert results(project) == {"passed": 2}
+
+
+OTHER_SIDES = {
+    "import pytest\n@pytest.mark.device('dice:Dice')\ndef test_it(device): pass": "vhost-user:dice:Dice",
+    "import pytest\n@pytest.mark.device('vhost-user:dice:Dice')\ndef test_it(client): pass": "front_end",
+    "import pytest\n@pytest.mark.device('edu')\ndef test_it(front_end): pass": "client",
+    "import pytest\n@pytest.mark.device('vhost-user:dice:Dyce')\ndef test_it(device): pass": "its devices are: Dice",
+}
+
+
+def test_the_other_protocols_side_is_named(project: pytest.Pytester) -> None:
+    project.makepyfile(dice=blocks()["dice"])
+    for test, word in OTHER_SIDES.items():
+        project.makepyfile(test_it=test)
+        done = project.runpytest_inprocess(*HERE, "-q", "-rN", f"--basetemp={project.path / 't'}")
+        assert done.parseoutcomes() == {"errors": 1}, test
+        assert word in done.stdout.str(), test
+
+
 def test_a_fixture_of_ones_own_says_which_device(project: pytest.Pytester) -> None:
     project.makepyfile(
         """

@@ -5,7 +5,7 @@
         assert "1234:11e8" in guest.succeed("lspci -n")
 
 Fixtures: `lab` (guests, servers, migrations), `guest` (one that is booted as the marker says), `device`, `server` and
-`client` (a device in this process and a client of it, without a guest).
+`client`, or `front_end` of a virtio device (a device in this process and its other side, without a guest).
 """
 
 from __future__ import annotations
@@ -32,10 +32,13 @@ if TYPE_CHECKING:
     from vfio_user.harness.lab import Lab
     from vfio_user.harness.verdicts import Trial
     from vfio_user.server import Server
+    from vhost_user.backend import Server as VirtioServer
+    from vhost_user.device import VhostDevice
+    from vhost_user.frontend import FrontEnd
 
 _MARKERS = (
     "guest(device=..., image=..., iommu=..., cpus=..., ...): what `Lab.boot` makes for the fixture `guest`",
-    "device(name, **options): the device of the fixtures `device`, `server` and `client`, named as for `serve`",
+    "device(name, **options): the device of the fixtures `device`, `server`, `client`, `front_end`, named as a guest's",
     "known_issue(id): the test has to fail as this known issue says, where the QEMU has it",
 )
 
@@ -46,6 +49,7 @@ class DeviceWarning(UserWarning):
 
 _FAILED: pytest.StashKey[BaseException] = pytest.StashKey()
 _TRIAL: pytest.StashKey[Trial] = pytest.StashKey()
+_OF_VIRTIO = ("vhost-user:", "vhost-user-")
 _NO_FAILURES = (pytest.skip.Exception, pytest.xfail.Exception)
 _RESULTS = "results"
 _ROOM = "make room, or name a folder on a larger disk by --vfio-results"
@@ -123,20 +127,23 @@ def guest(request: pytest.FixtureRequest, lab: Lab) -> BootedGuest:
 
 
 @pytest.fixture
-def device(request: pytest.FixtureRequest) -> Iterator[PciDevice]:
+def device(request: pytest.FixtureRequest) -> Iterator[PciDevice | VhostDevice]:
     """The device that the marker `device` names, with its options; or override this fixture with one of your own.
 
     The name is a string: a marker whose only argument is a class decorates the class.
     """
     from userdev.errors import UserError
     from vfio_user.server.catalogue import DEVICES
+    from vhost_user.backend.catalogue import DEVICES as VIRTIO_DEVICES
 
     mark = request.node.get_closest_marker("device")
     if mark is None:
         pytest.fail('no device is named: mark the test with @pytest.mark.device("module:Class")', pytrace=False)
     if len(mark.args) != 1:
         raise UserError("the marker device names one device", hint='@pytest.mark.device("module:Class", option=1)')
-    device_class = DEVICES.find(*mark.args)
+    [name] = mark.args
+    device_class: type[PciDevice | VhostDevice]
+    device_class = (VIRTIO_DEVICES if name.startswith(_OF_VIRTIO) else DEVICES).find(name)
     _check_keywords(mark, device_class)
     made = device_class(**mark.kwargs)
     yield made
@@ -162,24 +169,48 @@ def _check_keywords(mark: pytest.Mark, called: Callable[..., object], *more: str
 
 
 @pytest.fixture
-def server(device: PciDevice, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A `Server` of the fixture `device`, in this process."""
+def server(
+    device: PciDevice | VhostDevice, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server | VirtioServer]:
+    """A `Server` of the fixture `device`, in this process: of vhost-user where that is a virtio device."""
+    from vfio_user.device import PciDevice
     from vfio_user.server import Server
+    from vhost_user.backend import Server as VirtioServer
 
-    with Server(device, str(tmp_path_factory.mktemp("vfu") / "s")) as serving:
+    path = str(tmp_path_factory.mktemp("vfu") / "s")
+    with Server(device, path) if isinstance(device, PciDevice) else VirtioServer(device, path) as serving:
         yield serving
 
 
 @pytest.fixture
-def client(server: Server) -> Iterator[Client]:
+def client(server: Server | VirtioServer) -> Iterator[Client]:
     """A client that is connected to the fixture `server`."""
     from vfio_user.client import Client
+    from vfio_user.server import Server
 
+    if not isinstance(server, Server):
+        pytest.fail(
+            f"{type(server.device).__name__} is a virtio device, of which no client is: take front_end", pytrace=False
+        )
     connected = Client.connect(server.listener.address)
     try:
         yield connected
     finally:
         connected.close()
+
+
+@pytest.fixture
+def front_end(server: Server | VirtioServer) -> Iterator[FrontEnd]:
+    """A front-end that has negotiated with the fixture `server`, of a virtio device, and shares memory with it."""
+    from vhost_user.backend import Server as VirtioServer
+    from vhost_user.frontend import FrontEnd
+
+    if not isinstance(server, VirtioServer):
+        pytest.fail("a vfio-user device has no front-end: take client", pytrace=False)
+    with FrontEnd(server.listener.address) as connected:
+        connected.negotiate()
+        connected.share_memory()
+        yield connected
 
 
 @pytest.hookimpl(wrapper=True)

@@ -18,6 +18,6 @@ def _base() -> type[PciDevice]:
 
 OWN = {"edu": "userdev_servers.edu:Edu", "gpio": "userdev_servers.gpio:Gpio", "nvme": "userdev_servers.nvme:Nvme"}
 OTHERS = {
-    "vhost_user.VhostDevice": "it is a virtio device: `vhost-user serve {name}`; a guest has it as vhost-user:{name}"
+    "vhost_user.VhostDevice": "it is a virtio device: `vhost-user serve {name}`; guests and tests say vhost-user:{name}"
 }
 DEVICES = Catalogue("vfio_user.devices", "vfio-user", _base, OWN, others=OTHERS)

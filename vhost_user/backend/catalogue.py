@@ -33,7 +33,5 @@ def capabilities(device: type[VhostDevice]) -> dict[str, int]:
 
 
 OWN = {"blk": "userdev_servers.blk:Blk", "net": "userdev_servers.net:Net", "rng": "userdev_servers.rng:Rng"}
-OTHERS = {
-    "vfio_user.PciDevice": "it is a PCI device: `vfio-user serve {name}`; a guest has it as {name}, without vhost-user:"
-}
+OTHERS = {"vfio_user.PciDevice": "it is a PCI device: `vfio-user serve {name}`; guests and tests say {name} alone"}
 DEVICES = Catalogue("vhost_user.devices", "vhost-user", _base, OWN, capabilities, OTHERS)
