@@ -308,5 +308,6 @@ def test_what_a_server_raises_is_told_once_for_each_place_of_it(tmp_path: Path) 
     assert raised.told_by(children) == [], "the first of each program, and this place is known"
     said(third, 9)
     assert len(raised.told_by([other, third])) == 1
+    assert raised._read.keys() == {other, third}
     one.log.unlink()
     assert raised.told_by([*children, third]) == []
