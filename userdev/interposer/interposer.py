@@ -135,14 +135,14 @@ class BaseInterposer(ABC, Generic[S]):
         self._listener = Listener(setup.listen)
         self._closers.append(self._listener.close)
         self._only_client = self._listener.is_connected
-        if setup.trace is not None:
-            self.trace = self.new_trace(setup.trace, self._about())
-            self._closers.append(self.trace.close)
-            self.loop.at_end_of_turn(self.trace.flush)
         if setup.faults is not None:
             from userdev.documents import read_text
 
             self.scenario = self.parse_scenario(read_text(setup.faults, "scenario"), setup.faults)
+        if setup.trace is not None:
+            self.trace = self.new_trace(setup.trace, self._about())
+            self._closers.append(self.trace.close)
+            self.loop.at_end_of_turn(self.trace.flush)
         if setup.control is not None:
             from userdev.interposer.control.server import ControlServer
 

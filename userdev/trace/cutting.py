@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 from userdev.counted import counted
 from userdev.errors import UserError, about, meant
 from userdev.trace.format import MAGIC, PREFIX, Note, RecordKind, TracedProtocol, encode_json
+from userdev.trace.kept import keep_aside
 from userdev.trace.reader import TraceReader
 from userdev.trace.view import opened
 
@@ -63,7 +64,7 @@ def cut(path: Path, output: Path, part: Part, *protocols: TracedProtocol[Any]) -
     """Write a part of a trace, which is of one of these protocols, to a file of its own.
 
     Its header is that of the whole trace, so that times stay what they are; a note behind it says what it is a part of.
-    A reply whose request is not in it answers nothing.
+    A reply whose request is not in it answers nothing. A trace of a session that is at `output` is kept aside.
 
     Raises:
         UserError: no trace can be read there, or it has no such part or mark.
@@ -72,6 +73,7 @@ def cut(path: Path, output: Path, part: Part, *protocols: TracedProtocol[Any]) -
     with opened(path, *protocols) as reader:
         index = _Index.of(reader)
         found = index.find(part, path)
+    keep_aside(output)
     with opened(path, *protocols) as reader, about(output), open(output, "wb") as stream:
         _write(stream, reader, found, path.name, index.extract)
     return found

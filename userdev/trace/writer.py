@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -28,6 +27,7 @@ from userdev.trace.format import (
     encode_message,
     towards,
 )
+from userdev.trace.kept import keep_aside, to_stderr
 from userdev.whole import write_whole
 
 _pack, _now = PREFIX.pack, time.monotonic_ns
@@ -40,10 +40,6 @@ INHERITED = "fd:"
 """Before the number of a descriptor, instead of a path."""
 
 
-def _to_stderr(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 class TraceWriter:
     """A trace being written. `message` returns the record's number, for the reply to refer to.
 
@@ -51,10 +47,11 @@ class TraceWriter:
     """
 
     def __init__(
-        self, path: str | Path, protocol: str, about: dict[str, Any], *, warn: Callable[[str], None] = _to_stderr
+        self, path: str | Path, protocol: str, about: dict[str, Any], *, warn: Callable[[str], None] = to_stderr
     ) -> None:
-        """Create the file anew, or take a descriptor that is open for writing (`fd:N`), and write the header. `warn` is
-        told when the trace stops.
+        """Create the file anew, or take a descriptor that is open for writing (`fd:N`), and write the header.
+
+        A trace of a session that is there already is kept aside. `warn` is told of that, and when the trace stops.
 
         Raises:
             UserError: it cannot be written.
@@ -65,7 +62,7 @@ class TraceWriter:
         """Why the trace has stopped; empty while it has not."""
         self.records = 0
         self.size = 0
-        self._fd = _opened(str(path))
+        self._fd = _opened(str(path), warn)
         header = {"format": FORMAT, "protocol": protocol, "realtime": time.time_ns(), **about}
         self._batch = bytearray(MAGIC)
         """What this turn has recorded."""
@@ -140,8 +137,8 @@ class TraceWriter:
         )
 
 
-def _opened(path: str) -> int:
-    """The descriptor of a trace.
+def _opened(path: str, warn: Callable[[str], None]) -> int:
+    """The descriptor of a trace; `warn` is told where what was there is kept.
 
     Raises:
         UserError: it cannot be written.
@@ -149,6 +146,7 @@ def _opened(path: str) -> int:
     number = path.removeprefix(INHERITED)
     try:
         if number == path:
+            keep_aside(Path(path), warn)
             return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o644)
         os.set_inheritable(int(number), False)
         return int(number)

@@ -10,6 +10,7 @@ import click
 from userdev.counted import counted
 from userdev.errors import UserError
 from userdev.fuzz.finds import Find, is_find
+from userdev.trace.kept import keep_aside
 from vfio_user.cli._completion import complete_servers
 from vfio_user.cli._durations import Duration
 from vfio_user.cli._other_protocol import played_by
@@ -84,6 +85,7 @@ def command(
                 f"{counted(left, 'message')} left after {counted(replays, 'replay')}, {spent:.0f} s"
             ),
         )
+    keep_aside(output)
     found.script.write(output)
     text = _text(found, output, _why_all_stays(found, against, check))
     click.echo(json.dumps({"output": str(output), **found.json()}, indent=2) if as_json else text)

@@ -16,6 +16,7 @@ from userdev import trace
 from userdev.errors import UserError, about
 from userdev.relay.direction import DIRECTIONS
 from userdev.trace import as_json, text
+from userdev.trace.kept import keep_aside
 from userdev.trace.view import TraceView
 from vfio_user.cli._beside import refuse_beside
 from vfio_user.cli._choice import Choice
@@ -165,6 +166,8 @@ def _request(name: str) -> str:
 
 def _output(path: Path | None) -> BinaryIO:
     try:
+        if path is not None:
+            keep_aside(path)
         return open(path, "wb") if path is not None else open(sys.stdout.fileno(), "wb", closefd=False)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from None

@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 from userdev.errors import UserError, about
 from userdev.printable import printable
+from userdev.trace.kept import keep_aside
 from userdev.trace.view import apart_from
 from vfio_user.interposer.trace.registers import RegisterMap
 from vfio_user.page import logs, run
@@ -84,6 +85,7 @@ def write_page(what: Path, out: Path, *, registers: RegisterMap | None = None) -
     }
     page = "".join(_rendered(head, axis))
     with about(out):
+        keep_aside(out)
         out.write_text(page, encoding="utf-8", errors="backslashreplace")  # what is half a character
     return Written(out, len(axis), tuple(truncated))
 

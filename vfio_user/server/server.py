@@ -78,7 +78,7 @@ def serve(
     """Serve `device` until SIGTERM or SIGINT, or until an inherited connection ends. For the main thread.
 
     From then on the whole process has `program.END_SECONDS`: see `userdev.serving.program.run`. `trace` is a file that
-    all messages are recorded in, made anew, or `fd:N`.
+    all messages are recorded in, or `fd:N`; what one had recorded there is kept beside it.
 
     Raises:
         UserError: the address cannot be listened on, or the trace not be written.
