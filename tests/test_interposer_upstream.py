@@ -80,3 +80,17 @@ def test_a_server_that_is_ended_on_purpose_is_not_told(tmp_path: Path, monkeypat
         looped.run(interposer.upstream.stop())
         looped.until(lambda: watched(interposer) or None)
     assert told == []
+
+
+def test_the_socket_of_a_server_of_ours_goes_with_it_and_nobody_elses_does(tmp_path: Path) -> None:
+    looped, path = Looped(), tmp_path / "server"
+    with socket.socket(socket.AF_UNIX) as elses:
+        elses.bind(str(path))
+        Upstream(looped.loop, str(path), "sleep 60 {fd}").close()
+        assert path.exists(), "none was started"
+    upstream = Upstream(looped.loop, str(path), "sh -c 'exec sleep 60' {fd}")
+    looped.run(upstream.start(60.0))
+    assert path.exists()
+    upstream.close()
+    assert not path.exists(), "the next client would be told that the server has closed its connection"
+    looped.loop.close()

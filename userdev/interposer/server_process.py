@@ -123,8 +123,10 @@ class ServerProcess:
             self._process.wait()
 
     def close(self) -> None:
-        """Kill the server, and remove the folder that was made for its socket."""
+        """Kill the server, and remove its socket and the folder that was made for it."""
         self.kill()
+        if self.starts:
+            Path(self.path).unlink(missing_ok=True)
         if self._folder is not None:
             self._folder.cleanup()
 
