@@ -11,7 +11,7 @@ from userdev.errors import UserError
 from userdev.process import answer_of, run_to_end
 from vfio_user.harness import family
 from vfio_user.harness.family import VHOST_USER, VhostUser
-from vfio_user.interposer.replay.minimize import _checked_by
+from vfio_user.interposer.replay.minimize import _checked_by, _fails
 
 HANGS = ["sleep", "60"]
 
@@ -58,7 +58,7 @@ class AnyScript:
 @for_each_row([("true", False), ("false", True), ("sleep 60", False)])
 def test_a_check_that_does_not_end_says_nothing_of_a_trace(command: str, fails: bool) -> None:
     seconds = 0.01 if "sleep" in command else 60
-    assert _checked_by(command, "", seconds)(AnyScript()) is fails  # type: ignore[arg-type]
+    assert _fails(_checked_by(command, "", seconds)(AnyScript())) is fails  # type: ignore[arg-type]
 
 
 def test_a_check_that_cannot_be_run_is_the_users_to_mend() -> None:

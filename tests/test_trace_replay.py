@@ -463,6 +463,31 @@ def test_a_check_of_ones_own_decides(tmp_path: Path) -> None:
     assert len(load_script(output).requests) <= 3
 
 
+def test_a_check_that_could_not_be_tried_is_no_verdict_and_what_it_printed_is_told(trace: Path, tmp_path: Path) -> None:
+    for status in (2, 126, 127):
+        with pytest.raises(UserError, match=str(status)) as refused:
+            minimize(trace, None, check=f"sh -c 'echo lost >&2; exit {status}' {{trace}}")
+        assert "lost" in refused.value.evidence, status
+    for program in ("exit 1", "exit 3", "kill -SEGV $$"):
+        assert minimize(trace, None, check=f"sh -c '{program}'").is_empty, program
+    tried = tmp_path / "tried"
+    once = f"sh -c 'test -e {tried} && exit 2; touch {tried}; exit 1'"
+    found = minimize(trace, None, check=once)
+    assert found.after == found.before, "what could not be tried is not taken to fail"
+
+
+def test_a_check_that_starts_its_own_server_needs_no_other(trace: Path, tmp_path: Path) -> None:
+    words = ["minimize", str(trace), "-o", str(tmp_path / "out"), "--check"]
+    done = CliRunner().invoke(cli, [*words, "false {trace}", "--json"])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["empty"]
+    done = CliRunner().invoke(cli, [*words, "false {trace}"])
+    assert "note: the beginning of the session alone" in done.stdout, "the check may fail for another reason"
+    assert CliRunner().invoke(cli, [*words, "false {server}"]).exit_code == 2
+    with pytest.raises(UserError, match="no server"):
+        minimize(trace, None)
+
+
 def test_a_trace_that_does_not_fail_is_refused(trace: Path) -> None:
     with pytest.raises(UserError):
         minimize(trace, EDU)

@@ -20,9 +20,14 @@ from vfio_user.cli._registers import registers as named_registers
 from vfio_user.cli._replaying import comparing
 from vfio_user.cli._served import device_as_command
 from vfio_user.interposer.replay import Minimized, minimize
+from vfio_user.interposer.replay.minimize import SERVER
 from vfio_user.interposer.replay.reducing import BUDGET_SECONDS
 
 _INTERRUPTED = 130
+EMPTY = (
+    "note: the beginning of the session alone fails as well:"
+    " where that is not the fault, look whether the check fails for another reason"
+)
 
 
 @click.command()
@@ -30,7 +35,9 @@ _INTERRUPTED = 130
 @click.option("--server-command", metavar="CMD", help="The server; started anew for every attempt.")
 @device_as_command("vfio-user", complete_servers, shown=False)
 @click.option("--against", metavar="CMD", help="A reference, which does right: what is left is good on it.")
-@click.option("--check", metavar="CMD", help="Decide by CMD: {trace} is the candidate; it fails while CMD does.")
+@click.option(
+    "--check", metavar="CMD", help="Decide by CMD: {trace} is the candidate, which fails unless CMD ends with 0."
+)
 @click.option("--record", type=int, metavar="N", help="Of several that differ the one to explain, as `replay` numbers.")
 @click.option("--for", "seconds", type=Duration(), default=BUDGET_SECONDS, help="At most: 90s, 10m (default), 1h30m.")
 @click.option("--output", "-o", type=Output(dir_okay=False), help="Default: TRACE.min")
@@ -57,7 +64,7 @@ def command(
     What is left is good on the reference, or, where there is none, as far as the recorded answers tell. The search ends
     when nothing can be left out, after --for, or with Ctrl-C: the shortest so far is the result in any case.
     """
-    if server_command is None:
+    if server_command is None and (check is None or SERVER in check):
         raise click.UsageError("the server is started anew for every attempt: --server-command or --device says which")
     if check is not None and (against or record):
         raise click.UsageError("--check decides by itself, without --against and --record")
@@ -100,7 +107,7 @@ def _why_all_stays(found: Minimized, against: str | None, check: str | None) -> 
     if not found.replays:
         return "nothing was left out: the message that goes wrong needs all of the others"
     if check is not None:
-        return f"nothing was left out: {check} succeeds with each shorter one that makes sense"
+        return f"nothing was left out: {check} fails with no shorter one that makes sense"
     on_reference = ", or goes wrong with the reference, too" if against is not None else ""
     return f"nothing was left out: each shorter one that makes sense does not go wrong in this way{on_reference}"
 
@@ -114,6 +121,8 @@ def _text(found: Minimized, output: Path, why_all_stays: str) -> str:
         lines.append(why_all_stays)
     if found.difference is not None:
         lines.append(str(found.difference))
+    if found.is_empty and found.difference is None:
+        lines.append(EMPTY)
     if not found.confirmed:
         lines.append("note: it did not fail when it was tried once more in the end")
     return "\n".join(lines)

@@ -8,22 +8,28 @@ from __future__ import annotations
 
 import shlex
 import tempfile
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
+from subprocess import CompletedProcess
 
 from userdev.errors import UserError
 from userdev.process import Deadline, run_to_end
 from vfio_user.interposer.replay.explaining import Explanation, Trial
 from vfio_user.interposer.replay.ignoring import Ignored
 from vfio_user.interposer.replay.player import PATIENCE_SECONDS
-from vfio_user.interposer.replay.reducing import BUDGET_SECONDS, Fails, Minimized, Progress, reduce_script
+from vfio_user.interposer.replay.reducing import BUDGET_SECONDS, Minimized, Progress, reduce_script
 from vfio_user.interposer.replay.script import Script, load_script
 from vfio_user.interposer.trace.registers import RegisterMap, registers_of
+
+SERVER = "{server}"
+"""In a check: the server's command."""
+NO_VERDICT = frozenset({2, 126, 127})
+"""Exit statuses that say nothing of a trace: it could not be tried (so many programs say it, and ours), or started."""
 
 
 def minimize(
     trace: str | Path | Script,
-    server_command: str,
+    server_command: str | None,
     *,
     against: str | None = None,
     check: str | None = None,
@@ -39,38 +45,56 @@ def minimize(
 
     against: the command of a reference, which does right what the server does wrong. The trace may then be of either.
     check: a command that decides instead of a replay: `{trace}` is the candidate, exit status 0 means that it no
-        longer fails; `{server}` is `server_command`.
+        longer fails, and one of `NO_VERDICT` that it could not be tried; `{server}` is `server_command`, which may
+        be None where the check does not name it.
     record: the record that is to be explained, where several differ; the first if not given.
     seconds: after which the search ends with the best so far; so does KeyboardInterrupt.
 
     Raises:
-        UserError: it does not fail to begin with, not each time, not at that record, or cannot be replayed.
+        UserError: there is no server, the trace does not fail to begin with, not each time, not at that record, or
+            cannot be replayed, or the check does not say what becomes of it.
     """
+    if server_command is None and (check is None or SERVER in check):
+        raise UserError("no server to replay against", hint="give its command: it is started anew for every attempt")
     script = trace if isinstance(trace, Script) else load_script(trace, session)
     if check is not None:
-        fails = _checked_by(check, server_command, seconds)
-        if not fails(script):
+        ended = _checked_by(check, server_command or "", seconds)
+        first = ended(script)
+        if first is not None and first.returncode in NO_VERDICT:
+            raise UserError(
+                f"{check} ended with status {first.returncode}, so that the whole trace could not be tried",
+                hint="0 says that a trace does not fail; any other but 2, 126 and 127 says that it does",
+                evidence=first.stdout + first.stderr,
+            )
+        if not _fails(first):
             raise UserError(f"the trace does not fail to begin with: {check} succeeds, or takes all the time there is")
-        return reduce_script(script, fails, seconds=seconds, progress=progress)
+        return reduce_script(script, lambda candidate: _fails(ended(candidate)), seconds=seconds, progress=progress)
+    assert server_command is not None
     registers = registers or registers_of(script.header)
     ignored = ignore if isinstance(ignore, Ignored) else Ignored.parse(ignore, registers)
     trial = Trial(server_command, against, ignored, registers, patience)
     return Explanation(trial, script, record).minimize(seconds, progress)
 
 
-def _checked_by(command: str, server_command: str, seconds: float) -> Fails:
+def _fails(ended: CompletedProcess[str] | None) -> bool:
+    """Whether a check says so; what could not be tried, or in time, is not known to fail."""
+    return ended is not None and ended.returncode not in {0, *NO_VERDICT}
+
+
+def _checked_by(command: str, server_command: str, seconds: float) -> Callable[[Script], CompletedProcess[str] | None]:
+    """What a check of a candidate came to; None where time is up."""
     words, deadline = shlex.split(command), Deadline(seconds)
 
-    def fails(script: Script) -> bool:
+    def ended(script: Script) -> CompletedProcess[str] | None:
         with tempfile.TemporaryDirectory(prefix="vfu-") as folder:
             candidate = Path(folder) / "candidate.trace"
             script.write(candidate)
-            filled = [word.replace("{trace}", str(candidate)).replace("{server}", server_command) for word in words]
+            filled = [word.replace("{trace}", str(candidate)).replace(SERVER, server_command) for word in words]
             try:
-                return run_to_end(command, filled, deadline.remaining).returncode != 0
+                return run_to_end(command, filled, deadline.remaining)
             except UserError:
                 if deadline.passed:  # the search ends with what it has
-                    return False
+                    return None
                 raise
 
-    return fails
+    return ended

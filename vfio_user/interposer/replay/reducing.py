@@ -37,6 +37,8 @@ class Minimized:
     seconds: float = 0.0
     difference: Difference | None = None
     """What goes wrong, by the script's numbers; None where the caller decided that."""
+    is_empty: bool = False
+    """Whether all was left out that may be: the beginning of the session alone, VERSION, fails too."""
     confirmed: bool = True
     """Whether it failed once more in the end, with all the patience that was asked for."""
 
@@ -49,6 +51,7 @@ class Minimized:
             "seconds": round(self.seconds, 3),
             "ended": self.ended,
             "confirmed": self.confirmed,
+            "empty": self.is_empty,
             "difference": self.difference.json() if self.difference is not None else None,
         }
 
@@ -96,4 +99,6 @@ def reduce_script(
         ended = "minimal" if search.minimal else "time is up"
     found = script.only({*always, *search.best})
     spent = time.monotonic() - began
-    return Minimized(found, len(script.requests), len(found.requests), search.tries, ended, spent)
+    return Minimized(
+        found, len(script.requests), len(found.requests), search.tries, ended, spent, is_empty=not (keep or search.best)
+    )
