@@ -130,6 +130,15 @@ def test_why_a_search_ended_is_said_and_an_interruption_is_its_status(
         assert "2 of 9 messages" in result.stdout
 
 
+def test_who_names_no_server_to_replay_against_is_told_how(tmp_path: Path) -> None:
+    find = Find("vfio-user", "rule", "a rule", "rule: c", "c was said", ()).write(tmp_path)
+    (tmp_path / "t").touch()
+    for trace in (tmp_path / "t", find):
+        refused = CliRunner().invoke(replaying.command, [str(trace)]).exception
+        assert isinstance(refused, UserError), trace
+        assert all(option in refused.hint for option in ("--server-command", "--device", "--connect")), refused.hint
+
+
 @for_each([["--against", "y"], ["--record", "5"]], ids=" ".join)
 def test_a_check_of_ones_own_decides_alone(beside: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert minimized(tmp_path, monkeypatch, "--check", "c", *beside).exit_code == 2

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from userdev.errors import VerdictError
+from userdev.errors import UserError, VerdictError
 from userdev.fuzz.finds import is_find
 from vfio_user.cli._beside import refuse_beside
 from vfio_user.cli._choice import Choice
@@ -50,6 +50,10 @@ def command(
 
     TRACE may be a find of `vfio-user fuzz` too: its steps are played, and what they led to is looked for.
     """
+    if server_command is None and connect is None:
+        raise UserError(
+            "no server to replay against", hint="give --server-command 'CMD {socket}', --device or --connect ADDRESS"
+        )
     if is_find(Path(trace)):
         from vfio_user.cli.fuzz import replay_find
 
