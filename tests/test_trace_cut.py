@@ -130,7 +130,8 @@ def test_a_part_that_there_is_not_is_refused_before_anything_is_written(whole: P
     out = tmp_path / "part"
     for words, about in {
         "": "--from-mark",
-        "--records 9-5": "9-5",
+        "--records 9-5": "5-9",
+        "--records -1": "'-1'",
         "--records 1": "'1'",
         "--records some": "some",
         "--records -": "'-'",

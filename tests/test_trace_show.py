@@ -62,7 +62,7 @@ def run(*arguments: str | Path) -> str:
     result = CliRunner().invoke(cli, ["trace", *map(str, arguments)])
     if result.exception is not None:
         raise result.exception
-    return result.output
+    return result.stdout
 
 
 def shown(trace: Path, *options: str) -> list[dict[str, object]]:
@@ -290,6 +290,16 @@ def test_a_wrong_map_is_refused(trace: Path, tmp_path: Path, content: str) -> No
 )
 def test_filters_select(trace: Path, options: list[str], count: int) -> None:
     assert len(shown(trace, *options)) == count
+
+
+def test_a_filter_that_lets_nothing_through_says_so_beside_what_programs_read(trace: Path) -> None:
+    for words, told in (
+        (("--offset", "0x4000"), True),
+        (("--since", "999", "--json"), True),
+        (("--region", "BAR0"), False),
+    ):
+        result = CliRunner().invoke(cli, ["trace", "show", str(trace), *words], catch_exceptions=False)
+        assert (str(trace) in result.stderr, not result.stdout) == (told, told), words
 
 
 def test_a_part_of_a_register_is_not_the_whole(tmp_path: Path) -> None:

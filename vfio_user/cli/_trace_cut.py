@@ -26,7 +26,9 @@ class _Records(click.ParamType[tuple[int, int | None]]):
             self.fail(f"{value!r} are no records: 231-456, 231-, -456 or 231 are", param, ctx)
         first = int(found[1] or FIRST)
         last = int(found[3]) if found[3] else None if found[2] else first
-        if last is not None and last < max(first, FIRST):
+        if found[1] and last is not None and last < first:
+            self.fail(f"{value!r} ends before it begins: {last}-{first} is the other way round", param, ctx)
+        if last is not None and last < FIRST:
             self.fail(f"{value!r} is no record: the first behind the header is {FIRST}", param, ctx)
         return first, last
 

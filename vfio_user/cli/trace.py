@@ -85,9 +85,13 @@ def show(
             register=register,
         )
     began = view.header.time
+    nothing = True
     for line in view.lines():
         if wanted.lets_through(line, began):
             click.echo(json.dumps(as_json(line, began)) if as_lines else text(line, began))
+            nothing = False
+    if nothing:
+        click.echo(f"no record of {file} is all that was asked for", err=True)
     _say_truncated(view)
 
 

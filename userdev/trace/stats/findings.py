@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from userdev.counted import times
+from userdev.counted import counted, times
 from userdev.trace.exchanges import Place
 from userdev.trace.format import View
 from userdev.trace.stats.stats import Stats
@@ -40,7 +40,7 @@ def findings(stats: Stats) -> list[Finding]:
     """Everything, what is surely wrong first."""
     found = [*_errors(stats), *_unmodelled(stats), *_unanswered(stats)]
     if stats.bytes_unframed:
-        found.append(Finding("no messages", f"{stats.bytes_unframed:,} bytes were none"))
+        found.append(Finding("no messages", f"{counted(stats.bytes_unframed, 'byte')} passed outside of any"))
     spins = sorted(_spinning(stats), key=lambda spin: -spin[0])
     return [*found, *_no_interrupts(stats), *_seldom(stats), *_not_read_back(stats), *(finding for _, finding in spins)]
 
