@@ -117,8 +117,9 @@ def test_each_dash_in_a_name_is_an_underscore() -> None:
     ]
 )
 def test_wrong_options_are_the_users_error(texts: dict[str, str]) -> None:
-    with pytest.raises(UserError):
+    with pytest.raises(UserError) as refused:
         parse_options(Optioned, texts)
+    assert f"--{next(iter(texts)).replace('_', '-')}" in str(refused.value), "as it is written"
 
 
 TAKEN = [

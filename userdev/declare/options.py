@@ -123,8 +123,8 @@ def parse_options(device_class: type, texts: Mapping[str, str]) -> dict[str, Any
     for name, text in texts.items():
         option = known.get(name.replace("-", "_"))
         if option is None:
-            names = ", ".join(known) or "none"
-            raise UserError(f"{device_class.__name__} has no option {name!r}", hint=f"its options: {names}")
+            names = ", ".join(map(_dashed, known)) or "none"
+            raise UserError(f"{device_class.__name__} has no option {_dashed(name)}", hint=f"its options: {names}")
         parsed[option.name] = _parse(option, text)
     return parsed
 
@@ -135,9 +135,16 @@ def _parse(option: Option, text: str) -> object:
             return _parse_bool(text)
         return int(text, 0) if option.type is int else option.type(text)
     except Exception:  # what a type raises for a text that is none of its own is the type's affair
-        raise UserError(
-            f"option {option.name}: {text!r} is not of type {option.type.__name__}", hint=option.help
-        ) from None
+        kind = _KINDS.get(option.type, f"of type {option.type.__name__}")
+        raise UserError(f"{_dashed(option.name)}: {text!r} is not {kind}", hint=option.help) from None
+
+
+_KINDS = {int: "a whole number", float: "a number", bool: "yes or no"}
+
+
+def _dashed(name: str) -> str:
+    """An option as a command line has it."""
+    return f"--{name.replace('_', '-')}"
 
 
 def _parse_bool(text: str) -> bool:
