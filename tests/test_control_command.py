@@ -85,6 +85,8 @@ def test_what_is_wrong_is_told_with_what_was_meant(edu: Interposed, tmp_path: Pa
         "mark text=a text=b": "twice",
         "mark command=stop": "no parameter",
         "region_read region=0 offset=0 size=-1": "region_read takes: region, offset, size",
+        "dma_write iova=0": """'runs=[{"iova": ..., "size": ...}]', data""",
+        "dma_logging_start page_size=some": """'ranges=[{"iova": ..., "size": ...}]'""",
     }.items():
         assert about in refused(control, *words.split()), words
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 from userdev.control import ControlLine, ControlResult, LineReader, answer_line, command_of, document_of, refusal_line
 from userdev.declare.values import shortened
@@ -198,10 +198,21 @@ def _refusal(name: str, command: type[ControlCommand[Any]], error: ValidationErr
     first = next((one for one in wrong if one["type"] == "extra_forbidden"), wrong[0])  # it may be what is missing
     place = ".".join(shortened(str(each)) for each in first["loc"])
     takes = [field for field in command.model_fields if field not in ("command", "id")]
-    hint = f"{name} takes: {', '.join(takes)}" if takes else f"{name} takes nothing"
+    written = [_written(field, command.model_fields[field].annotation) for field in takes]
+    hint = f"{name} takes: {', '.join(written)}" if takes else f"{name} takes nothing"
     match first["type"]:
         case "extra_forbidden" if len(first["loc"]) == 1:
             return UserError(f"there is no parameter {place!r}", hint=f"{meant(place, takes)}{hint}")
         case "missing" if len(first["loc"]) == 1:
             return UserError(f"the parameter {place!r} is missing", hint=hint)
     return UserError(f"{place}: {first['msg']}" if place else str(first["msg"]), hint=hint)
+
+
+def _written(field: str, annotation: Any) -> str:
+    """A parameter for a hint: one that is a list of tables with what those have, as a command line has it."""
+    for part in (annotation, *get_args(annotation)):
+        if get_origin(part) is list:
+            (item,) = get_args(part)
+            keys = ", ".join(f'"{key}": ...' for key in getattr(item, "model_fields", ()))
+            return f"'{field}=[{{{keys}}}]'" if keys else field
+    return field
