@@ -37,10 +37,10 @@ class Minimized:
     seconds: float = 0.0
     difference: Difference | None = None
     """What goes wrong, by the script's numbers; None where the caller decided that."""
-    is_empty: bool = False
-    """Whether all was left out that may be: the beginning of the session alone, VERSION, fails too."""
     confirmed: bool = True
     """Whether it failed once more in the end, with all the patience that was asked for."""
+    is_empty: bool = False
+    """Whether all was left out that may be: the beginning of the session alone, VERSION, fails too."""
 
     def json(self) -> dict[str, Any]:
         """The same for programs."""
