@@ -130,13 +130,22 @@ def test_why_a_search_ended_is_said_and_an_interruption_is_its_status(
         assert "2 of 9 messages" in result.stdout
 
 
-def test_who_names_no_server_to_replay_against_is_told_how(tmp_path: Path) -> None:
-    find = Find("vfio-user", "rule", "a rule", "rule: c", "c was said", ()).write(tmp_path)
+def test_who_names_no_server_to_replay_against_is_told_how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replaying, "load_script", lambda *_: NO_SCRIPT)
     (tmp_path / "t").touch()
+    find = Find("vfio-user", "rule", "a rule", "rule: c", "c was said", ()).write(tmp_path)
     for trace in (tmp_path / "t", find):
         refused = CliRunner().invoke(replaying.command, [str(trace)]).exception
         assert isinstance(refused, UserError), trace
-        assert all(option in refused.hint for option in ("--server-command", "--device", "--connect")), refused.hint
+        assert "server" in str(refused), refused
+        assert all(option in refused.hint for option in ("--server-command", "--device")), refused.hint
+
+
+def test_what_cannot_be_replayed_is_said_before_a_server_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "t").touch()
+    find = Find("vhost-user", "rule", "a rule", "rule: c", "c was said", ()).write(tmp_path)
+    for trace, about in ((tmp_path / "t", "no trace"), (find, "a find of vhost-user")):
+        assert about in str(CliRunner().invoke(replaying.command, [str(trace)]).exception), trace
 
 
 @for_each([["--against", "y"], ["--record", "5"]], ids=" ".join)

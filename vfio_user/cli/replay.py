@@ -50,19 +50,20 @@ def command(
 
     TRACE may be a find of `vfio-user fuzz` too: its steps are played, and what they led to is looked for.
     """
-    if server_command is None and connect is None:
-        raise UserError(
-            "no server to replay against", hint="give --server-command 'CMD {socket}', --device or --connect ADDRESS"
-        )
     if is_find(Path(trace)):
         from vfio_user.cli.fuzz import replay_find
 
         refuse_beside(f"{trace} is a find of `fuzz`, which is played as it is", *_OF_A_TRACE)
         replay_find(Path(trace), server_command, connect, timeout=patience, as_json=as_json, quiet=quiet)
         return
+    script = load_script(trace, session)
+    if server_command is None and connect is None:
+        raise UserError(
+            "no server to replay against", hint="give --server-command 'CMD {socket}', --device or --connect ADDRESS"
+        )
     with words_of_server(quiet=quiet) as output:
         outcome = replay(
-            load_script(trace, session),
+            script,
             server_command,
             connect_to=connect,
             timing=timing,
