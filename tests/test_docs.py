@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import subprocess
@@ -22,6 +23,7 @@ from vfio_user.device import PciDevice, device_options, function_of
 from vfio_user.server import Server
 from vfio_user.wire import Command
 from vfio_user.wire.constants import IoFdType, IrqIndex
+from vhost_user.device import VhostDevice
 
 ROOT = Path(__file__).parent.parent
 VHOST_GUIDE = (ROOT / "docs" / "vhost-user.md").read_text()
@@ -174,6 +176,21 @@ def test_the_virtio_device_of_the_guide_is_served_from_its_file(tmp_path: Path) 
     assert len(one) == len(other) == 64
     assert one != other
     assert program.returncode == 0
+
+
+FRAMEWORKS = {"devices.md": PciDevice, "vhost-user.md": VhostDevice}
+
+
+@for_each(FRAMEWORKS)
+def test_every_hook_is_told_with_what_it_is_called_with(page: str) -> None:
+    framework = FRAMEWORKS[page]
+    hooks = {name: inspect.signature(getattr(framework, name)) for name in dir(framework) if name.startswith("on_")}
+    called = {
+        f"{name}({', '.join(str(each).replace(chr(39), '') for each in list(signature.parameters.values())[1:])})"
+        for name, signature in hooks.items()
+    }
+    told = re.findall(r"^\| `(on_\w+\(.*?\))` \|", (ROOT / "docs" / page).read_text(), re.MULTILINE)
+    assert sorted(told) == sorted(called)
 
 
 def test_every_variable_of_the_environment_is_told() -> None:
