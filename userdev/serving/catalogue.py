@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import reduce
 from pathlib import Path
 from types import MappingProxyType, ModuleType
@@ -71,7 +71,10 @@ class Catalogue(Generic[D]):
             if len(words := name.split()) > 1 and words[0] in {*names, *self._own}:
                 hint = f"without the quotes: its options are words of their own, {name}"
                 raise UserError(f"{name!r} is no name of a {self._type} device", hint=hint)
-            hint = f"{meant(name.removeprefix(f'{self._type}-'), names)}there are: {', '.join(names)}; {HOW}"
+            if name.endswith(".py") and Path(name).is_file():
+                raise UserError(f"{name} is a file, and no device", hint=self._classes_of(name))
+            near = perhaps(name.removeprefix(f"{self._type}-"), names)
+            hint = f"{near}there are: {', '.join(names)}; {HOW}"
             raise UserError(f"there is no {self._type} device {name!r}", hint=hint)
         is_file = module_name.endswith(".py") or "/" in module_name
         what = f"device {name!r}"
@@ -82,9 +85,20 @@ class Catalogue(Generic[D]):
         """A name without the protocol before it, as it has where devices of all protocols are meant: vhost-user-blk."""
         for separator in "-:":
             bare = name.removeprefix(f"{self._type}{separator}")
-            if bare != name and (":" in bare or bare in self._own or bare in self.names()):
+            if bare != name and (separator == ":" or ":" in bare or bare in self._own or bare in self.names()):
                 return bare
         return name
+
+    def _classes_of(self, file: str) -> str:
+        """What to give for the devices of an author's file."""
+        devices = self._devices_of(module_of_file(Path(file), f"device {file!r}", hint=HOW))
+        return (
+            f"give {' or '.join(f'{file}:{name}' for name in devices)}" if devices else f"it has no class of one; {HOW}"
+        )
+
+    def _devices_of(self, module: ModuleType) -> list[str]:
+        base = self._base()
+        return [key for key, value in vars(module).items() if _is_device(value, base)]
 
     def description(self, device: type[D]) -> dict[str, Any]:
         """The JSON description that the specification wants of a back-end program: DEVICE.json beside its module.
@@ -110,7 +124,7 @@ class Catalogue(Generic[D]):
 
     def _device_in(self, module: ModuleType, attribute: str, name: str) -> type[D]:
         base = self._base()
-        devices = [key for key, value in vars(module).items() if _is_device(value, base)]
+        devices = self._devices_of(module)
         hint = f"its devices are: {', '.join(devices) or 'none'}; a device is a subclass of {_public_name(base)}"
         try:
             found: object = reduce(getattr, attribute.split("."), module)
@@ -122,6 +136,14 @@ class Catalogue(Generic[D]):
                 raise UserError(f"{name!r} is no {self._type} device", hint=self._others[other].format(name=name))
             raise UserError(f"{name!r} is no device", hint=hint)
         return found
+
+
+def perhaps(name: str, names: Collection[str]) -> str:
+    """The beginning of a hint for a name of no device, as `meant`: a class may stand behind a dot, as in Python."""
+    module, _, attribute = name.rpartition(".")
+    if module and attribute[0:1].isupper():
+        return f"did you mean '{module}:{attribute}'? "
+    return meant(name, names)
 
 
 def _entry_points(group: str) -> EntryPoints:

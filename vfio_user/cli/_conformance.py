@@ -21,7 +21,6 @@ from vfio_user.cli._durations import LEAST, Finite
 from vfio_user.cli._hardware import DEVICE, device_option
 from vfio_user.cli._outputs import Output, refuse_overwriting
 from vfio_user.cli._progress import quiet_option
-from vfio_user.cli._served import known_command_of
 
 _MARKS = {
     Outcome.PASS: ("✔", "green"),
@@ -147,12 +146,9 @@ class Suite(Generic[B]):
         if asked.list_only:
             self._list(checks)
             return
-        command = asked.server_command
-        if asked.device is not None and asked.address is None and command is None:
-            command = known_command_of(asked.device, self.protocol)
         only_json = asked.json_path == _STDOUT
         shown = _NONE if only_json else _FOUND if asked.quiet else _ALL
-        with server(asked.address, command, greet, timeout=asked.timeout) as target:
+        with server(asked.address, asked.server_command, greet, timeout=asked.timeout) as target:
             if (habit := target.try_out()) and shown is _ALL:
                 click.echo(habit)
             raised: list[str] = []

@@ -33,7 +33,7 @@ def command_of(device: str, protocol: str) -> str:
     from vfio_user.extras import needing
 
     with needing("harness", "--device"):
-        from vfio_user.harness.device import SOCKET, Device, command_line
+        from vfio_user.harness.device import SOCKET, Device, UnknownDevice, command_line
         from vfio_user.harness.family import VHOST_USER
 
     name = device.split(" ")[0]
@@ -41,7 +41,11 @@ def command_of(device: str, protocol: str) -> str:
         device = f"{protocol}:{device}"
     elif f"{protocol}-{name}" in VHOST_USER.devices():
         device = f"{protocol}-{device}"
-    wanted = Device.parse(device)
+    try:
+        wanted = Device.parse(device)
+    except UnknownDevice:
+        _catalogue(protocol).find(name)  # who knows what there is of this protocol
+        raise
     if wanted.served and wanted.family.name != protocol:
         context = click.get_current_context(silent=True)
         other = instead(wanted.family.name, (context.info_name if context is not None else None) or "")

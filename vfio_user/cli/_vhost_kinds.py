@@ -65,6 +65,6 @@ def kind_of(device: type[VhostDevice]) -> DeviceKind | None:
 
 def untried(device: str | None) -> str:
     """Why no request is made, in a line: nobody has said what is served, or that says of no request."""
-    if device is None:
-        return "no request is tried: --device says what the back-end is"
+    if device is None or "{socket}" in device:
+        return "no request is tried: --device says what the back-end is, and --server-command starts one of yours"
     return f"no request is tried: nobody has said one that does no harm; give the class of {device!r} a sample_request"

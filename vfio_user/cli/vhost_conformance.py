@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,7 @@ from vfio_user.cli._conformance import Asked, Suite, Target, options
 from vfio_user.cli._fuzzing import corpus_checks
 from vfio_user.cli._other_protocol import probe_command, speaks_vfio_user
 from vfio_user.cli._own_checks import own_checks
+from vfio_user.cli._served import known_command_of
 from vfio_user.cli._vhost_kinds import KINDS, served_kind, untried
 from vhost_user.frontend.conformance import CATALOGUE, DIALECT, Bench, greet, run
 from vhost_user.fuzz import PROTOCOL, VhostUserSubject
@@ -33,7 +35,10 @@ def command(**given: Any) -> None:
     and fails nobody. The exit status is 0 if nothing failed, and 1 if something did.
     """
     asked = Asked(**given)
-    kind = served_kind(asked.device, alone=not (asked.address or asked.server_command))
+    alone = not (asked.address or asked.server_command)
+    kind = served_kind(asked.device, alone=alone)
+    if asked.device is not None and alone and not asked.list_only:
+        asked = replace(asked, server_command=known_command_of(asked.device, PROTOCOL))
     catalogue: Sequence[Check[Bench]] = CATALOGUE
     if asked.checks is not None:
         catalogue = own_checks(asked.checks, CATALOGUE)

@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from userdev.errors import UserError, meant
+from userdev.errors import UserError
 from userdev.process import require_program
+from userdev.serving.catalogue import perhaps
 from vfio_user.harness.cache import cache_dir
 from vfio_user.harness.family import VFIO_USER, Family, devices, family_of, family_of_driver
 from vfio_user.harness.hosts.host import LocalHost
@@ -27,6 +28,10 @@ _HOW = (
     "qemu:NAME for a device model of QEMU, MODULE:CLASS for one of yours, vhost-user:MODULE:CLASS for a virtio one,"
     " or a server's command line with {socket}"
 )
+
+
+class UnknownDevice(UserError):
+    """The name of no device of any protocol."""
 
 
 @dataclass(frozen=True)
@@ -117,12 +122,12 @@ class Device:
         name, *options = words
         family = family_of(name)
         if family is None:
-            near = meant(name, devices())
+            near = perhaps(name, devices())
             if "/" in text or (shutil.which(name) and not near):
                 what = f"the server's command says nowhere what to listen on: {text}"
                 raise UserError(what, hint=f"put {SOCKET} where the path belongs; or a device: {', '.join(devices())}")
             hint = f"{near}there are: {', '.join(devices())}; or {_HOW}"
-            raise UserError(f"there is no device called {name!r}", hint=hint)
+            raise UnknownDevice(f"there is no device called {name!r}", hint=hint)
         return cls(served=name, options=tuple(options), family=family)
 
 
