@@ -135,7 +135,10 @@ def require_movable(guest: BootedGuest, plugged: Plugged) -> None:
     for refusal in blocked_reasons(guest.machine):
         blamed = [other for other in guest.devices if _is_named(other, refusal)]
         if plugged in blamed or not blamed:
-            raise UserError(f"{server.device.name} cannot be migrated: QEMU says {refusal!r}")
+            raise UserError(
+                f"{server.device.name} cannot be migrated: QEMU says {refusal!r}",
+                hint="no server changes that, and no mode: move the guest without it",
+            )
 
 
 def was_reset(machine: Machine) -> bool:
