@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from userdev.errors import UserError, meant
+from vfio_user.avocado_job.no_tests import why_no_tests
 from vfio_user.avocado_job.selection import chosen_of, package_folder
 
 _TAGS = re.compile(r":avocado: *tags=(\S+)")
@@ -68,8 +69,8 @@ def missing_test(references: Sequence[str]) -> MissingTest | None:
         path, chosen = told.partition(":")[0], chosen_of(told)
         there = tests_in(path)
         if not there:
-            hint = "a test is a method test_... of a class that derives from vfio_user.avocado_test.GuestTest"
-            return MissingTest(f"{path} has no tests", hint=hint, index=index)
+            what, hint = why_no_tests(path)
+            return MissingTest(what, hint=hint, index=index)
         classes = dict.fromkeys(name.partition(".")[0] for name in there)
         if chosen and chosen not in {*there, *classes}:
             names = there if "." in chosen else [*classes]
