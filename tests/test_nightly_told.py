@@ -116,6 +116,39 @@ def test_two_nights_are_compared_and_new_wrong_is_a_status(tmp_path: Path) -> No
     assert "mended: edu/t.py:A.b: FAIL -> PASS" in ran.output
 
 
+def test_a_night_is_named_as_its_page_does_or_by_a_file_in_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is in the way, or where nights are, if it is no night of this machine."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VFIO_USER_RESULTS", str(tmp_path / "kept"))
+    nights = tmp_path / "kept" / "nightly"
+    for number, name in enumerate(("mine-20261130-010000", "mine-20261130-020000"), 1):
+        (nights / name).mkdir(parents=True)
+        nth(number, case("a")).write(nights / name)
+        for page in ("index.html", "summary.md", "junit.xml"):
+            (nights / name / page).write_text("<html>")
+    first, second = sorted(each.name for each in nights.iterdir())
+    (tmp_path / second).write_text("a file that is here, and is none")
+    (tmp_path / "alone.html").write_text("<html>")
+    for names in (
+        (first, first),
+        (first, f"kept/nightly/{second}/index.html"),
+        (f"kept/nightly/{first}/junit.xml", first),
+    ):
+        ran = CliRunner().invoke(command, ["compare", *names])
+        assert (ran.exit_code, ran.output) == (0, "nothing is otherwise\n"), names
+    for name, said in {
+        second: "no summary of a night",
+        "alone.html": "no summary of a night",
+        "mine-20261130-010001": f"did you mean '{first}'?",
+        "no/such": "there is no night",
+    }.items():
+        refused = CliRunner().invoke(command, ["compare", first, name]).exception
+        assert isinstance(refused, UserError), name
+        assert said in f"{refused} {refused.hint}", name
+
+
 def test_that_two_nights_are_alike_is_said(tmp_path: Path) -> None:
     ran = run_compare(tmp_path, nth(1, case("a")), nth(2, case("a")))
     assert (ran.exit_code, "nothing" in ran.output) == (0, True)

@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from userdev.counted import counted
-from userdev.errors import UserError, VerdictError
+from userdev.errors import UserError, VerdictError, meant
 from vfio_user.avocado_job.selection import package_folders, suite_folder
 from vfio_user.avocado_job.surroundings import prepare_environment
 from vfio_user.cli._beside import refuse_beside
@@ -26,12 +26,12 @@ from vfio_user.nightly.bundles import Bundles
 from vfio_user.nightly.comparison import compare
 from vfio_user.nightly.history import REMEMBERED, History, estimate, results_of
 from vfio_user.nightly.matrix import draw_plan, write_lock
-from vfio_user.nightly.morning import PAGE
+from vfio_user.nightly.morning import JUNIT, MARKDOWN, PAGE
 from vfio_user.nightly.night import Night, commit_of, only_one
 from vfio_user.nightly.plan import read_plan
 from vfio_user.nightly.slots import place_of
 from vfio_user.nightly.staging import Stage, staged
-from vfio_user.nightly.summary import Comparison, Status, Summary, read_summary
+from vfio_user.nightly.summary import FILE, Comparison, Status, Summary, read_summary
 
 
 @click.group(invoke_without_command=True)
@@ -167,7 +167,7 @@ def _counts(summary: Summary) -> str:
     return ", ".join(f"{number} {verdict}" for verdict, number in summary.counts().items() if number)
 
 
-_NIGHT = click.Path(exists=True, path_type=Path)
+_NIGHT = click.Path(path_type=Path)
 
 
 @command.command("compare")
@@ -175,11 +175,11 @@ _NIGHT = click.Path(exists=True, path_type=Path)
 @click.argument("after", type=_NIGHT)
 @click.option("--json", "as_json", is_flag=True, help="As in a summary's field `comparison`.")
 def compare_command(before: Path, after: Path, as_json: bool) -> None:
-    """Say what is otherwise in one night than in another: folders, or the summary.json of them.
+    """Say what is otherwise in one night than in another: folders or files of them, or names, as on their pages.
 
     The exit status is 1 when something is wrong in AFTER that was not so in BEFORE.
     """
-    old, new = read_summary(before), read_summary(after)
+    old, new = (read_summary(_kept(night)) for night in (before, after))
     compared = compare(new, (old.night, results_of(old)))
     if as_json:
         click.echo(compared.model_dump_json(indent=1))
@@ -187,6 +187,21 @@ def compare_command(before: Path, after: Path, as_json: bool) -> None:
         click.echo("\n".join(_lines(old, new, compared)) or "nothing is otherwise")
     if compared.new:
         raise VerdictError(f"newly wrong: {len(compared.new)} of {counted(new.planned, 'case')}")
+
+
+def _kept(night: Path) -> Path:
+    """Where the summary is of a night that somebody names: by a path, or as it is called in the results.
+
+    Raises:
+        UserError: there is none.
+    """
+    base = results_root() / "nightly"
+    if night.exists():
+        return night.parent if night.name in (PAGE, MARKDOWN, JUNIT) and (night.parent / FILE).is_file() else night
+    if (base / night).is_dir():
+        return base / night
+    near = meant(str(night), [each.parent.name for each in base.glob(f"*/{FILE}")])
+    raise UserError(f"there is no night {str(night)!r}", hint=f"{near}give its folder, or its name in {base}")
 
 
 def _lines(old: Summary, new: Summary, compared: Comparison) -> Iterator[str]:
