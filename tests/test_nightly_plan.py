@@ -104,6 +104,7 @@ def test_a_plan_is_what_it_says(tmp_path: Path) -> None:
         ("name: ours", "name: Our Plan", "pattern"),
         ("servers: [edu]\n", "servers: [nvme, vhost-user-rng]\n", "a dialect is chosen for our vfio-user servers only"),
         ("  mine: /opt/qemu", "  sid: /opt/qemu", "there is already"),
+        ("    tests: [dma]", "    tests: []", "groups.second.tests: it has 0, and needs at least 1"),
     ]
 )
 def test_what_is_wrong_is_told_with_its_line_and_what_is_allowed(
@@ -114,6 +115,12 @@ def test_what_is_wrong_is_told_with_its_line_and_what_is_allowed(
     said = refusal(tmp_path, plan)
     assert f"plan.yaml:{line_of(plan, wrong.strip(' '))}:" in said
     assert allowed in said
+
+
+def test_a_key_that_is_missing_is_told_with_where_it_should_be(tmp_path: Path) -> None:
+    plan = PLAN.replace("    tests: [dma]\n", "")
+    said = refusal(tmp_path, plan)
+    assert f"plan.yaml:{line_of(plan, '  second:')}: groups.second.tests: it is missing" in said
 
 
 def test_all_mistakes_of_a_plan_are_told_at_once(tmp_path: Path) -> None:

@@ -32,6 +32,14 @@ _SHAPES = {
     "tuple_type": "a list",
 }
 """Kinds of mistakes that are about the shape of a value: what it should be, in the words of YAML."""
+_AMOUNTS = {
+    "missing": "it is missing",
+    "too_short": "it has {actual_length}, and needs at least {min_length}",
+    "too_long": "it has {actual_length}, and takes at most {max_length}",
+    "string_too_short": "it is too short for a text of at least {min_length}",
+    "string_too_long": "it is too long for a text of at most {max_length}",
+}
+"""Kinds of mistakes that are about what is not there, or too much of it: what is wrong, in the words of YAML."""
 _NAMES: dict[type, str] = {dict: "a table", list: "a list", tuple: "a list", set: "a set"}
 
 
@@ -186,6 +194,8 @@ class _Mistake(NamedTuple):
         words, line = _locate(root, place)
         if kind == "missing":
             words = (*words, place[-1])
+        if kind in _AMOUNTS:
+            said = _AMOUNTS[kind].format(**error.get("ctx", {}))
         if kind == "string_pattern_mismatch":
             said = f"{said}, not {given}"
         is_wanted = said.startswith(_SHOULD_BE)
