@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 import textwrap
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.cases import for_each, for_each_row
-from userdev.declare.class_check import framework_names
+from userdev.declare.class_check import OpenHook, framework_names
 from userdev.declare.unused import UnusedAttribute
 from userdev.errors import DeclarationError
 from vfio_user import (
@@ -414,6 +415,31 @@ MEANT = (
     "state_versions = 2\nother = state_versions + 1",
     "bar = 0\nMIGRATABLE = False\n_migratble = False\nmigratble = 'no'\nram = 4096",
 )
+
+
+OPEN = {
+    "def on_irq_mask(self, *args): ...": True,
+    "def on_irq_mask(*args): print(args)": True,
+    "def on_reset(self, *_: object) -> None: ...": True,
+    "def on_reset(self, kind, *more): ...": False,
+    "def on_reset(self, *args): super().on_reset(*args)": False,
+    "def on_resume(*_): ...": False,
+    "def wrapper(*args): ...\non_reset = wrapper": False,
+    "def own(self, *args): ...": False,
+}
+
+
+@for_each_row(OPEN.items())
+def test_a_hook_that_takes_whatever_comes_is_told_what_it_is_called_with(
+    body: str, is_told: bool, tmp_path: Path
+) -> None:
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        make(body, tmp_path)
+    assert [(each.category, each.filename, each.lineno) for each in told] == [
+        (OpenHook, str(tmp_path / "nic.py"), FIRST)
+    ] * is_told
+    assert all("every device has on_" in str(each.message) for each in told)
 
 
 @for_each_row(SLIPS.items())

@@ -8,6 +8,7 @@ default can be saved. What else a protocol's devices say in class attributes is 
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Mapping
 from types import FunctionType, MappingProxyType
 from typing import NoReturn
@@ -29,6 +30,10 @@ _PLAIN = {kind.__name__: (kind,) for kind in (int, bool, str, bytes, list, tuple
 def framework_names(framework: type) -> set[str]:
     """The names that every device has, on the class or on the instance, where it is annotated."""
     return {*dir(framework), *(name for base in framework.__mro__ for name in inspect.get_annotations(base))}
+
+
+class OpenHook(UserWarning):
+    """A hook takes whatever comes, so that nothing in it says what it is called with."""
 
 
 class ClassCheck:
@@ -152,6 +157,10 @@ class ClassCheck:
             what = f"takes {inspect.signature(value)}, and every device has {name}{signature}"
             hint = "take what it is called with, or give it another name where something else is meant"
             self.refuse(name, what, written(value), hint)
+        if name in self._hooks and _takes_anything(name, value, len(given)):
+            code = value.__code__
+            what = f"{self._class.__qualname__}.{name} takes whatever comes: every device has {name}{signature}"
+            warnings.warn_explicit(what, OpenHook, code.co_filename, code.co_firstlineno)
 
     def _check_annotation(self, annotation: object, value: State) -> None:
         kinds = _kinds_of(annotation)
@@ -185,6 +194,13 @@ def _kinds_of(annotation: object) -> tuple[type, ...]:
     """The types that a value of this annotation has; nothing where it is not just one of `_PLAIN`."""
     name = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
     return _PLAIN.get(name.partition("[")[0], ()) if "|" not in name else ()
+
+
+def _takes_anything(name: str, hook: FunctionType, given: int) -> bool:
+    """Whether a hook of an author's own names not all of what it is given, and is no step on the way to another."""
+    code = hook.__code__
+    is_open = bool(code.co_flags & inspect.CO_VARARGS) and max(code.co_argcount, 1) < given
+    return is_open and code.co_name == name and "super" not in code.co_names
 
 
 def written(value: object) -> Source | None:
