@@ -8,7 +8,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 from xml.etree import ElementTree
 
 import click
@@ -126,6 +126,37 @@ def test_what_a_server_of_ours_complains_of_is_told_with_the_failure_and_an_exce
         monkeypatch.setattr(_conformance, "server", lambda *_, target=target, **__: nullcontext(target))
         told_then = told("--quiet", outcomes=[outcome]).stdout
         assert (words in told_then) is is_told, (name, told_then)
+
+
+def test_what_is_open_is_no_question_beside_an_exception_and_one_exception_is_one_failure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    passes, fails, differs = Outcome.PASS, Outcome.FAIL, Outcome.DIFFERS
+    other = RAISED.replace("line 8", "line 9")
+    cases: dict[str, tuple[list[tuple[Outcome, str]], str]] = {
+        "open, and it said nothing": ([(differs, "")], "0 failed, 1 differ, "),
+        "open, and it warned": ([(differs, WARNED)], "0 failed, 1 differ, "),
+        "open, and it raised": ([(differs, RAISED)], "1 failed, 0 skipped"),
+        "failed and open by one exception": ([(fails, RAISED), (differs, RAISED)], "1 failed, 0 skipped, 1 not judged"),
+        "two that failed by one": ([(fails, RAISED), (fails, RAISED)], "1 failed, 0 skipped, 1 not judged"),
+        "two that failed by two": ([(fails, RAISED), (fails, other)], "2 failed, 0 skipped"),
+        "two with one warning": ([(fails, WARNED), (fails, WARNED)], "2 failed, 0 skipped"),
+        "one that passed before": ([(passes, RAISED), (fails, RAISED)], "1 passed, 1 failed, 0 skipped"),
+    }
+    for name, (results, words) in cases.items():
+        target = Target()
+        target.says = [said for _, said in results]
+        monkeypatch.setattr(_conformance, "server", lambda *_, target=target, **__: nullcontext(target))
+        told_then = told("--quiet", outcomes=[outcome for outcome, _ in results]).stdout
+        assert words in told_then, (name, told_then)
+
+
+def test_a_server_that_dies_fails_the_check_that_it_dies_of_whatever_it_raised_before() -> None:
+    first, second = (CheckResult(check(name), Outcome.FAIL, name) for name in ("first", "second"))
+    target = Target()
+    target.says = [RAISED, RAISED]
+    found = _conformance._with_complaints([first, replace(second, crashed=True)], cast(Any, target), print)
+    assert [each.outcome for each in found] == [Outcome.FAIL, Outcome.FAIL]
 
 
 class Started(Target):

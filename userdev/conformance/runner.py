@@ -91,6 +91,8 @@ class CheckResult(Generic[B]):
     """Ids of checks without whose rules nothing is known of this one's."""
     request: str = ""
     """What of the protocol the server did not do, where it is that: one finding, whichever checks need it."""
+    crashed: bool = False
+    """The server has died of it, which is a finding whatever else is wrong."""
 
 
 def run(
@@ -233,7 +235,7 @@ def _blame(result: CheckResult[B], crash: Crash | None, since: str) -> CheckResu
         detail = f"{said}; {crash.text}" if said else crash.text
         if since.partition("/")[0] not in ("", result.check.group):
             detail += f"\nit had served every check from {since} on: --only GROUP tells whose it is"
-        return CheckResult(result.check, outcome, detail, result.seconds)
+        return CheckResult(result.check, outcome, detail, result.seconds, crashed=True)
     return result
 
 

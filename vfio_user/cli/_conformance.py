@@ -317,17 +317,27 @@ def _with_complaints(
 ) -> Iterator[CheckResult[B]]:
     """The results as they come; a failure with what a server that we have started complains of meanwhile.
 
+    What goes wrong beside an exception of the server's is no open question, and a failure once: every cause is one.
     `note` is told of exceptions beside what is no failure.
     """
+    failed_of: dict[str, str] = {}  # exceptions: the check that has failed of it
     for result in results:
         raised, warned = complaints_of(target)
-        complaint = raised or warned
-        is_failure = result.outcome is Outcome.FAIL
-        if raised and not is_failure:
-            note(raised)
-        is_new = complaint and complaint not in result.detail
-        detail = f"{result.detail}\n{told_of(complaint)}" if is_new and is_failure else result.detail
-        yield replace(result, detail=detail)
+        is_failure = result.outcome is Outcome.FAIL or (result.outcome is Outcome.DIFFERS and bool(raised))
+        if not is_failure:
+            if raised and raised not in failed_of:
+                note(raised)
+            yield result
+        elif raised in failed_of and not result.crashed:
+            detail = f"{result.detail}; its own code failed as it did at {failed_of[raised]}, which failed of that"
+            yield replace(result, outcome=Outcome.NOT_JUDGED, detail=detail)
+        else:
+            complaint = raised or warned
+            if raised:
+                failed_of.setdefault(raised, result.check.id)
+            is_new = complaint and complaint not in result.detail
+            detail = f"{result.detail}\n{told_of(complaint)}" if is_new else result.detail
+            yield replace(result, outcome=Outcome.FAIL, detail=detail)
 
 
 def complaints_of(target: Target) -> tuple[str, str]:
