@@ -270,7 +270,7 @@ def test_what_is_odd_is_told_with_records_and_without(tmp_path: Path) -> None:
         trace.write(UP, 1)
         trace.writer.raw(Direction.TO_SERVER, b"no message", BOTH)
     write_page(tmp_path / "dev.trace", tmp_path / "page.html")
-    assert "10 bytes were none" in text_of(tmp_path / "page.html").partition("What is odd")[2][:400]
+    assert "10 bytes passed outside of any" in text_of(tmp_path / "page.html").partition("What is odd")[2][:400]
 
 
 def test_names_of_registers_are_those_that_are_given_in_a_folder_too(tmp_path: Path) -> None:
