@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice, repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from click.testing import CliRunner
@@ -220,6 +220,22 @@ def test_where_a_few_steps_show_it_alone_they_are_found_at_the_beginning_within_
 
 def test_the_last_step_is_tried_alone_first_so_that_one_try_is_enough_for_what_it_does_by_itself() -> None:
     (find,) = campaign([steps("x " * 30 + "c")], tries=1).finds.values()
+    assert [step.name for step in find.steps] == ["c"]
+
+
+def test_what_had_not_begun_is_not_among_the_steps_of_a_find() -> None:
+    """The step that shows it is the last then, which is tried alone first: where answers are awaited tries are few."""
+
+    class Says(Pretended):
+        played: ClassVar[list[int]] = []
+
+        def play(self, steps: Sequence[Step]) -> Found | None:
+            self.played.append(len(steps))
+            names = [step.name for step in steps]
+            return Found(RULE, "c", "c was said").at(names.index("c") + 1) if "c" in names else None
+
+    (find,) = campaign([steps("x x c x x x")], subject=Says()).finds.values()
+    assert Says.played[:2] == [6, 1]
     assert [step.name for step in find.steps] == ["c"]
 
 

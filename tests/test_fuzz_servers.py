@@ -186,6 +186,19 @@ def test_each_oracle_notices_what_it_is_for_and_only_then(oracle: str, tmp_path:
         player.close()
 
 
+def test_a_find_says_how_many_steps_had_begun(tmp_path: Path) -> None:
+    device, fault, (wrong,) = NOTICED["memory"]
+    other = Step.of("read", region=0, offset=4, width=4)
+    for steps, begun in (([wrong, other], 1), ([other, wrong, other, other], 2)):
+        with InProcess(tmp_path, device, session=with_fault(fault())) as target:
+            player = VfioUserSubject(target, CURRENT, timeout=PATIENCE)
+            assert not player.prepare()
+            found = player.play(steps)
+            player.close()
+        assert found is not None
+        assert found.begun == begun
+
+
 class RefusesNothing(Fault):
     """SET_IRQS that cannot be right is answered as good."""
 

@@ -54,6 +54,7 @@ def test_a_back_end_is_found_by_the_rule_that_it_breaks(
         found = played(tmp_path, case.make, case.device, case.steps)
     assert found is not None
     assert found.oracle.id == case.oracle, found
+    assert found.begun in range(len(case.steps) + 1)
     assert case.said in str(found)
 
 

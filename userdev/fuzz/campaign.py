@@ -159,7 +159,7 @@ class Campaign:
             found.oracle.rule,
             found.cause,
             str(found),
-            steps,
+            steps[: found.begun] or steps,  # what had not begun is not to blame
             self._seed,
             self.summary.sequences,
             said=next(filter(None, self._said()), ""),

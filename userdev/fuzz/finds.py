@@ -39,6 +39,13 @@ class Found(UserdevError):
         super().__init__(what)
         self.oracle = oracle
         self.cause = f"{oracle.id}: {cause}"
+        self.begun: int | None = None
+        """How many steps had begun; None: that is not known."""
+
+    def at(self, begun: int) -> Found:
+        """The same, where it is known how many steps of its sequence had begun."""
+        self.begun = begun
+        return self
 
     @property
     def name(self) -> str:

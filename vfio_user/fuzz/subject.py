@@ -157,11 +157,11 @@ class VfioUserSubject:
         return found
 
     def _played(self, steps: Sequence[Step]) -> Found | None:
-        name = "begin"
+        name, begun = "begin", 0
         try:
             encounter = self._encounter or self._begun()
             for step in steps:
-                name = step.name
+                name, begun = step.name, begun + 1
                 kind = self._kinds.get(name)
                 if kind is not None and kind.takes(step):
                     self._step(encounter, kind, step)
@@ -169,9 +169,9 @@ class VfioUserSubject:
             name = "end"
             self._finish(encounter)
         except Found as found:
-            return found
+            return found.at(begun)
         except _SERVER as error:
-            return self._find_of(name, error)
+            return self._find_of(name, error).at(begun)
         return None
 
     @staticmethod

@@ -115,12 +115,12 @@ class VhostUserSubject:
         return compared(REFERENCE, self.journal, self._reference.journal, ignored=self._ignored)
 
     def _played(self, steps: Sequence[Step]) -> Found | None:
-        name = "begin"
+        name, begun = "begin", 0
         try:
             encounter = self._encounter or self._begun()
             encounter.journal = self.journal
             for step in steps:
-                name = step.name
+                name, begun = step.name, begun + 1
                 kind = self._kinds.get(name)
                 if kind is not None and kind.takes(step):
                     self._step(encounter, kind, step)
@@ -128,9 +128,9 @@ class VhostUserSubject:
             self._finish(encounter)
         except Found as found:
             self._end()
-            return found
+            return found.at(begun)
         except (BackEndError, CheckFailed, UserError) as error:
-            return self._find_of(name, error)
+            return self._find_of(name, error).at(begun)
         return None
 
     @staticmethod
