@@ -223,6 +223,24 @@ def test_the_last_step_is_tried_alone_first_so_that_one_try_is_enough_for_what_i
     assert [step.name for step in find.steps] == ["c"]
 
 
+def test_how_far_it_is_has_what_a_reduction_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    told: list[float] = []
+
+    class Slow(Pretended):
+        def play(self, steps: Sequence[Step]) -> Found | None:
+            clock[0] += 1
+            return super().play(steps)
+
+    class Hears(Quiet):
+        def played(self, summary: Summary) -> None:
+            told.append(summary.seconds)
+
+    monkeypatch.setattr("userdev.fuzz.campaign.monotonic", lambda: clock[0])
+    Campaign(Slow(), iter([steps("x a b")]), seed=5, bounds=Bounds(), listener=Hears(), folder=None).run()
+    assert told == clock > [3.0]
+
+
 def test_what_had_not_begun_is_not_among_the_steps_of_a_find() -> None:
     """The step that shows it is the last then, which is tried alone first: where answers are awaited tries are few."""
 

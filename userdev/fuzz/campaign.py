@@ -126,12 +126,12 @@ class Campaign:
                 found = self._subject.play(steps)
                 self.summary.sequences += 1
                 self.summary.steps += len(steps)
-                self.summary.seconds = monotonic() - begin
                 if found is not None:
                     self._take(found, steps, begin)
                     self._said()  # of what is found
                 else:
                     self.summary.raised = self.summary.raised or self._said()[0]
+                self.summary.seconds = monotonic() - begin
                 self._listener.played(self.summary)
         except KeyboardInterrupt:
             self.summary.interrupted = True
