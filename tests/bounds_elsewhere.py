@@ -46,7 +46,7 @@ ELSEWHERE: Mapping[str, Mapping[str, Collection[str]]] = {
     "test_dma_map.py": {
         "a_wrong_map_is_refused_and_changes_nothing": ["vfio_user.device.dma_map:MAX_SIZE"],
     },
-    "test_fuzz_campaign.py": {
+    "test_fuzz_finds.py": {
         "a_find_that_is_too_long_is_none": ["userdev.fuzz.finds:MAX_FILE"],
     },
     "test_fuzz_servers.py": {

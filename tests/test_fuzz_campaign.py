@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice, repeat
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any, ClassVar
 import pytest
 from click.testing import CliRunner
 
-from tests.cases import for_each, for_each_row
+from tests.cases import for_each_row
 from tests.fuzz_kit import Quiet
 from userdev.conformance import CheckFailed, Group, Level
 from userdev.errors import UserError
@@ -34,7 +33,7 @@ from userdev.fuzz import (
     compared,
 )
 from userdev.fuzz.drawing import sequences
-from userdev.fuzz.finds import cause_of, corpus, silence_of
+from userdev.fuzz.finds import cause_of, silence_of
 from userdev.fuzz.levels import level_of
 from vfio_user.cli._fuzzing import corpus_checks
 
@@ -430,65 +429,6 @@ def test_a_find_is_told_once_with_its_check_and_with_the_numbers_of_what_was_see
 
 
 # finds as files
-
-
-def test_a_find_is_read_as_it_was_written(tmp_path: Path) -> None:
-    find = Find(
-        "p", "rule", "a rule", "rule: c", "c\nwas said", steps("a b"), 1, 2, True, True, 3, {"device": "d"}, "s"
-    )
-    assert Find.read(find.write(tmp_path)) == find
-    assert [found for _, found in corpus(tmp_path, "p")] == [find]
-
-
-ENDLESS = json.dumps(Find("p", "rule", "", "rule: c", "", (), 1).plain()).replace('"seed": 1', '"seed": 1e999').encode()
-
-
-@for_each(
-    [
-        b"",
-        b"\0\1",
-        b"{",
-        b"[]",
-        b'{"format": "x"}',
-        b'{"format": "userdev fuzz find", "version": 1}',
-        b"[" * 100000,
-        ENDLESS,
-    ]
-)
-def test_a_file_that_is_no_find_is_refused_in_words(content: bytes, tmp_path: Path) -> None:
-    path = tmp_path / "x.json"
-    path.write_bytes(content)
-    with pytest.raises(UserError):
-        Find.read(path)
-
-
-def test_a_find_that_is_too_long_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    find = Find(
-        "p", "rule", "a rule", "rule: c", "c\nwas said", steps("a b"), 1, 2, True, True, 3, {"device": "d"}, "s"
-    )
-    path = find.write(tmp_path)
-    monkeypatch.setattr("userdev.fuzz.finds.MAX_FILE", path.stat().st_size)
-    assert Find.read(path) == find
-    path.write_text(path.read_text() + " ")
-    with pytest.raises(UserError):
-        Find.read(path)
-
-
-@for_each([7, [["a"]], [["a", {"b": 1.5}]], [["a", {"b": True}]], [["a", {"b": None}]], [[1, {}]], None])
-def test_steps_that_are_none_are_refused_in_words(wrong: object, tmp_path: Path) -> None:
-    path = Find("p", "rule", "", "rule: c", "", ()).write(tmp_path)
-    path.write_text(json.dumps({**json.loads(path.read_text()), "steps": wrong}))
-    with pytest.raises(UserError):
-        Find.read(path)
-
-
-def test_a_folder_without_finds_of_the_protocol_is_refused(tmp_path: Path) -> None:
-    for folder in (tmp_path, tmp_path / "none"):
-        with pytest.raises(UserError):
-            corpus(folder, "p")
-    Find("q", "rule", "", "rule: c", "", ()).write(tmp_path)
-    with pytest.raises(UserError):
-        corpus(tmp_path, "p")
 
 
 @for_each_row(

@@ -12,9 +12,11 @@ from typing import Any, cast
 import pytest
 
 from tests.cases import for_each, for_each_row
+from tests.conftest import PATIENCE
 from tests.interposer_bench import read, request, write
 from tests.scripted_server import ScriptedServer
 from tests.traced import DOWN, UP, Written
+from userdev.descriptors import FdInfo, FdKind
 from userdev.transport import Stream
 from vfio_user.interposer.replay import Ignored, What, load_script, replay
 from vfio_user.interposer.replay.comparing import Comparison
@@ -146,3 +148,11 @@ def test_memory_of_a_replay_is_what_was_written_wherever_its_pages_end() -> None
         for at in (0, start, max(0, start - 2)):
             room = len(known) - at
             assert memory.read(at, room) == known[at:], (start, size, at)
+
+
+def test_a_file_is_not_taken_for_a_memfd_that_has_its_inode() -> None:
+    ours, theirs = socket.socketpair()
+    with theirs, Player(Script.of([]), Stream(ours), patience=PATIENCE) as player:
+        kinds = (FdKind.MEMFD, FdKind.FILE, FdKind.MEMFD)
+        memory, file, again = (player._stand_in(FdInfo(kind, 4096, 7), []) for kind in kinds)
+    assert memory == again != file

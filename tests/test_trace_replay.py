@@ -6,7 +6,6 @@ import json
 import random
 import re
 import resource
-import socket
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -26,10 +25,8 @@ from tests.flagged import DOWN, UP, flag, work
 from tests.interposed import EDU, Interposed, interposed_edu
 from tests.interposer_bench import read, request, write
 from tests.traced import Written
-from userdev.descriptors import FdInfo, FdKind
 from userdev.errors import UserError, VerdictError
 from userdev.relay.direction import Direction
-from userdev.transport import Stream
 from vfio_user.cli import cli
 from vfio_user.client import Client, Disconnected, EventFd, GuestMemory
 from vfio_user.interposer.replay import load_script
@@ -37,7 +34,6 @@ from vfio_user.interposer.replay import minimize as minimize_impatiently
 from vfio_user.interposer.replay import replay as replay_impatiently
 from vfio_user.interposer.replay.ignoring import Ignored
 from vfio_user.interposer.replay.outcome import Difference, ReplayOutcome, What
-from vfio_user.interposer.replay.player import Player
 from vfio_user.interposer.replay.script import Script
 from vfio_user.interposer.replay.steps import is_interrupt
 from vfio_user.interposer.trace import MessageRecord, Note, read_trace
@@ -491,11 +487,3 @@ def test_a_check_that_starts_its_own_server_needs_no_other(trace: Path, tmp_path
 def test_a_trace_that_does_not_fail_is_refused(trace: Path) -> None:
     with pytest.raises(UserError):
         minimize(trace, EDU)
-
-
-def test_a_file_is_not_taken_for_a_memfd_that_has_its_inode() -> None:
-    ours, theirs = socket.socketpair()
-    with theirs, Player(Script.of([]), Stream(ours), patience=PATIENCE) as player:
-        kinds = (FdKind.MEMFD, FdKind.FILE, FdKind.MEMFD)
-        memory, file, again = (player._stand_in(FdInfo(kind, 4096, 7), []) for kind in kinds)
-    assert memory == again != file

@@ -435,37 +435,6 @@ def test_a_request_in_the_picture_lasts_until_its_reply(trace: Path, tmp_path: P
     assert all(event["dur"] > 0 for event in reads)
 
 
-def test_requests_that_overlap_are_in_lanes_beside_each_other(tmp_path: Path) -> None:
-    """Trace viewers drop bars of one lane that cross."""
-    path = tmp_path / "overlapping.trace"
-    with Bench(trace=path) as bench:
-        for number in range(3):
-            bench.client.send(read(0, 0, id=number))
-        asked = [bench.server.receive() for _ in range(3)]
-        for request in asked:
-            bench.server.send(answer(request, b"abcd"))
-            bench.client.receive()
-    run("export", path, "--format", "perfetto", "-o", tmp_path / "p")
-    events = json.loads((tmp_path / "p").read_text())["traceEvents"]
-    lanes = {event["tid"]: event["args"]["name"] for event in events if event["name"] == "thread_name"}
-    reads = [event for event in events if event["name"].startswith("REGION_READ")]
-    assert len({event["tid"] for event in reads}) == 3
-    assert {lanes[event["tid"]] for event in reads} == {"client to server"}
-
-
-def test_requests_that_follow_each_other_at_once_share_a_lane(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    times = itertools.chain(
-        [0], ((number + 3) // 2 * 1000 for number in itertools.count())
-    )  # a reply when the next request comes
-    monkeypatch.setattr("userdev.trace.writer.time.monotonic_ns", lambda: next(times))
-    with Written(tmp_path / "t") as trace:
-        for _ in range(5):
-            trace.read(8, 7)
-    run("export", tmp_path / "t", "--format", "perfetto", "-o", tmp_path / "p")
-    events = json.loads((tmp_path / "p").read_text())["traceEvents"]
-    assert len({event["tid"] for event in events if event["name"].startswith("REGION_READ")}) == 1
-
-
 def test_a_note_is_of_no_direction_and_is_shown_with_either(tmp_path: Path) -> None:
     with Written(tmp_path / "t") as trace:
         trace.writer.note("mark")

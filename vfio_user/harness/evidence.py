@@ -93,6 +93,12 @@ def crashed(children: Sequence[Child]) -> bool:
     return any(child.crashed and not child.was_stopped for child in children)
 
 
+def say_where(error: BaseException, folder: Path) -> None:
+    """Add to an error where its page is, or its logs where there is none."""
+    page = folder / INDEX
+    error.add_note(f"page: {page}" if page.exists() else f"logs: {folder}")
+
+
 def first_cause(ended: Ends, error: BaseException | None) -> str:
     """In one sentence."""
     bad = [death for death in ended.deaths if not death.in_order]

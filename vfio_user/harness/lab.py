@@ -53,7 +53,6 @@ from vfio_user.harness.server import DeviceServer
 from vfio_user.harness.server_exceptions import LoggedException, logged_exceptions, still_at_work
 from vfio_user.harness.site import Site
 from vfio_user.harness.timeouts import Accelerator
-from vfio_user.page.names import INDEX
 
 if TYPE_CHECKING:
     from vfio_user.harness.image import GuestImage
@@ -463,8 +462,7 @@ class Lab:
         unseen = self._unseen_crash() if error is None else None
         wrong = error or self.failure or unseen
         good = wrong is None or isinstance(wrong, KeyboardInterrupt)
-        unwritten = []
-        ended = evidence.Ends()
+        unwritten, ended = list[OSError](), evidence.Ends()
         try:
             if not good or evidence.crashed(self.records.children):
                 ended = evidence.ends(self.folder, self.records.children)
@@ -493,8 +491,7 @@ class Lab:
         if unwritten and wrong is not None:
             wrong.add_note(f"not all evidence could be written: {unwritten[0]}")
         if raised is not None:
-            page = self.folder / INDEX
-            raised.add_note(f"page: {page}" if page.exists() else f"logs: {self.folder}")
+            evidence.say_where(raised, self.folder)
         if error is None and raised is not None:
             raise raised
 
