@@ -97,17 +97,30 @@ def test_a_wait_goes_on_where_nothing_is_wrong_or_its_limit_was_said_and_for_a_g
     cases: dict[str, tuple[Wait, float]] = {
         "nothing is wrong": (Wait(Deadline(100), 1e4, lambda: None), 100),
         "it broke before": (Wait(Deadline(100), 1e4, lambda: Trouble(now - 9, CAUSE)), 0),
-        "it broke just now": (Wait(Deadline(1000), 20, lambda: Trouble(now + 40, CAUSE)), 1000),
+        "it broke just now": (Wait(Deadline(1000), 20, lambda: Trouble(now - 10, CAUSE)), 1000),
         "the limit was said": (Answers(patience=1e4, look=broke_before).waiting_until(100), 100),
     }
     for name, (wait, left) in cases.items():
         if name == "it broke just now":
             wait._began -= 60  # it has lasted longer than its 50 s
-            left = 90
+            left = 40
         else:
             wait._began -= 0.02
         assert wait.remaining == pytest.approx(left, abs=5), name
         assert wait.turn <= max(1.0, wait._grace), name
+
+
+def test_a_clock_that_is_set_meanwhile_makes_no_wait_longer_or_shorter(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.time()
+    for set_to in (now - 3600, now + 3600):
+        wait = Wait(Deadline(1000), 20, lambda: Trouble(now - 10, CAUSE))
+        wait._began -= 60
+        assert wait.remaining == pytest.approx(40, abs=5)
+        with monkeypatch.context() as patch:
+            patch.setattr(time, "time", lambda set_to=set_to: set_to)
+            wait._looked = -1.0
+            assert wait.remaining == pytest.approx(40, abs=5), set_to - now
+            assert " in 10" in wait.without("no answer came") or " in 11" in wait.without("no answer came")
 
 
 def server(folder: Path, log: str, ends: str = "exec sleep 60") -> Child:

@@ -57,7 +57,8 @@ class Wait:
     def __init__(self, deadline: Deadline, patience: float, look: Look = nothing_wrong) -> None:
         self._deadline, self._patience, self._look = deadline, patience, look
         self._grace = deadline.seconds / patience
-        self._began = time.time()
+        self._began = self._since = time.monotonic()
+        """By the clock that does not jump, as all of a wait: its beginning, and that of what is wrong beside it."""
         self._trouble: Trouble | None = None
         self._looked = -_LOOK_SECONDS  # time.monotonic()'s
 
@@ -68,21 +69,27 @@ class Wait:
         if left and not self._has_lasted:
             return left
         if time.monotonic() >= self._looked + _LOOK_SECONDS or not left:
-            self._trouble, self._looked = self._look(), time.monotonic()
+            self._look_around()
         if self._trouble is None:
             return left
-        return min(left, max(0.0, max(self._began, self._trouble.when) + self._grace - time.time()))
+        return min(left, max(0.0, self._since + self._grace - time.monotonic()))
 
     @property
     def turn(self) -> float:
         """The seconds of them to wait until it is asked again."""
         if not self._has_lasted:
-            return min(self._deadline.remaining, max(0.0, self._began + self._grace - time.time()))
+            return min(self._deadline.remaining, max(0.0, self._began + self._grace - time.monotonic()))
         return min(self.remaining, _LOOK_SECONDS)
 
     @property
     def _has_lasted(self) -> bool:
-        return time.time() >= self._began + self._grace
+        return time.monotonic() >= self._began + self._grace
+
+    def _look_around(self) -> None:
+        found, self._looked = self._look(), time.monotonic()
+        if found is not None and found != self._trouble:
+            self._since = min(self._looked, max(self._began, self._looked - (time.time() - found.when)))
+        self._trouble = found
 
     @property
     def has_passed(self) -> bool:
@@ -98,7 +105,7 @@ class Wait:
         """What has not come ("no answer came") as a sentence: how long it was waited for, and what went wrong first."""
         if self._trouble is None:
             return f"{what} in {waited(self._grace, self._patience)}"
-        lasted = time.time() - max(self._began, self._trouble.when)
+        lasted = time.monotonic() - self._since
         return f"{self._trouble.sentence}; after that {what} in {lasted:.3g} s"
 
 
