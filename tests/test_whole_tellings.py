@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
+
+import pytest
 
 from tests.cases import for_each
 from tests.tellings import KEPT, differences, facts, plain
-from tests.tellings.rooms import ROOMS
+from tests.tellings.rooms import ROOMS, told_in
 
 
 @for_each(ROOMS)
 def test_all_that_is_told_is_what_is_kept(room: str, tmp_path: Path) -> None:
     kept = json.loads((KEPT / f"{room}.json").read_text())
-    found = list(differences(kept, plain(ROOMS[room](tmp_path))))
+    found = list(differences(kept, plain(told_in(room, tmp_path))))
     assert not found, "\n".join([f"{len(found)} values of {room} are otherwise:", *found[:40]])
 
 
@@ -36,3 +39,12 @@ def test_facts_of_a_text_are_its_columns_and_what_is_no_wording() -> None:
 
 def test_nothing_is_kept_that_nobody_makes() -> None:
     assert {path.stem for path in KEPT.iterdir()} == set(ROOMS)
+
+
+def test_what_is_told_does_not_hang_on_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SHELL", "/bin/of-nobody")
+    monkeypatch.setenv("VFIO_USER_TIMEOUT_SCALE", "7")
+    monkeypatch.setitem(ROOMS, "environment", lambda _: dict(os.environ))
+    seen = told_in("environment", tmp_path)
+    assert seen["SHELL"] == "/bin/bash"
+    assert "VFIO_USER_TIMEOUT_SCALE" not in seen

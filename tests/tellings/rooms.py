@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from pathlib import Path
+from unittest.mock import patch
 
-from tests.tellings import Maker, bundles, devices, lists, nights, options, plans, runs, terminals, traces, verdicts
+from tests.tellings import (
+    Maker,
+    Told,
+    bundles,
+    devices,
+    lists,
+    nights,
+    options,
+    plans,
+    runs,
+    terminals,
+    traces,
+    verdicts,
+)
 
-ROOMS: Mapping[str, Maker] = {
+ROOMS: dict[str, Maker] = {
     "traces-shown": traces.shown,
     "traces-counted": traces.counted,
     "traces-vhost-user": traces.of_vhost_user,
@@ -22,3 +37,14 @@ ROOMS: Mapping[str, Maker] = {
     "terminals": terminals.told,
     "verdicts": verdicts.told,
 }
+
+ENVIRONMENT = {"SHELL": "/bin/bash", "LANG": "C.UTF-8"}
+"""What is in it beside where programs and a person's files are: what is told hangs on nothing that a machine happens
+to have set."""
+
+
+def told_in(room: str, folder: Path) -> Told:
+    """All that is told in a room, whatever the environment of whoever asks."""
+    own = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR", "VFIO_USER_CACHE") if name in os.environ}
+    with patch.dict(os.environ, own | ENVIRONMENT, clear=True):
+        return ROOMS[room](folder)
