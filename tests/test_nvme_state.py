@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from struct import unpack_from
+from struct import pack, unpack_from
 from typing import Any
 
 import pytest
@@ -20,6 +21,8 @@ EXPRESS, DEVICE_CONTROL, FLR = 0x40, 8, 1 << 15
 FATAL, SUBSYSTEM_RESET = 2, 1 << 4
 ALL_RESETS = ["CC.EN", "subsystem", "FLR", "DEVICE_RESET"]
 OF_THE_FUNCTION = ["FLR", "DEVICE_RESET"]
+MILLISECONDS = (1 << 48) - 1
+"""Of the timestamp."""
 
 
 @pytest.fixture
@@ -74,6 +77,34 @@ def test_every_reset_forgets_queues_features_and_events(busy: Host, way: str) ->
     requests = [busy.admin.put(Admin.ASYNC_EVENT_REQUEST) for _ in range(4)]
     assert busy.admin.do(Admin.ASYNC_EVENT_REQUEST).status == 0x105, "the one from before waits no more"
     assert not any(request in busy.admin.arrived for request in requests), "what was to be told before is not told now"
+
+
+def test_the_clock_counts_from_the_last_reset_unless_the_guest_has_set_it(busy: Host) -> None:
+    """Section 5.21.1.14; what the guest has set goes on over a reset by CC.EN alone."""
+    page, later = busy.allocate(4096), 1 << 40
+
+    def clock() -> tuple[int, bool]:
+        """Its origin, and whether it is as late as the guest has set it."""
+        assert busy.admin.do(Admin.GET_FEATURES, cdw10=Feature.TIMESTAMP, prp1=page).status == 0
+        (value,) = unpack_from("<Q", busy.read(page, 8))
+        assert later <= value & MILLISECONDS or value & MILLISECONDS <= (time.monotonic() - began) * 1000 + 1
+        return value >> 49 & 7, value & MILLISECONDS >= later
+
+    began = 0.0
+    assert clock() == (0, False), "it counts from when it was made"
+    for way, expected in {"CC.EN": (1, True), **dict.fromkeys(["subsystem", *OF_THE_FUNCTION], (0, False))}.items():
+        busy.write(page, pack("<Q", later))
+        assert busy.admin.do(Admin.SET_FEATURES, cdw10=Feature.TIMESTAMP, prp1=page).status == 0
+        began = time.monotonic()
+        reset(busy, way)
+        busy.enable()
+        assert clock() == expected, way
+        if way == "CC.EN":
+            continue
+        began = time.monotonic()
+        reset(busy, "CC.EN")
+        busy.enable()
+        assert clock() == (0, False), "one that was not set begins anew with each reset"
 
 
 @pytest.mark.parametrize("way", ALL_RESETS)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from time import monotonic
 
 from userdev.errors import ProtocolError
 from userdev.serving.background import Background
@@ -43,6 +44,8 @@ class Controller:
         self.queues = QueuePairs(port, state, self.fail, page)
         self.events = Events(state, self.settings, self.queues)
         self.error_log = ErrorLog(state)
+        self.was_reset_at = monotonic()
+        """A clock that nobody has set counts from then."""
         self.disk_work_ended: Callable[[], None] = self.reap
         """Called where handlers run when work has ended that waited for the disk."""
         self.background = Background[None](lambda: port.call_soon(lambda: self.disk_work_ended()), "nvme")

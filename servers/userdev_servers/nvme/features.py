@@ -141,8 +141,10 @@ def _set_queues(controller: Controller, value: int) -> int:
 
 
 def _timestamp(controller: Controller) -> bytes:
+    """Since the last reset, unless it was set (section 5.21.1.14)."""
     offset, was_set = controller.state.clock
-    now = (time.time_ns() // 1_000_000 + offset) & (1 << 48) - 1
+    since_reset = int((time.monotonic() - controller.was_reset_at) * 1000)
+    now = (time.time_ns() // 1_000_000 + offset if was_set else since_reset) & (1 << 48) - 1
     return pack("<Q", now | was_set << 49)
 
 

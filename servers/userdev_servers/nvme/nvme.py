@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from time import monotonic
 from typing import Annotated, Any
 
 from userdev.errors import UserError
@@ -200,7 +201,8 @@ class Nvme(ControllerState, PciDevice):
     def reset_subsystem(self, value: int) -> None:
         """NSSR: "NVMe" resets the subsystem, where that is offered (section 3.1.7)."""
         if self._resets_subsystem and value == SUBSYSTEM_RESET_WORD:
-            self.configuration = 0
+            self.configuration = self.admin_sizes = self.admin_sq = self.admin_cq = 0
+            self.clock = [0, 0]
             self.status |= Csts.SUBSYSTEM_RESET
             self._disable()
 
@@ -248,6 +250,7 @@ class Nvme(ControllerState, PciDevice):
         self.engine.closing = False
         self.engine.forget()
         self.status &= Csts.SUBSYSTEM_RESET | Csts.SHUTDOWN
+        self.controller.was_reset_at = monotonic()
         self.forget_what_the_guest_set()
         self.interrupts.lower()
         if self.configuration & Cc.ENABLE:
@@ -276,6 +279,7 @@ class Nvme(ControllerState, PciDevice):
         self.controller.drain()  # nothing waits for the disk any more where the device was quiesced before
         if kind is not ResetKind.LOST_CONNECTION:
             self.engine.reset()
+            self.controller.was_reset_at = monotonic()
             if self.doorbells is not None:
                 self.doorbells.watch_anew()
 
