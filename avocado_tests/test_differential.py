@@ -37,6 +37,11 @@ STATUSES: Mapping[str, tuple[str, str, str]] = {
         "0xc",
         "wrong twice: the value, and that queues exist; QEMU looks at the latter first, and calls it a wrong sequence",
     ),
+    "create SQ on the admin CQ": (
+        "0x101",
+        "0x100",
+        "the specification has Invalid Queue Identifier for that and for one that there cannot be",
+    ),
     "delete CQ 0": ("0x101", "0x100", ABSENT_CQ),
     "delete CQ that there is not": ("0x101", "0x100", ABSENT_CQ),
     "an unknown descriptor": (

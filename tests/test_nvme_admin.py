@@ -79,6 +79,10 @@ def test_lists_of_namespaces_begin_above_the_one_asked_for(three: Host) -> None:
 ADMIN = {
     "an opcode that there is not": ({"opcode": 0x7E}, Status.INVALID_OPCODE),
     "half of a fused command": ({"opcode": Admin.IDENTIFY, "cdw10": 1, "flags": 2}, Status.INVALID_FIELD),
+    "a scatter gather list, which is for I/O commands": (
+        {"opcode": Admin.IDENTIFY, "cdw10": 1, "flags": 1 << 6, "prp2": PAGE},
+        Status.INVALID_FIELD,
+    ),
     "an unknown data structure": ({"opcode": Admin.IDENTIFY, "cdw10": 0x77}, Status.INVALID_FIELD),
     "a namespace that there is not": ({"opcode": Admin.IDENTIFY, "nsid": 9}, Status.INVALID_NAMESPACE),
     "namespace 0": ({"opcode": Admin.IDENTIFY, "nsid": 0}, Status.INVALID_NAMESPACE),
@@ -323,9 +327,11 @@ def test_a_detached_namespace_is_there_and_cannot_be_used(three: Host) -> None:
     assert three.write_blocks(0, bytes(512), nsid=2).status == 0
 
 
-def create(host: Host, blocks: int, place: int = 0, capacity: int | None = None) -> tuple[int, int]:
+def create(
+    host: Host, blocks: int, place: int = 0, capacity: int | None = None, protection: int = 0
+) -> tuple[int, int]:
     page = host.allocate(PAGE)
-    host.write(page, pack("<QQ10xB", blocks, blocks if capacity is None else capacity, place))
+    host.write(page, pack("<QQ10xB2xB", blocks, blocks if capacity is None else capacity, place, protection))
     done = host.admin.do(Admin.NAMESPACE_MANAGEMENT, cdw10=0, prp1=page)
     return done.status, done.result
 
@@ -340,6 +346,7 @@ def test_a_namespace_can_be_deleted_and_made_again(three: Host, tmp_path: Path) 
     assert create(three, 4096)[0] == Status.INSUFFICIENT_CAPACITY
     assert create(three, 128, capacity=64)[0] == Status.THIN_PROVISIONING_NOT_SUPPORTED
     assert create(three, 128, place=5)[0] == Status.INVALID_FORMAT
+    assert create(three, 128, protection=1)[0] == Status.INVALID_FORMAT
     assert create(three, 128, place=1) == (0, 2)
     assert attach(three, 2, 0) == 0
     assert unpack_from("<Q", three.identify(0, 2)) == (128,)

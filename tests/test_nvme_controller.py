@@ -162,7 +162,7 @@ CREATE_SQ = {
         {"cdw10": 15 << 16 | 2, "cdw11": 0xFFFF << 16 | 1},
         Status.INVALID_QUEUE_ID,
     ),
-    "the admin completion queue": ({"cdw10": 15 << 16 | 2, "cdw11": 1}, Status.CQ_INVALID),
+    "the admin completion queue": ({"cdw10": 15 << 16 | 2, "cdw11": 1}, Status.INVALID_QUEUE_ID),
     "an odd address": ({"cdw10": 15 << 16 | 2, "prp1": 0x100040}, Status.INVALID_PRP_OFFSET),
     "not contiguous": ({"cdw10": 15 << 16 | 2, "cdw11": 1 << 16}, Status.INVALID_FIELD),
 }
@@ -174,6 +174,22 @@ def test_a_submission_queue_that_cannot_be_is_refused(host: Host, name: str) -> 
     fields, status = CREATE_SQ[name]
     done = host.admin.do(Admin.CREATE_SQ, **{"prp1": host.allocate(PAGE), "cdw11": 1 << 16 | 1, **fields})
     assert done.status == status
+
+
+def test_queues_are_refused_until_the_sizes_of_their_entries_were_set(fresh: Host) -> None:
+    """Section 3.1.5, of CC: a driver that forgets IOCQES or IOSQES gets no queue from other controllers either."""
+    sizes = {"neither": 0, "of completions alone": 4 << 20, "of commands alone": 6 << 16, "others": 5 << 20 | 7 << 16}
+    for name, configured in sizes.items():
+        fresh.enable()
+        fresh.store(CC, 4, configured | 1)
+        cq = {"prp1": fresh.allocate(PAGE), "cdw10": 15 << 16 | 1, "cdw11": 1 << 16 | 3}
+        has_completions = configured >> 20 == 4
+        made = fresh.admin.do(Admin.CREATE_CQ, **cq).status
+        assert made == (0 if has_completions else Status.INVALID_QUEUE_SIZE), name
+        if has_completions:
+            made = fresh.admin.do(Admin.CREATE_SQ, **cq | {"prp1": fresh.allocate(PAGE)}).status
+            assert made == Status.INVALID_QUEUE_SIZE, name
+        fresh.disable()
 
 
 def test_vectors_are_masked_and_unmasked_each_by_itself(host: Host) -> None:
@@ -402,6 +418,7 @@ def test_a_subsystem_reset_is_one_and_says_so(tmp_path: Path) -> None:
         assert host.load(CSTS) == READY
         host.store(NSSR, 4, 0x4E564D65)
         assert (host.load(CC), host.load(CSTS)) == (0, SUBSYSTEM_RESET)
+        assert (host.load(AQA), host.load(ASQ, 8), host.load(ACQ, 8)) == (0, 0, 0), "only CC.EN leaves them as they are"
         host.enable()
         assert host.load(CSTS) == READY | SUBSYSTEM_RESET
         host.store(CSTS, 4, SUBSYSTEM_RESET)

@@ -15,7 +15,7 @@ from userdev_servers.nvme.model import QUEUE_ENTRIES
 from userdev_servers.nvme.namespace import FORMATS, Namespace, sync_all
 from userdev_servers.nvme.pointers import receive
 from userdev_servers.nvme.queues import CompletionQueue, SubmissionQueue
-from userdev_servers.nvme.spec import ALL_NAMESPACES, Admin, Failure, Status
+from userdev_servers.nvme.spec import ALL_NAMESPACES, CQ_ENTRY, SQ_ENTRY, Admin, Cc, Failure, Status
 
 if TYPE_CHECKING:
     from userdev_servers.nvme.controller import Controller, Outcome
@@ -38,7 +38,7 @@ def create_completion_queue(controller: Controller, command: Command) -> int:
     flags, vector = command.cdw11 & 0xFFFF, command.cdw11 >> 16
     if not 1 <= number <= controller.model.queues or number in controller.queues.completion:
         raise Failure(Status.INVALID_QUEUE_ID)
-    _check_place(controller, command, entries, flags)
+    _check_place(controller, command, entries, flags, (Cc.CQ_ENTRY_SIZE, CQ_ENTRY))
     if vector and (controller.interrupts.active != "msix" or vector >= controller.model.vectors):
         raise Failure(Status.INVALID_INTERRUPT_VECTOR)
     queue = CompletionQueue(number, command.prp1, entries, vector, interrupts=bool(flags & _INTERRUPTS))
@@ -50,22 +50,29 @@ def create_submission_queue(controller: Controller, command: Command) -> int:
     """Create I/O Submission Queue (section 5.4).
 
     Raises:
-        Failure: the identifier, size or place is not one that there can be now, or its completion queue is not
-            there.
+        Failure: the identifier, size or place is not one that there can be now, or its completion queue is none that
+            there can be (the admin queue's is none), or not there.
     """
     number, entries = command.cdw10 & 0xFFFF, (command.cdw10 >> 16) + 1
     flags, completion = command.cdw11 & 0xFFFF, command.cdw11 >> 16
-    if not completion or completion not in controller.queues.completion:
-        raise Failure(Status.CQ_INVALID if completion <= controller.model.queues else Status.INVALID_QUEUE_ID)
-    if not 1 <= number <= controller.model.queues or number in controller.queues.submission:
+    if not all(1 <= queue <= controller.model.queues for queue in (completion, number)):
         raise Failure(Status.INVALID_QUEUE_ID)
-    _check_place(controller, command, entries, flags)
+    if completion not in controller.queues.completion:
+        raise Failure(Status.CQ_INVALID)
+    if number in controller.queues.submission:
+        raise Failure(Status.INVALID_QUEUE_ID)
+    _check_place(controller, command, entries, flags, (Cc.SQ_ENTRY_SIZE, SQ_ENTRY))
     controller.queues.add(SubmissionQueue(number, command.prp1, entries, controller.queues.completion[completion]))
     return 0
 
 
-def _check_place(controller: Controller, command: Command, entries: int, flags: int) -> None:
-    if not 2 <= entries <= QUEUE_ENTRIES:
+def _check_place(
+    controller: Controller, command: Command, entries: int, flags: int, entry_size: tuple[int, int]
+) -> None:
+    """`entry_size`: where in CC the guest says how large an entry is, and how large one is."""
+    field, size = entry_size
+    said = (controller.state.configuration & field) // (field & -field)
+    if not 2 <= entries <= QUEUE_ENTRIES or 1 << said != size:
         raise Failure(Status.INVALID_QUEUE_SIZE)
     if command.prp1 & controller.state.page_size - 1:
         raise Failure(Status.INVALID_PRP_OFFSET)
@@ -181,8 +188,8 @@ def namespace_management(controller: Controller, command: Command) -> int | None
 def _create_namespace(controller: Controller, command: Command) -> int | None:
     """In an image whose namespace was deleted: the first that is large enough."""
     data = receive(controller, command, _LIST_SIZE)
-    blocks, capacity, place = unpack_from("<QQ10xB", data)
-    if place & 0xF >= len(FORMATS):
+    blocks, capacity, place, protection = unpack_from("<QQ10xB2xB", data)
+    if place & 0xF >= len(FORMATS) or protection:
         raise Failure(Status.INVALID_FORMAT)
     if blocks != capacity:
         raise Failure(Status.THIN_PROVISIONING_NOT_SUPPORTED)

@@ -19,8 +19,8 @@ from vfio_user.device import Quiesce
 
 Handler = Callable[[Controller, Command], int | None]
 """Carries out a command: returns the completion's double word 0 (and 1 above it), or None if it ends later."""
-FUSED = 3
-"""Bits of a command's flags."""
+FUSED, DATA_POINTER = 3, 3 << 6
+"""Bits of a command's flags: half of two that are one, and a data pointer that is no list of pages."""
 COMMANDS_AT_ONCE = 512
 """After so many the session looks for messages again."""
 
@@ -177,9 +177,10 @@ class Engine:
             return 0
         commands = queue.fetch(self._dma)
         handlers, state = io_commands.HANDLERS if number else admin.HANDLERS, self._controller.state
+        refused = FUSED if number else FUSED | DATA_POINTER
         for command in commands:
             queue.begun()
-            self._execute(command, handlers)
+            self._execute(command, handlers, refused)
             if self.closing or state.status & Csts.FATAL:
                 return len(commands)
         if queue.head != queue.tail or queue.shadow is not None:
@@ -201,10 +202,11 @@ class Engine:
                 return False
         return True
 
-    def _execute(self, command: Command, handlers: Mapping[int, Handler]) -> None:
+    def _execute(self, command: Command, handlers: Mapping[int, Handler], refused: int) -> None:
+        """`refused`: bits of the command's flags that its queue does not take."""
         controller = self._controller
         try:
-            handler = handlers.get(command.opcode, refuse) if not command.flags & FUSED else refuse_fused
+            handler = handlers.get(command.opcode, refuse) if not command.flags & refused else refuse_flags
             result = handler(controller, command)
         except Exception as error:
             controller.complete(command, failure=error)
@@ -245,6 +247,6 @@ def refuse(controller: Controller, command: Command) -> int:
     raise Failure(Status.INVALID_OPCODE)
 
 
-def refuse_fused(controller: Controller, command: Command) -> int:
-    """No two commands are carried out as one."""
+def refuse_flags(controller: Controller, command: Command) -> int:
+    """No two commands are carried out as one, and PRPs are for all admin commands where the guest has PCI (4.2)."""
     raise Failure(Status.INVALID_FIELD)

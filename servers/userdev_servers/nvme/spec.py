@@ -149,6 +149,7 @@ class Cc:
     PAGE_SIZE = 0xF << 7
     ARBITRATION = 7 << 11
     SHUTDOWN = 3 << 14
+    SQ_ENTRY_SIZE, CQ_ENTRY_SIZE = 0xF << 16, 0xF << 20
     WRITABLE = 0x00FFFFF1
 
 
