@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -156,13 +157,57 @@ def test_as_much_of_a_jobs_output_is_kept_as_may_be_and_all_of_it_read(
     assert b64decode(host.answer()["ok"]["stdout"]["bytes"]) == b"0123456789"
 
 
-def test_a_program_that_is_not_there_leaves_nothing_open(host: Host) -> None:
-    host.ask("hello")
+def test_what_cannot_be_started_leaves_nothing_open_and_nothing_running(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left(*_: object) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    call = {"source": "def f(): pass", "function": "f", "file": "f", "line": 1, "args": [], "kwargs": {}}
+    host.ask("call", timeout=100, **call)
     before = fd_count()
-    for _ in range(3):
-        assert "FileNotFoundError" in host.ask("run", command=["/none"], timeout=1)["error"]
-    assert fd_count() == before
-    assert host.agent.jobs == {}
+    cases: dict[str, tuple[str, dict[str, Any], str]] = {
+        "a program that is not there": ("", {"command": ["/none"]}, "FileNotFoundError"),
+        "arguments that are none": ("", {"command": ["true", "a\0b"]}, "ValueError"),
+        "no descriptor for a program": ("pidfd_open", {"command": ["sleep", "100"]}, "Too many open files"),
+        "no descriptor for a function": ("pidfd_open", call, "Too many open files"),
+        "no process for a function": ("fork", call, "Too many open files"),
+        "no second pipe": ("pipe2", {"command": ["sleep", "100"]}, "Too many open files"),
+    }
+    for case, (missing, arguments, told) in cases.items():
+        with monkeypatch.context() as without:
+            pipes = iter([os.pipe2(os.O_CLOEXEC)]) if missing == "pipe2" else iter(())
+            if missing:
+                without.setattr(os, missing, lambda *_, pipes=pipes: next(pipes, None) or none_left())
+            do = "run" if "command" in arguments else "call"
+            assert told in host.ask(do, timeout=100, **arguments)["error"], case
+        assert (fd_count(), host.agent.jobs) == (before, {}), case
+        with pytest.raises(ChildProcessError):
+            os.waitpid(-1, os.WNOHANG)
+
+
+def test_a_job_ends_however_much_what_it_left_running_writes(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    host.send("run", command="sleep 100 & echo $!", timeout=100)
+    host.until(lambda: bool(host.agent.jobs))
+    [job] = host.agent.jobs.values()
+    os.waitid(os.P_PID, job.pid, os.WEXITED | os.WNOWAIT)
+    read, looks = os.read, iter(range(100))
+
+    def refilled(fd: int, most: int) -> bytes:
+        """As if that wrote a page between two looks."""
+        data = read(fd, most)
+        if fd in job.streams.values():
+            next(looks)
+            Path(f"/proc/self/fd/{fd}").write_bytes(bytes(4096))
+        return data
+
+    with monkeypatch.context() as busy:
+        busy.setattr(os, "read", refilled)
+        job.ended(0)
+    ended = host.answer()["ok"]
+    number, _, rest = b64decode(ended["stdout"]["bytes"]).partition(b"\n")
+    os.kill(int(number), signal.SIGKILL)
+    assert (ended["exit_code"], rest.strip(b"\0")) == (0, b"")
 
 
 def test_what_is_no_request_is_passed_over(host: Host) -> None:

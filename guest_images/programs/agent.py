@@ -46,7 +46,7 @@ from agent_json import decode, encode
 
 TYPE_CHECKING = False  # typing itself is 30 ms of a boot without KVM, pathlib 80
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from typing import Any, NoReturn
 
     Request = dict[str, Any]
@@ -307,48 +307,64 @@ def are_ints(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(one, int) for one in value)
 
 
+@contextlib.contextmanager
+def pipes(*names: str) -> Iterator[tuple[dict[str, int], dict[str, int]]]:
+    """Pipes by name: where they are read, and where they are written to, which this process closes behind the block.
+
+    Where the block fails it closes all.
+    """
+    starts, ends = dict[str, int](), dict[str, int]()
+    try:
+        for name in names:
+            starts[name], ends[name] = os.pipe2(os.O_CLOEXEC)
+        yield starts, ends
+    except BaseException:
+        for start in starts.values():
+            os.close(start)
+        raise
+    finally:
+        for end in ends.values():
+            os.close(end)
+
+
 class Job:
     """A process, its output, and the request that it answers when it ends."""
 
     @classmethod
     def of_program(cls, agent: Agent, identity: int, argv: list[str], timeout: float) -> Job:
-        (out, out_end), (err, err_end) = os.pipe2(os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC)
-        null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            pid = os.posix_spawnp(
-                argv[0],
-                argv,
-                os.environ,
-                file_actions=[
-                    (os.POSIX_SPAWN_DUP2, end, number) for number, end in enumerate((null, out_end, err_end))
-                ],
-                setsid=True,
-                setsigdef=[signal.SIGPIPE],
-            )
-        except OSError:
-            os.close(out)
-            os.close(err)
-            raise
-        finally:
-            for end in (null, out_end, err_end):
-                os.close(end)
-        return cls(agent, identity, pid, timeout, {"stdout": out, "stderr": err})
+        with pipes("stdout", "stderr") as (starts, ends):
+            null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                pid = os.posix_spawnp(
+                    argv[0],
+                    argv,
+                    os.environ,
+                    file_actions=[
+                        (os.POSIX_SPAWN_DUP2, end, number) for number, end in enumerate((null, *ends.values()))
+                    ],
+                    setsid=True,
+                    setsigdef=[signal.SIGPIPE],
+                )
+            finally:
+                os.close(null)
+            return cls(agent, identity, pid, timeout, starts)
 
     @classmethod
     def of_fork(
         cls, agent: Agent, identity: int, timeout: float, names: tuple[str, ...], work: Callable[..., NoReturn]
     ) -> Job:
         """A fork of the agent that does `work`, given the descriptors of the streams behind stdout and stderr."""
-        streams = {name: os.pipe2(os.O_CLOEXEC) for name in names}
-        pid = os.fork()
-        if pid == 0:
-            os.close(agent.port)
-            out, err, *others = (end for _, end in streams.values())
-            become_program(out, err)
-            work(*others)
-        for _, end in streams.values():
-            os.close(end)
-        return cls(agent, identity, pid, timeout, {name: start for name, (start, _) in streams.items()})
+        with pipes(*names) as (starts, ends):
+            pid = os.fork()
+            if pid == 0:
+                try:
+                    os.close(agent.port)
+                    out, err, *others = ends.values()
+                    become_program(out, err)
+                    work(*others)
+                finally:
+                    os._exit(1)  # whatever fails here: there is one agent
+            return cls(agent, identity, pid, timeout, starts)
 
     def __init__(self, agent: Agent, identity: int, pid: int, timeout: float, streams: dict[str, int]) -> None:
         self.agent = agent
@@ -359,31 +375,38 @@ class Job:
         self.too_long = False
         self.streams = streams  # name: descriptor
         self.output = {name: bytearray() for name in streams}
-        self.pidfd = os.pidfd_open(pid)
+        try:
+            self.pidfd = os.pidfd_open(pid)
+        except OSError:  # too many descriptors: what nobody would ever hear of must not go on
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            raise
         agent.selector.register(self.pidfd, selectors.EVENT_READ, self.ended)
         for name, stream in streams.items():
             os.set_blocking(stream, False)
             agent.selector.register(stream, selectors.EVENT_READ, lambda _events, name=name: self.read(name))
 
-    def read(self, name: str) -> bool:
-        """Take what is there; True when there may be more."""
+    def read(self, name: str) -> int:
+        """Take what is there, or some of it; how many bytes that is."""
         if name not in self.streams:
-            return False
+            return 0
         try:
             data = os.read(self.streams[name], 1 << 16)
         except BlockingIOError:
-            return False
+            return 0
         if not data:
             self.drop(name)
-            return False
         kept = self.output[name]
         kept += data[: max(0, OUTPUT_LIMIT - len(kept))]
-        return True
+        return len(data)
 
     def ended(self, _events: int) -> None:
-        for name in list(self.streams):
-            while self.read(name):  # what the process wrote before it ended; its own children may hold the pipe open
-                pass
+        for name, stream in list(self.streams.items()):
+            # What the process wrote before it ended, which is no more than a pipe holds: its own children may have the
+            # pipe open, and write without end.
+            left = fcntl.fcntl(stream, fcntl.F_GETPIPE_SZ)
+            while left > 0 and (taken := self.read(name)):
+                left -= taken
         _, status = os.waitpid(self.pid, 0)
         self.forget()
         del self.agent.jobs[self.identity]

@@ -218,10 +218,10 @@ class AgentGuest(Guest):
         with self._sending:
             if self._lost:
                 raise GuestLost(f"cannot reach the guest's agent: {self._lost}")
-            self._asked = identity = self._asked + 1
-            done, self._done = self._done, []
-            body = {"session": self._session, "id": identity, "do": operation, "done": done, **arguments}
+            identity = self._asked + 1
+            body = {"session": self._session, "id": identity, "do": operation, "done": self._done, **arguments}
             line = encode(body).encode() + b"\n"
+            self._asked, self._done = identity, []
             if asked < self._given_up:
                 future.set_exception(GuestLost("the guest's answers were given up"))
             else:

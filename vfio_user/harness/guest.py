@@ -199,11 +199,12 @@ class Guest(abc.ABC):
                 raise self._failure(wait.without(f"{as_line(command)!r} never succeeded"), result)
             time.sleep(interval)
 
-    def call(self, function: Callable[..., Any], *args: object, timeout: float = 60.0, **kwargs: object) -> Any:
+    def call(self, function: Callable[..., Any], /, *args: object, timeout: float = 60.0, **kwargs: object) -> Any:
         """Run a Python function in the guest and return what it returns.
 
         The function's source is sent: it has to import what it uses in its own body. Arguments and result are made of
-        None, bool, int, float, str, bytes, list and dict. An exception becomes a `GuestFailure` with its traceback.
+        None, bool, int, float, str, bytes, list and dict; a tuple arrives as a list. An exception becomes a
+        `GuestFailure` with its traceback.
         """
         answer = self.invoke({**shipped(function), "args": list(args), "kwargs": kwargs}, timeout)
         if "error" in answer:
@@ -256,7 +257,9 @@ def shipped(function: Callable[..., Any]) -> Mapping[str, object]:
         lines, first = inspect.getsourcelines(function)
     except OSError as error:
         raise UserError(f"the source of {name}() is not there to be sent to a guest") from error
-    return {"source": textwrap.dedent("".join(lines)), "function": name, "file": code.co_filename, "line": first}
+    if lines[0][0].isspace():  # without being changed: a text or comment in it may begin further left
+        lines, first = ["if True:\n", *lines], first - 1
+    return {"source": "".join(lines), "function": name, "file": code.co_filename, "line": first}
 
 
 def _left_here(function: Callable[..., Any], error: str) -> str:
@@ -272,19 +275,38 @@ def as_line(command: Command) -> str:
     return command if isinstance(command, str) else shlex.join(command)
 
 
+_SCALARS = (type(None), bool, int, float, str)
+
+
 def encode(value: object) -> str:
-    """JSON text as the agent reads it: bytes are {"bytes": BASE64}.
+    """JSON text as the agent reads it (guest_images/programs/agent_json.py), with bytes and dicts of any scalar keys.
 
     Raises:
-        UserError: there is something that JSON cannot hold.
+        UserError: there is something that cannot be told so.
     """
+    try:
+        return json.dumps(_plain(value), separators=(",", ":"))
+    except RecursionError:
+        raise UserError("what is within itself, or has too many levels, cannot be sent to a guest") from None
 
-    def encode_bytes(item: object) -> object:
-        if isinstance(item, bytes | bytearray | memoryview):
-            return {"bytes": base64.b64encode(item).decode()}
-        raise UserError(f"a {type(item).__name__} cannot be sent to a guest")
 
-    return json.dumps(value, default=encode_bytes, separators=(",", ":"))
+def _plain(value: object) -> object:
+    match value:
+        case dict():
+            if all(isinstance(key, str) for key in value) and [*value] not in (["bytes"], ["dict"]):
+                return {key: _plain(each) for key, each in value.items()}
+            if all(isinstance(key, (*_SCALARS, bytes)) for key in value):
+                return {"dict": [[_plain(key), _plain(each)] for key, each in value.items()]}
+            raise UserError(
+                "a dict cannot be sent to a guest that has other keys than None, bool, int, float, str or bytes"
+            )
+        case list() | tuple():
+            return [each if type(each) in _SCALARS else _plain(each) for each in value]
+        case bytes() | bytearray() | memoryview():
+            return {"bytes": base64.b64encode(value).decode()}
+        case None | bool() | int() | float() | str():
+            return value
+    raise UserError(f"a {type(value).__name__} cannot be sent to a guest")
 
 
 def decode(text: str | bytes) -> Any:
@@ -294,11 +316,18 @@ def decode(text: str | bytes) -> Any:
         ValueError: the text is none of its.
     """
     try:
-        return json.loads(
-            text, object_hook=lambda found: base64.b64decode(found["bytes"]) if [*found] == ["bytes"] else found
-        )
+        return json.loads(text, object_hook=_whole)
     except (TypeError, RecursionError) as error:  # {"bytes": 5}; more levels than anybody sends
         raise ValueError(str(error)) from None
+
+
+def _whole(found: dict[str, Any]) -> Any:
+    match found:
+        case {"bytes": text, **others} if not others:
+            return base64.b64decode(text)
+        case {"dict": pairs, **others} if not others:
+            return dict(pairs)
+    return found
 
 
 def result_of(command: Command, answer: Mapping[str, Any]) -> Result:
