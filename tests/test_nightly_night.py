@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -77,6 +78,9 @@ class Sees(GuestTest):
         if self.params.get("cell_id").startswith("theirs"):
             raise RuntimeError("late by 7 s")
 
+    def test_says_nothing(self):
+        pass
+
 class Fails(Test):
     def test_wrong(self):
         self.fail("it read 7")
@@ -146,7 +150,9 @@ def test_a_person_reads_verdicts_and_not_what_avocado_calls_them(whole: Path) ->
         f"SKIP theirs/test_quick.py:Sees.test_migrates: {results(whole, 'theirs')['test_migrates'].reason}\n",
     ):
         assert line in said
-    assert "ERROR" not in said
+    assert [line.partition(":")[0].rpartition(") ")[2] for line in said.splitlines() if "ERROR" in line] == [
+        "ERROR theirs/test_quick.py"
+    ]
     assert "CANCEL" not in said
 
 
@@ -164,13 +170,13 @@ def test_a_night_leaves_what_is_read_in_the_morning(whole: Path) -> None:
 def test_every_case_of_the_plan_has_a_verdict(whole: Path) -> None:
     night = summary_of(whole)
     assert night.status is Status.FINISHED
-    assert len(night.results) == night.planned == 2 * 6 + 3 * 3
+    assert len(night.results) == night.planned == 2 * 7 + 3 * 4
     assert {cell.id: cell.planned for cell in night.cells} == {
-        "edu": 6,
-        "edu+cpus=2": 6,
-        "theirs": 3,
-        "theirs+qemu=gone": 3,
-        "absent": 3,
+        "edu": 7,
+        "edu+cpus=2": 7,
+        "theirs": 4,
+        "theirs+qemu=gone": 4,
+        "absent": 4,
     }
 
 
@@ -181,6 +187,7 @@ def test_a_test_is_run_in_its_cell(cell: str, whole: Path) -> None:
         "test_cell": Verdict.PASS,
         "test_migrates": Verdict.PASS,
         "test_shows": Verdict.PASS,
+        "test_says_nothing": Verdict.PASS,
         "test_wrong": Verdict.FAIL,
         "test_known": Verdict.XFAIL,
         "test_not_here": Verdict.SKIP,
@@ -214,8 +221,46 @@ def test_avocado_s_own_reports_are_beside_it_and_no_broken_one(whole: Path) -> N
     assert {"results.html", "results.xml", "results.json"} <= names
     assert "results.tap" not in names
     cases = [case for suite in JUnitXml.fromfile(str(job / "results.xml")) for case in suite]
-    assert len(cases) == 14
+    assert len(cases) == 17
     assert not any(str(whole) in case.name + case.classname for case in cases), "they are called the same everywhere"
+
+
+def test_avocado_s_own_reports_say_what_the_night_says(whole: Path) -> None:
+    """Of a test that starts nothing of its cell, or shows what is known of its server, it would say otherwise."""
+    (job,) = (whole / "nights").glob("*/job-*")
+    said = {
+        f"{result.cell}/{result.test}": result.verdict
+        for result in summary_of(whole).results
+        if result.cell in ("edu", "edu+cpus=2", "theirs") and result.attempts
+    }
+    assert said["theirs/test_quick.py:Sees.test_says_nothing"] is Verdict.ERROR
+    assert said["theirs/test_quick.py:Sees.test_shows"] is Verdict.XFAIL
+    (suite,) = JUnitXml.fromfile(str(job / "results.xml"))
+    elements = {
+        "PASS": "",
+        "FAIL": "failure",
+        "XPASS": "failure",
+        "ERROR": "error",
+        "XFAIL": "skipped",
+        "SKIP": "skipped",
+    }
+    told = {case.name: case.result[0]._elem.tag if case.result else "" for case in suite}
+    assert told == {_of_avocado(name): elements[verdict] for name, verdict in said.items()}
+    assert (suite.tests, suite.errors, suite.failures, suite.skipped) == tuple(
+        sum(element in wanted for element in told.values())
+        for wanted in (("", "error", "failure", "skipped"), ("error",), ("failure",), ("skipped",))
+    )
+    why = {case.name: case.result[0].message for case in suite if case.result}
+    assert "never started" in why[_of_avocado("theirs/test_quick.py:Sees.test_says_nothing")]
+    statuses = {"XFAIL": "CANCEL", "SKIP": "CANCEL"}
+    written = {test["name"]: test["status"] for test in json.loads((job / "results.json").read_text())["tests"]}
+    assert written == {_of_avocado(name): statuses.get(verdict, verdict) for name, verdict in said.items()}
+
+
+def _of_avocado(case: str) -> str:
+    """What avocado's reports call a case."""
+    cell, _, name = case.partition("/")
+    return f"{name};{cell}"
 
 
 def test_what_a_night_calls_a_test_has_nothing_of_the_machine(whole: Path) -> None:

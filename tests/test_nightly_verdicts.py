@@ -239,7 +239,7 @@ def test_a_case_of_which_a_finished_job_says_nothing_is_wedged(tmp_path: Path, m
 
         def __exit__(self, *_: object) -> None: ...
 
-    monkeypatch.setattr("vfio_user.nightly.night.avocado", lambda: (lambda *_: Job(), Exception))
+    monkeypatch.setattr("vfio_user.nightly.night.judged_job", lambda *_: Job())
     night.folder, night._cases, night._known = tmp_path, {given.id: given}, {}
     night._say = lambda said: None
     for name in ("run_bounded", "complete_junit"):

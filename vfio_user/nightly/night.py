@@ -21,7 +21,6 @@ from userdev.process.child import is_full
 from vfio_user.avocado_job.ending import EndedAtOnce, Ending
 from vfio_user.avocado_job.job import (
     JobHangs,
-    avocado,
     complete_junit,
     run_bounded,
     usual_settings,
@@ -35,6 +34,7 @@ from vfio_user.nightly.cases import Case, suite_settings, variant_of
 from vfio_user.nightly.cells import NightCell
 from vfio_user.nightly.comparison import LOOKED_AT, compare
 from vfio_user.nightly.history import History
+from vfio_user.nightly.judged import judge, judged_job
 from vfio_user.nightly.matrix import Drawn
 from vfio_user.nightly.morning import write_morning
 from vfio_user.nightly.place import Place, Readiness
@@ -183,8 +183,8 @@ class Night:
         if not suites:
             self._finish(Status.FINISHED)
             return
-        job = avocado()[0](self._job_settings(), suites)
         ending = Ending()
+        job = judged_job(self._job_settings(), suites, lambda job: self._judge(job, place, ending))
         with job:
             try:
                 run_bounded(job, ending, say, tick=lambda: self._look(job, place, ending))
@@ -259,6 +259,15 @@ class Night:
                 self._passed.append(Path(str(test["logdir"])))
         self._space.keep(self._passed)  # also behind the last look: what passed since then counts as well
         return len(new)
+
+    def _judge(self, job: Any, place: Place, ending: Ending) -> None:
+        """Have avocado's reports say of each test what the night says, but of those that `ending` ended."""
+        self._take(job, place, ending)
+        ended = [id(test) for test in ending.tests(job)]
+        for test in job.result.tests:
+            result = self._known.get(case_id(*named(test)))
+            if result is not None and id(test) not in ended:
+                judge(job.result, test, result)
 
     def _know(self, result: CaseResult) -> None:
         """Keep a result, and say its line: also that of a case which is not run, with the reason."""
