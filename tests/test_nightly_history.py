@@ -192,6 +192,10 @@ def test_wrong_is_new_where_it_was_right_or_otherwise_before() -> None:
     assert found.added == ("edu/t.py:A.comes",)
     assert found.gone == ("edu/t.py:A.goes",)
     assert found.against == "n-1"
+    was = {"worse": FAIL, "breaks": PASS, "heals": XPASS}
+    assert found.was == {f"edu/t.py:A.{name}": verdict for name, verdict in was.items()}
+    told = {name: found.before(f"edu/t.py:A.{name}") for name in (*was, "comes", "stays", "goes")}
+    assert told == {**was, "comes": "no result", "stays": "", "goes": ""}
 
 
 def test_every_case_of_both_nights_that_has_another_verdict_is_told_once() -> None:
@@ -332,7 +336,9 @@ def test_what_is_new_is_read_first_and_leads_to_its_evidence(tmp_path: Path) -> 
     order = ["New (1)", "Known issues that were not seen (1)", "As before (1)", "Known issues (1)", "Flakes (1)"]
     places = [page.text.index(title) for title in [*order, "Durations that moved (1)", "Cells (1)", "Skipped"]]
     assert places == sorted(places)
-    assert "<b>it</b> read 7 | 8" in page.text
+    assert "PASS → FAIL edu/t.py:A.new <b>it</b> read 7 | 8" in page.text
+    assert "no result → XPASS edu/t.py:A.surprise" in page.text
+    assert "→" not in page.text.partition("As before (1)")[2]
     assert "the clock jumped" in page.text
     assert "the server cannot" in page.text
     assert "job/1%20new/data/index.html" in page.links
@@ -345,6 +351,7 @@ def test_a_chat_is_told_the_same_and_nothing_of_it_is_markup(tmp_path: Path) -> 
     assert text.startswith("**")
     (row,) = [line for line in text.splitlines() if "A.new" in line and "read 7" in line]
     assert row.replace("\\|", "").count("|") == 4
+    assert row.startswith("| PASS → FAIL |")
     assert "<b>" not in text.replace("\\<", "")
 
 

@@ -13,7 +13,7 @@ from tests.test_nightly_summary import night
 from vfio_user.cli.nightly import _counts, _wrong
 from vfio_user.nightly.comparison import LOOKED_AT
 from vfio_user.nightly.morning import Morning, junit_of, write_morning
-from vfio_user.nightly.summary import Cell, Comparison, Status, Summary, Verdict
+from vfio_user.nightly.summary import Cell, Status, Summary, Verdict
 
 CAUSED = (FAIL, XPASS, Verdict.ERROR, WEDGED)
 
@@ -32,9 +32,9 @@ def test_every_verdict_has_its_reason_in_each_telling(tmp_path: Path) -> None:
         chat = (tmp_path / "summary.md").read_text()
         assert ("because" in page) is (verdict is not PASS), verdict
         assert ("because" in chat) is (verdict not in (PASS, SKIP)), verdict
-        assert list(_wrong(summary, Comparison())) == (
-            [f"{verdict} edu/t.py:A.a: because (as in the last night)"] if verdict in CAUSED else []
-        ), verdict
+        for before, known in ((), ""), ((nth(0, case("a", verdict, **told)),), " (as in the last night)"):
+            said = list(_wrong(summary, compared(summary, *before).compared()))
+            assert said == ([f"{verdict} edu/t.py:A.a: because{known}"] if verdict in CAUSED else []), verdict
 
 
 def test_a_known_issue_is_told_in_its_words_in_each_telling(tmp_path: Path) -> None:
@@ -97,6 +97,8 @@ def test_what_was_wrong_before_is_told_so_and_keeps_no_night_from_being_good(tmp
         lines = list(_wrong(summary, summary.comparison))
         assert sum(line.endswith("(as in the last night)") for line in lines) == known, wrong
         assert len(lines) == new + known, wrong
+        was = {"worse": " (FAIL in the last night)", "breaks": " (PASS in the last night)"}
+        assert all(any(f"A.{name}" in line and line.endswith(was[name]) for line in lines) for name in wrong), wrong
 
 
 def test_a_cell_has_each_of_its_cases_once_those_that_were_not_run_too(tmp_path: Path) -> None:

@@ -82,8 +82,16 @@ def test_only_a_night_that_is_run_writes_down_its_combinations(told: Callable[..
     told()
     kept = lock.read_text()
     for words in ([], *shown):
-        assert told("--locked", *words).exit_code == 0, words
+        assert told("--locked", *words).exit_code == (0 if words else 1), words
     assert lock.read_text() == kept
+
+
+def test_what_is_wrong_is_new_where_nobody_knows_of_a_night_before(told: Callable[..., Result]) -> None:
+    """As where the history was not to be had: it was told as in the last night, and the status was 0."""
+    done = told()
+    assert isinstance(done.exception, VerdictError)
+    assert str(done.exception) == "wrong: 1 of 2 cases"
+    assert "FAIL edu/t.py:A.b: it read 7\n" in done.stdout
 
 
 def test_a_night_is_run_though_nobody_can_say_how_long_it_will_take(

@@ -141,7 +141,7 @@ def _run(night: Night, stage: Stage, base: Path, say: Progress, *, as_json: bool
         summary = night.run(stage, place_of(stage.plan), say)
     finally:
         sys.stdout, sys.stderr = out, err  # avocado, which is to show nothing, puts others in their places
-    compared = summary.comparison or Comparison()
+    compared = summary.compared()
     for line in (*_wrong(summary, compared), f"{night.folder / PAGE}", _counts(summary)):
         click.echo(line, err=as_json)
     if as_json:
@@ -151,15 +151,14 @@ def _run(night: Night, stage: Stage, base: Path, say: Progress, *, as_json: bool
         _say(f"the night was ended {summary.reason}, with {done}")
         raise KeyboardInterrupt
     if compared.new:
-        raise VerdictError(
-            f"wrong, and not so in the last night: {len(compared.new)} of {counted(summary.planned, 'case')}"
-        )
+        how = "wrong, and not so in the last night" if compared.against else "wrong"
+        raise VerdictError(f"{how}: {len(compared.new)} of {counted(summary.planned, 'case')}")
 
 
 def _wrong(summary: Summary, compared: Comparison) -> Iterator[str]:
     for result in summary.wrong():
-        known = "" if result.id in compared.new else " (as in the last night)"
-        yield f"{result.verdict} {result.id}: {result.cause}{known}"
+        before = "as" if result.id in compared.as_before else compared.before(result.id)
+        yield f"{result.verdict} {result.id}: {result.cause}{f' ({before} in the last night)' if before else ''}"
     yield from summary.remarks
 
 
@@ -184,7 +183,7 @@ def compare_command(before: Path, after: Path, as_json: bool) -> None:
     if as_json:
         click.echo(compared.model_dump_json(indent=1))
     else:
-        click.echo("\n".join(_lines(old, new, compared)) or "nothing is otherwise")
+        click.echo("\n".join(_lines(new, compared)) or "nothing is otherwise")
     if compared.new:
         raise VerdictError(f"newly wrong: {len(compared.new)} of {counted(new.planned, 'case')}")
 
@@ -204,13 +203,12 @@ def _kept(night: Path) -> Path:
     raise UserError(f"there is no night {str(night)!r}", hint=f"{near}give its folder, or its name in {base}")
 
 
-def _lines(old: Summary, new: Summary, compared: Comparison) -> Iterator[str]:
-    was = {result.id: result.verdict for result in old.results}
+def _lines(new: Summary, compared: Comparison) -> Iterator[str]:
     now = {result.id: result for result in new.results}
     for case in compared.new:
-        yield f"new: {case}: {was.get(case, 'nothing')} -> {now[case].verdict}: {now[case].cause}"
+        yield f"new: {case}: {compared.before(case)} -> {now[case].verdict}: {now[case].cause}"
     yield from (f"as before: {case}: {now[case].verdict}: {now[case].cause}" for case in compared.as_before)
-    yield from (f"mended: {case}: {was[case]} -> {now[case].verdict}" for case in compared.mended)
+    yield from (f"mended: {case}: {compared.before(case)} -> {now[case].verdict}" for case in compared.mended)
     for changed in compared.changed:
         why = now[changed.id].why
         yield f"changed: {changed.id}: {changed.before} -> {changed.after}{f': {why}' if why else ''}"

@@ -30,12 +30,14 @@ def compare(
     was_wrong = {case: past.verdict for case, past in was.items() if past.verdict.is_wrong}
     wrong = [case for case, past in now.items() if past.verdict.is_wrong]
     is_whole = len(now) == summary.planned and not summary.only
+    new = tuple(case for case in wrong if was_wrong.get(case) is not now[case].verdict)
     mended = tuple(case for case, past in now.items() if case in was_wrong and past.verdict is Verdict.PASS)
     return Comparison(
         against=name,
-        new=tuple(case for case in wrong if was_wrong.get(case) is not now[case].verdict),
+        new=new,
         as_before=tuple(case for case in wrong if was_wrong.get(case) is now[case].verdict),
         mended=mended,
+        was={case: was[case].verdict for case in (*new, *mended) if case in was},
         changed=tuple(
             Changed(id=case, before=was[case].verdict, after=past.verdict)
             for case, past in now.items()

@@ -20,7 +20,7 @@ from userdev.errors import about
 from vfio_user.harness import INDEX
 from vfio_user.harness.artifacts import write_text
 from vfio_user.nightly.history import in_words
-from vfio_user.nightly.summary import CaseResult, Cell, Comparison, Status, Summary, Verdict
+from vfio_user.nightly.summary import CaseResult, Cell, Status, Summary, Verdict
 
 PAGE, MARKDOWN, JUNIT = "index.html", "summary.md", "junit.xml"
 
@@ -63,7 +63,7 @@ class Morning:
     def __init__(self, summary: Summary, folder: Path) -> None:
         """Sort the results of a night that is in `folder`."""
         self.summary = summary
-        self.comparison = summary.comparison or Comparison(new=tuple(result.id for result in summary.wrong()))
+        self.comparison = summary.compared()
         self._folder = folder
         self.by_id = {result.id: result for result in summary.results}
 
@@ -114,6 +114,11 @@ class Morning:
             counts = {verdict: counted[cell.id, verdict] for verdict in Verdict}
             rows.append(CellRow(cell, counts, cell.planned - sum(counts.values())))
         return rows
+
+    def verdict(self, result: CaseResult) -> str:
+        """That of a case, behind the one before where the night is to be read for that: PASS → FAIL."""
+        before = self.comparison.before(result.id)
+        return f"{before} → {result.verdict}" if before else result.verdict
 
     def link(self, result: CaseResult) -> str:
         """Where the evidence of a case is, from the night's folder; "": nothing was kept."""

@@ -201,12 +201,20 @@ class Comparison(_Model):
     as_before: tuple[str, ...] = ()
     """Wrong in the same way before."""
     mended: tuple[str, ...] = ()
+    was: Mapping[str, Verdict] = {}
+    """What those of `new` and `mended` were before, but for cases of which there was nothing."""
     changed: tuple[Changed, ...] = ()
     """Other verdicts that are neither wrong now nor mended: a known issue now, skipped, no longer skipped."""
     added: tuple[str, ...] = ()
     gone: tuple[str, ...] = ()
     moved: tuple[Moved, ...] = ()
     flakes: tuple[Flake, ...] = ()
+
+    def before(self, case: str) -> str:
+        """The verdict that a case of `new` or `mended` had before, in words; "" of others, and without such a night."""
+        if case in self.was:
+            return self.was[case]
+        return "no result" if self.against and case in self.new else ""
 
 
 class Summary(_Model):
@@ -248,6 +256,10 @@ class Summary(_Model):
     def wrong(self) -> list[CaseResult]:
         """Results that somebody has to look at."""
         return [result for result in self.results if result.verdict.is_wrong]
+
+    def compared(self) -> Comparison:
+        """The comparison, or that with nothing: all that is wrong is new where nobody knows of a night before."""
+        return self.comparison or Comparison(new=tuple(result.id for result in self.wrong()))
 
     def write(self, folder: Path) -> Path:
         """Write it to the night's folder: whoever reads meanwhile sees the one before, or this one."""
