@@ -201,6 +201,18 @@ WAYS_OUT = {
     "a queue beyond those that are taken": (GOOD.replace("@queue(0)", "@queue(0, 1)"), "Queues(1)"),
     "a number that is annotated as a text": (GOOD + "    cols: str = config_field(2, 80)\n", "cols: int"),
     "a dict that is annotated as a number": (GOOD + "    said: int = state({})\n", "said: dict"),
+    "the name of what declares functions for queues": (GOOD.replace("    queues =", "    queue ="), "queues = Queues("),
+    "queues above a function": (GOOD.replace("@queue(0)", "@queues(0)"), "@queue(0)"),
+    "a supply by the name of what declares it": (
+        GOOD.replace("Queues(1)", "Queues(3)").replace(
+            "    @q", "    supply = supply(1)\n    more = supply(2)\n    @q"
+        ),
+        "hides supply",
+    ),
+    "a function by the name of what declares it": (
+        GOOD.replace("def fill", "def queue") + "    @queue(1)\n    def fill(self, chain: Chain) -> int: return 0\n",
+        "hides queue",
+    ),
     "another name for virtio_id": (GOOD.replace("virtio_id", "virtio_di"), "virtio_id by virtio_di"),
     "another name for queues": (GOOD.replace("    queues", "    queue_list"), "queues by queue_list"),
     "a text without Annotated": (

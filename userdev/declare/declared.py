@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from functools import wraps
 from types import FrameType
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar, cast
 
 from userdev.errors import DeclarationError
 
@@ -44,6 +44,17 @@ class Declaration:
         self.source = source_of(frame)
         if "__qualname__" in frame.f_locals:  # a class body
             frame.f_locals.setdefault(MADE, []).append(self)
+
+    if not TYPE_CHECKING:  # who has types checked is told there
+
+        def __call__(self, *_: object, **__: object) -> NoReturn:
+            """Tell an author that this is what was declared, and no function."""
+            raise called(self, f", declared at {self.source},", self.call_instead)
+
+    @property
+    def call_instead(self) -> str:
+        """What its author may have meant who calls it."""
+        return "what a function is to do is in one of another name"
 
     def mistake(self) -> str:
         """The mistake in it, whatever else the class has, in words for its author; nothing: it may be used."""
@@ -103,6 +114,21 @@ def wrapper_of(body: type, made: Declaration) -> tuple[str, str] | None:
         if any(getattr(value, inner, None) is made for inner in ("fget", "__func__", "func")):
             return name, type(value).__name__
     return None
+
+
+def called(what: object, said: str, hint: str, rename: str = "give it another name") -> DeclarationError:
+    """The error for a call of what an author has declared; most often that hides the function which declares it.
+
+    said: where it was declared, behind its name
+    hint: what else to do, where it hides nothing; `rename`, where it hides something
+    """
+    frame = authors_frame()
+    body = frame.f_locals.get("__qualname__")
+    name = next((name for name, value in frame.f_locals.items() if value is what), "") or getattr(what, "name", "")
+    if body is not None and str(getattr(frame.f_globals.get(name), "__module__", "")).startswith(OURS):
+        hint = f"it hides {name}, which declares more: {rename}"
+    which = f"{body}.{name}" if body is not None else name
+    return DeclarationError(f"{which}{said} is no function, and is called ({source_of(frame)})", hint=hint)
 
 
 def runs_later(function: Any) -> str:

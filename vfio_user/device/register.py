@@ -185,6 +185,11 @@ class HandledRegister(BaseRegister):
                 fit,
             )
 
+    @property
+    def call_instead(self) -> str:
+        """The functions that complete it."""
+        return f"@{self.name}.reader and @{self.name}.writer complete it; what calls it calls a function of its own"
+
     def _take(self, function: Callable[..., Any]) -> None:
         """The function declared first: the writer if it takes a value (self, [index,] value), else the reader."""
         _refuse_no_function(function)

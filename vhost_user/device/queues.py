@@ -6,9 +6,9 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import MethodType
-from typing import Any, Final, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar, overload
 
-from userdev.declare.declared import Declaration, runs_later, without_parentheses
+from userdev.declare.declared import Declaration, called, runs_later, without_parentheses
 from vhost_user.rings import Chain
 
 MAX_QUEUES = 256
@@ -68,6 +68,13 @@ class Queues:
             raise TypeError(f"paired is {self.paired!r}: it has to be True or False")
         if self.paired and self.count % 2:
             raise ValueError(f"queues that are paired are an even number, not {self.count}")
+
+    if not TYPE_CHECKING:  # who has types checked is told there
+
+        def __call__(self, *_: object) -> NoReturn:
+            """Tell an author that this is not what declares a function."""
+            hint = "@queue(0) stands above the function that takes a queue's requests"
+            raise called(self, "", hint, rename="write queues = Queues(...)")
 
     @property
     def counted(self) -> int:
