@@ -345,11 +345,59 @@ def test_what_a_device_raised_beside_a_test_that_passes_is_warned_of_with_its_li
 
 def test_a_folder_is_named_after_its_test_and_is_one_folder() -> None:
     for test, folder in (
-        ("tests/test_x.py::test_y[a/b]", "tests-test_x.py-test_y-a-b"),
+        ("tests/test_x.py::test_y[a]", "tests-test_x.py-test_y-a"),
         ("test_x.py::TestIt::test_y", "test_x.py-TestIt-test_y"),
         ("test_x.py::test_y[0.5-ü]", "test_x.py-test_y-0.5-ü"),
     ):
         assert folder_name(test) == folder
+
+
+def test_no_two_tests_have_one_folder_and_none_has_a_name_too_long() -> None:
+    """What the later one of two leaves there would be taken for the other's, which it has removed."""
+    values = ("1", "-1", "a/b", "a-b", "a b", "a--b", "a", "", "-", "é" * 300, "é" * 301)
+    tests = [f"tests/test_x.py::test_y[{value}]" for value in values]
+    tests += ["tests/test_x.py::test_y", "tests-test_x.py::test_y", "test_y[a]/test_x.py", "test_y-a/test_x.py"]
+    names = [folder_name(test) for test in tests]
+    assert len({*names}) == len(tests), names
+    for name in names:
+        assert "/" not in name, name
+        assert len(name.encode()) < 255, name
+
+
+AGAIN = """
+from _pytest.runner import runtestprotocol
+
+def pytest_runtest_protocol(item, nextitem):
+    for log in (False, True):
+        item._initrequest()
+        runtestprotocol(item, nextitem=nextitem, log=log)
+    return True
+"""
+FIRST_FAILS = """
+times = []
+
+def test_it(lab):
+    times.append(lab)
+    assert len(times) > 1
+"""
+
+
+def test_one_that_is_run_again_and_passes_leaves_no_failure(project: pytest.Pytester, tmp_path: Path) -> None:
+    """As plugins do that run those again which fail."""
+    project.makeconftest(AGAIN)
+    project.makepyfile(test_it=FIRST_FAILS)
+    assert results(project, "--vfio-results", str(tmp_path)) == {"passed": 1}
+    [folder] = tmp_path.iterdir()
+    assert not (folder / "error.txt").exists()
+
+
+def test_results_are_where_the_run_began_wherever_a_test_goes(project: pytest.Pytester) -> None:
+    project.makeconftest(
+        "import pytest\n@pytest.fixture(autouse=True)\ndef there(tmp_path, monkeypatch): monkeypatch.chdir(tmp_path)"
+    )
+    project.makepyfile(test_it="def test_it(lab): pass")
+    assert results(project) == {"passed": 1}
+    assert [folder.name for folder in (project.path / "results").iterdir()] == ["test_it.py-test_it"]
 
 
 BOOTS = """

@@ -10,7 +10,9 @@ Fixtures: `lab` (guests, servers, migrations), `guest` (one that is booted as th
 
 from __future__ import annotations
 
+import hashlib
 import inspect
+import os
 import re
 import shutil
 import warnings
@@ -49,6 +51,7 @@ class DeviceWarning(UserWarning):
 
 _FAILED: pytest.StashKey[BaseException] = pytest.StashKey()
 _TRIAL: pytest.StashKey[Trial] = pytest.StashKey()
+_OF_ONE_RUN: tuple[pytest.StashKey[Any], ...] = (_FAILED, _TRIAL)
 _OF_VIRTIO = ("vhost-user:", "vhost-user-")
 _NO_FAILURES = (pytest.skip.Exception, pytest.xfail.Exception)
 _RESULTS = "results"
@@ -92,11 +95,12 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
         pytest.fail(f"{error}: {error.hint}", pytrace=False)
 
     option = request.config.getoption
-    folder = Path(option("--vfio-results")) / folder_name(request.node.nodeid)
+    begun_in = request.config.invocation_params.dir  # wherever a test goes
+    folder = begun_in / option("--vfio-results") / folder_name(request.node.nodeid)
     bundle = option("--bundle")
     cell = Cell(qemu=option("--qemu") or "", interpose=option("--interpose"), trace=bool(bundle))
     options = [*(["--interpose"] if cell.interpose else []), *(["--fresh"] if option("--fresh") else [])]
-    place = bundle if bundle in ("", AUTO) else str(Path(bundle) / folder.name)
+    place = bundle if bundle in ("", AUTO) else str(begun_in / bundle / folder.name)
     keeping = keeping_pytest(request.node.nodeid, options, cell.qemu, place)
     keeping.folder = folder
     shutil.rmtree(folder, ignore_errors=True)  # of an earlier run: its page and cores would be taken for this one's
@@ -229,13 +233,16 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Look at what the test's markers name, before a guest is booted for it.
+    """Look at what the test's markers name, before a guest is booted for it; a test that is run again begins anew.
 
     Raises:
         UserError: there is no such known issue, or none is named.
     """
     from userdev.errors import UserError
 
+    for of_a_run_before in _OF_ONE_RUN:
+        if of_a_run_before in item.stash:
+            del item.stash[of_a_run_before]
     for mark in item.iter_markers("known_issue"):
         from vfio_user.harness.known_issues import known_issue  # what it needs comes with an extra
 
@@ -302,5 +309,17 @@ def _cut_behind(entry: TracebackType) -> Iterator[None]:
 
 
 def folder_name(node: str) -> str:
-    """A folder's name for a test's id: `tests/test_x.py::test_y[a/b]` is `tests-test_x.py-test_y-a-b`."""
-    return re.sub(r"[^\w.]+", "-", node).strip("-")
+    """A folder's name for a test's id: `tests/test_x.py::test_y[a]` is `tests-test_x.py-test_y-a`.
+
+    No other test has it: where more is lost of the id than its own signs, a few of its digest's follow.
+    """
+    name = re.sub(r"[^\w.]+", "-", node).strip("-")
+    short = os.fsencode(name)[:_LONGEST_NAME].decode(errors="ignore")
+    if short == name and _TOLD_BY_ITS_NAME.fullmatch(node):
+        return name
+    return f"{short}-{hashlib.sha256(os.fsencode(node)).hexdigest()[:8]}"
+
+
+_LONGEST_NAME = 200
+"""Bytes, of the 255 that a folder's may have."""
+_TOLD_BY_ITS_NAME = re.compile(r"[\w./]+(::\w+)*(\[[\w.]+(-[\w.]+)*\])?")
