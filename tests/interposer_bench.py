@@ -43,7 +43,7 @@ class AnyPeer(Generic[M]):
     def __init__(self, bench: Looped, sock: socket.socket, kind: type[M]) -> None:
         self.socket = sock
         self.stream = Stream(sock)
-        self.framer = Framer(kind, max_message=70 << 20)
+        self.framer = Framer(kind, max_message=70 << 20, max_fds=1024)
         self.bench = bench
         sock.setblocking(False)
 

@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +18,7 @@ from typing import Any, cast
 import pytest
 
 from tests.cases import for_each
+from tests.descriptors import fd_count
 from tests.device_kit import descriptors_left
 from tests.interposed import Interposed, interposed_edu
 from tests.interposer_bench import Bench, dma_map, request
@@ -27,7 +28,7 @@ from userdev.eventfd import signal_eventfd
 from userdev.interposer.interposer import BaseInterposer
 from userdev.relay.direction import Direction
 from userdev.relay.loop import Task
-from userdev.transport import close_all
+from userdev.transport import Stream, close_all
 from vfio_user.client import Disconnected
 from vfio_user.interposer.control.migration import DmaLoggingReport
 from vfio_user.interposer.errors import IncompatibleServer, RequestRefused
@@ -35,6 +36,7 @@ from vfio_user.interposer.guest_memory import read_bytes, read_memory
 from vfio_user.interposer.passing import Passing
 from vfio_user.interposer.restore import restore
 from vfio_user.interposer.survival import Policy
+from vfio_user.interposer.trace import MessageRecord, Note, read_trace
 from vfio_user.wire import HEADER, Command, Message
 from vfio_user.wire import layouts as at
 
@@ -68,6 +70,62 @@ def test_a_descriptor_that_cannot_be_kept_is_passed_on(bench: Bench, monkeypatch
     assert not bench.client.receive().failed
     with pytest.raises(IncompatibleServer, match="DMA_MAP"):
         bench.run(restore(bench.session))
+
+
+def test_more_descriptors_than_one_send_takes_arrive_with_their_message(tmp_path: Path) -> None:
+    """They come in several sends of a message; of those that are sent nothing may be left out, or told otherwise."""
+    for counts, as_sent in (((253,), 253), ((127, 127), 254), ((128, 128), 255), ((253, 1, 253), 255)):
+        with Bench(trace=tmp_path / "trace") as bench, open(os.devnull) as file:
+            before = fd_count()
+            for wanted in (False, True):
+                if wanted:
+                    bench.session.holding.hold()
+                in_several_sends(bench, request(Command.SET_IRQS, bytes(20), id=4), counts, file.fileno())
+                bench.settle()
+                if wanted:
+                    bench.session.holding.resume()
+                arrived = bench.server.receive()
+                close_all(arrived.fds)
+                assert (arrived.id, len(arrived.fds)) == (4, sum(counts)), (counts, wanted)
+                bench.server.send(arrived.error(errno.EINVAL))
+                assert bench.client.receive().id == 4
+                bench.exchange(request(Command.DEVICE_RESET))
+            assert fd_count() == before, counts
+        entries = read_trace(tmp_path / "trace").entries
+        asked = [entry for entry in entries if isinstance(entry, MessageRecord) and not entry.message.is_reply]
+        assert {len(entry.fds) for entry in asked if entry.message.id == 4} == {as_sent}, counts
+        more = {entry.details["count"] for entry in entries if isinstance(entry, Note) and "count" in entry.details}
+        assert more == {sum(counts) - as_sent} - {0}, counts
+
+
+def in_several_sends(bench: Bench, message: Message, counts: tuple[int, ...], fd: int) -> None:
+    data = message.encode()
+    for place, count in enumerate(counts):
+        bench.client.stream.try_send(data[place : place + 1], [fd] * count)
+    bench.client.stream.send(data[len(counts) :])
+
+
+@for_each([errno.EINVAL, errno.ETOOMANYREFS])
+def test_a_message_whose_descriptors_the_kernel_passes_to_nobody_is_not_left_out_of_its_session(
+    number: int, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The peer would go on in the belief that it was sent, and what comes behind it would arrive."""
+    try_send = Stream.try_send
+
+    def refusing(stream: Stream, data: bytes | bytearray | memoryview, fds: Sequence[int] = ()) -> int:
+        if fds:
+            raise OSError(number, os.strerror(number))
+        return try_send(stream, data, fds)
+
+    bench.loop.on_error = lambda error: told.append(error) or True  # type: ignore[func-returns-value]
+    told: list[Exception] = []
+    with open(os.devnull) as file:
+        bench.client.send(mapped(file.fileno()))
+        monkeypatch.setattr(Stream, "try_send", refusing)
+        before = fd_count()
+        bench.settle()
+    assert [getattr(error, "errno", 0) for error in told] == [number]
+    assert fd_count() == before - 1, "the file's own"
 
 
 def test_a_request_whose_descriptor_is_lost_is_refused_in_the_servers_place(bench: Bench) -> None:

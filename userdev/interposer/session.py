@@ -232,8 +232,10 @@ class BaseSession(ABC, Generic[M, H]):
         if view is not BOTH:
             passing.record = self.record(direction, View.RECEIVED, came, passing.pair)
         if after is not None:
-            self._send_on(passing, view)
-            close_all(after.fds)
+            try:
+                self._send_on(passing, view)
+            finally:
+                close_all(after.fds)
         for action in passing.actions:
             action()
 

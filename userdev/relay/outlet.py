@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections import deque
 from collections.abc import Callable, Sequence
 
 from userdev.descriptors import duplicates
-from userdev.transport import Stream, close_all
+from userdev.transport import MAX_FDS_PER_SEND, Stream, close_all
+
+_REFUSED = frozenset({errno.EINVAL, errno.ETOOMANYREFS})
+"""What the kernel says of descriptors that it does not pass on, though the peer is there (unix(7))."""
 
 
 class Outlet:
@@ -34,9 +38,21 @@ class Outlet:
         return self._broken
 
     def send(self, data: bytes | bytearray | memoryview, fds: Sequence[int] = ()) -> None:
-        """Send `data`, and `fds` with its first byte, after everything that waits already."""
+        """Send `data`, and `fds` with its first byte, after everything that waits already.
+
+        More descriptors than one send takes go with the bytes behind it, as they must have come.
+
+        Raises:
+            OSError: the kernel passes these descriptors to nobody, or they cannot be kept.
+        """
         if fds and not self.stream.carries_fds:
             fds = ()
+        while len(fds) > MAX_FDS_PER_SEND and len(data) > 1:
+            self._send(data[:1], fds[:MAX_FDS_PER_SEND])
+            data, fds = data[1:], fds[MAX_FDS_PER_SEND:]
+        self._send(data, fds)
+
+    def _send(self, data: bytes | bytearray | memoryview, fds: Sequence[int]) -> None:
         if self._queue:
             self._keep(data, fds)
             return
@@ -44,21 +60,29 @@ class Outlet:
             sent = self.stream.try_send(data, fds)
         except BlockingIOError:
             self._keep(data, fds)
-        except OSError:
+        except OSError as error:
+            if fds and error.errno in _REFUSED:
+                raise
             self._broken = True
         else:
             if sent < len(data):
                 self._keep(memoryview(data)[sent:], ())
 
     def flush(self) -> None:
-        """Send what waits, as far as the peer takes it."""
+        """Send what waits, as far as the peer takes it.
+
+        Raises:
+            OSError: the kernel passes descriptors that wait to nobody.
+        """
         while self._queue:
             data, fds, taken = self._queue[0]
             try:
                 sent = self.stream.try_send(data, fds)
             except BlockingIOError:
                 return
-            except OSError:
+            except OSError as error:
+                if fds and error.errno in _REFUSED:
+                    raise
                 self._broken = True
                 self.clear()
                 return

@@ -189,9 +189,11 @@ class Pump(Generic[M, H]):
             if self.intercept and not ahead:
                 self._owner.deliver(self.direction, message)
                 continue
-            self.outlet.send(message.encode()[ahead:], message.fds)
-            self._owner.observe(self.direction, message)
-            close_all(message.fds)
+            try:
+                self.outlet.send(message.encode()[ahead:], message.fds)
+                self._owner.observe(self.direction, message)
+            finally:
+                close_all(message.fds)
 
     def _next(self, framer: Framer[M]) -> M | None:
         """The next complete message; what is none goes on as bytes."""
@@ -236,8 +238,10 @@ class Pump(Generic[M, H]):
         if count == 0:
             self._end(None)
             return
-        self.outlet.send(room[:count], fds)
-        close_all(fds)
+        try:
+            self.outlet.send(room[:count], fds)
+        finally:
+            close_all(fds)
         self._owner.unframed(self.direction, bytes(room[:count]), "")
 
     def _end(self, framer: Framer[M] | None) -> None:

@@ -35,6 +35,8 @@ FORMAT = 1
 PREFIX = struct.Struct("<IBBBBQI")
 LENGTH = struct.Struct("<I")
 FD = struct.Struct("<IQQ")
+MAX_FDS = 255
+"""Descriptors that a record describes: their count is one byte."""
 MAX_TIME_NS = 1 << 62
 """Nanoseconds: 146 years."""
 MAX_RECORD = 80 << 20

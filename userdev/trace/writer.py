@@ -18,6 +18,7 @@ from userdev.trace.format import (
     FORMAT,
     LENGTH,
     MAGIC,
+    MAX_FDS,
     PREFIX,
     RecordKind,
     Traced,
@@ -74,9 +75,12 @@ class TraceWriter:
 
         channel: the connection's number in `TracedProtocol.channels`.
         """
-        fds: tuple[FdInfo, ...] = tuple(map(describe, message.fds)) if message.fds else ()
+        fds: tuple[FdInfo, ...] = tuple(map(describe, message.fds[:MAX_FDS])) if message.fds else ()
         place = towards(direction, channel)
-        return self._append(encode_message(place, view, time.monotonic_ns(), pair, message, fds))
+        number = self._append(encode_message(place, view, time.monotonic_ns(), pair, message, fds))
+        if len(message.fds) > MAX_FDS:
+            self.note("descriptors-not-described", record=number, count=len(message.fds) - MAX_FDS)
+        return number
 
     def passed(self, direction: Direction, data: memoryview, pair: int = 0, time: int = 0) -> int:
         """Record a message without descriptors that was passed on unchanged, from its bytes; at `time`, 0 is now.
