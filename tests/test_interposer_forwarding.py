@@ -324,6 +324,31 @@ def test_a_source_that_ends_is_noticed(piped: Piped) -> None:
     assert pump.ended
 
 
+def test_a_source_that_is_never_empty_leaves_others_their_turn(piped: Piped, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is always a part of a next message; the other direction, timers and controllers wait meanwhile."""
+    _, _, pump = piped
+    whole, piece = request(Command.REGION_WRITE, bytes(1009 - HEADER.size)).encode(), 700
+    sent = reads = 0
+
+    def receive(room: memoryview) -> tuple[int, list[int]]:
+        nonlocal reads
+        assert reads < 1000, "nobody else has had a turn"
+        at = piece * reads % len(whole)
+        room[:piece] = (whole * 2)[at : at + piece]
+        reads += 1
+        return piece, []
+
+    def send(data: memoryview) -> None:
+        nonlocal sent
+        sent += len(data)
+
+    monkeypatch.setattr(pump.source, "receive", receive)
+    monkeypatch.setattr(pump.outlet, "send", send)
+    for _ in range(3):
+        pump.ready()
+    assert sent == piece * reads // len(whole) * len(whole), "each whole message goes on, and none twice"
+
+
 def test_a_source_is_not_read_on_in_the_middle_of_a_message_where_enough_is_kept(
     piped: Piped, bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
