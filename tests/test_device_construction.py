@@ -180,6 +180,26 @@ def test_state_that_an_option_sets_is_what_a_reset_brings_back(early: bool) -> N
     assert Limited(limit=1).limit == 1
 
 
+def test_what_a_constructor_puts_into_configuration_space_is_what_a_reset_brings_back() -> None:
+    class Named(PciDevice):
+        ids = PciIds(0x1AF4, 0x10F0)
+        capabilities = (VendorSpecific(bytes(5)),)
+
+        def __init__(self, *, board: Annotated[int, "which of them it is"] = 3) -> None:
+            super().__init__()
+            place = self.config.find_capability(VendorSpecific.id)
+            assert place is not None
+            self.place = place + 3
+            self.config.set(self.place, 1, board)
+
+    device = Named(board=7)
+    for kind in (ResetKind.DEVICE, ResetKind.FLR):
+        device.config.set(device.place, 1, 9)
+        function_of(device).reset(kind)
+        assert device.config.get(device.place, 1) == 7
+    assert function_of(Named(board=8)).identity() != function_of(device).identity(), "it is another board"
+
+
 def test_the_outermost_constructor_has_the_last_word() -> None:
     device = Deeper(limit=3)
     device.total = device.limit = 0

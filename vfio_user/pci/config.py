@@ -65,7 +65,9 @@ class ConfigSpace:
         return int.from_bytes(self.data[offset : offset + size], "little")
 
     def set(self, offset: int, size: int, value: int) -> None:
-        """The device's own store: no masks, no watchers."""
+        """The device's own store: no masks, no watchers. It lasts until a reset, and migration leaves bits behind that
+        software cannot write: what they come from belongs into state, and `on_load` or `on_config_read` sets them again.
+        """
         self.data[offset : offset + size] = value.to_bytes(size, "little")
 
     def find_capability(self, id: int, *, extended: bool = False, after: int = 0) -> int | None:
@@ -113,6 +115,10 @@ class ConfigSpace:
     def reset(self) -> None:
         """Back to the values of `define`; watchers are not called."""
         self.data[:] = self._after_reset
+
+    def take_as_after_reset(self) -> None:
+        """Resets bring back what is there now."""
+        self._after_reset[:] = self.data
 
     def after_reset(self, offset: int, count: int) -> bytes:
         """The values of these bytes after a reset."""
