@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import types
 from collections.abc import Callable
 from contextlib import closing
@@ -13,14 +14,19 @@ import pytest
 
 from tests.cases import for_each, for_each_row
 from userdev.declare.options import FALSE, TRUE
+from userdev.errors import DeclarationError
 from userdev.serving.command_line import Serving
+from userdev_servers.blk import Blk
 from userdev_servers.edu import Edu
+from userdev_servers.gpio import Gpio
+from userdev_servers.net import Net
 from userdev_servers.nvme import Nvme
+from userdev_servers.rng import Rng
 from vfio_user import PciDevice, PciIds, UserError
 from vfio_user.device import Option, device_options, parse_options
 from vfio_user.server import command_line as pci
 from vhost_user.backend import command_line as vhost
-from vhost_user.device import VhostDevice
+from vhost_user.device import VhostDevice, model_of
 
 
 class Optioned(PciDevice):
@@ -120,6 +126,45 @@ def test_wrong_options_are_the_users_error(texts: dict[str, str]) -> None:
     with pytest.raises(UserError) as refused:
         parse_options(Optioned, texts)
     assert f"--{next(iter(texts)).replace('_', '-')}" in str(refused.value), "as it is written"
+
+
+TRIED: dict[type, list[Any]] = {
+    int: [-(1 << 70), -1, 0, 1, 257, 2049, 1 << 20, 1 << 70],
+    bool: [False, True],
+    str: ["", "é", ":", "x" * 5000, "/dev/null", "/", "/nowhere/at/all"],
+    Path: [Path(), Path("x" * 5000), Path("/dev/null"), Path("/"), Path("/nowhere/at/all")],
+}
+"""Of each type of an option what a person may have given by mistake."""
+
+
+@for_each([Edu, Gpio, Nvme, Blk, Net, Rng], ids=lambda device: device.__name__)
+def test_an_option_that_a_device_of_ours_cannot_have_is_told_to_who_gave_it(
+    device_class: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    needed = {"image": "memory:1M"} if device_class in (Nvme, Blk) else {}
+    for option in device_options(device_class):
+        for value in TRIED[option.type]:
+            refusal: Exception | None = None
+            try:
+                device = device_class(**{**needed, option.name: value})
+            except Exception as failure:
+                refusal = failure
+            else:
+                (model_of(device) if isinstance(device, VhostDevice) else device).close()
+            told = isinstance(refusal, UserError | OSError | None) and not isinstance(refusal, DeclarationError)
+            assert told, f"--{option.name} {value!r}: {refusal!r}"
+
+
+def test_random_bytes_that_cannot_be_given_again_are_refused(tmp_path: Path) -> None:
+    once = tmp_path / "pipe"
+    os.mkfifo(once)
+    writer = os.open(once, os.O_RDWR)
+    os.write(writer, b"some")
+    with pytest.raises(UserError):
+        Rng(source=once)
+    assert os.read(writer, 4) == b"some", "nothing of it was taken"
+    os.close(writer)
 
 
 TAKEN = [

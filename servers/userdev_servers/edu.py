@@ -10,7 +10,7 @@ import logging
 from math import factorial
 from typing import Annotated, Any
 
-from userdev.errors import ProtocolError
+from userdev.errors import ProtocolError, UserError
 from vfio_user.device import (
     Bar,
     IntX,
@@ -63,10 +63,14 @@ class Edu(PciDevice):
         flr: Annotated[bool, "be a PCI Express endpoint that can be reset by the guest (FLR)"] = False,
         pm: Annotated[bool, "have the power states D0 and D3hot; waking from D3hot resets the device"] = False,
     ) -> None:
+        try:
+            messages = MsiX(msix, bar=4)
+        except ValueError as error:
+            raise UserError(f"--msix: {error}") from None
         self.dma_mask = dma_mask
         self.vectors = max(MSI_VECTORS, msix)
         super().__init__(
-            interrupts=IntX() | Msi(MSI_VECTORS) | MsiX(msix, bar=4),
+            interrupts=IntX() | Msi(MSI_VECTORS) | messages,
             capabilities=(
                 *((PowerManagement(),) if pm else ()),
                 *((PciExpress(flr=True),) if flr else ()),

@@ -21,11 +21,19 @@ class Rng(VhostDevice):
     def __init__(
         self, *, source: Annotated[Path, "the file whose bytes it gives, again and again"] = Path("/dev/urandom")
     ) -> None:
+        """Open the file.
+
+        Raises:
+            UserError: it is empty, or is read once only, as a pipe is.
+            OSError: it cannot be opened.
+        """
         super().__init__()
         self._source = source.open("rb", buffering=0)
-        if not self._source.read(1):
+        again = self._source.seekable()  # before a byte is taken, which somebody else may want
+        if not (again and self._source.read(1)):
             self._source.close()
-            raise UserError(f"{source} has no bytes to give", hint="leave --source out for the kernel's random bytes")
+            what = "has no bytes to give" if again else "cannot be read again from its beginning"
+            raise UserError(f"{source} {what}", hint="leave --source out for the kernel's random bytes")
         self._source.seek(0)
 
     @queue(0)

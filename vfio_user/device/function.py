@@ -142,7 +142,7 @@ class Function:
         self.migration = Migration(self) if author.migratable else None
 
     def constructed(self) -> None:
-        """The author's `__init__` is done: what it has set, state and configuration space, is what resets bring back."""
+        """The author's `__init__` is done: resets bring back what it has set, state and configuration space."""
         self._snapshot.take_as_after_reset()
         self.config.take_as_after_reset()
 

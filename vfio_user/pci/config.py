@@ -65,8 +65,10 @@ class ConfigSpace:
         return int.from_bytes(self.data[offset : offset + size], "little")
 
     def set(self, offset: int, size: int, value: int) -> None:
-        """The device's own store: no masks, no watchers. It lasts until a reset, and migration leaves bits behind that
-        software cannot write: what they come from belongs into state, and `on_load` or `on_config_read` sets them again.
+        """The device's own store: no masks, no watchers.
+
+        It lasts until a reset, and migration leaves bits behind that software cannot write: what they come from belongs
+        into state, and `on_load` or `on_config_read` sets them again.
         """
         self.data[offset : offset + size] = value.to_bytes(size, "little")
 

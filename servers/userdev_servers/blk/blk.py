@@ -99,7 +99,10 @@ class Blk(VhostDevice):
         """
         if not image:
             raise UserError("a disk needs an image", hint="--image FILE[:SIZE][:ro]")
-        self.queues = Queues(queues, QUEUE_SIZE)
+        try:
+            self.queues = Queues(queues, QUEUE_SIZE)
+        except ValueError as error:
+            raise UserError(f"--queues: {error}") from None
         backings = open_images(image, SECTOR)
         self.backing = backings[0]
         if len(backings) > 1:
