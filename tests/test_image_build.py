@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import struct
 import time
+import tracemalloc
 from collections.abc import Iterable, Sequence
 from multiprocessing import get_context
 from pathlib import Path
@@ -116,7 +117,8 @@ def test_an_image_has_packages_programs_settings_and_keys(room: Path) -> None:
     assert files["usr/bin/ls"] == b"/usr/bin/busybox"
     assert files["init"] == b"usr/bin/busybox"
     assert files["etc/modules"] == b"virtio_net\n"
-    assert files["etc/inittab"].endswith(b"::respawn:/usr/sbin/service sshd dropbear -F\n")
+    assert files["etc/inittab"].endswith(b"::respawn:/usr/sbin/service sshd\n")
+    assert files["etc/service.d/sshd"] == b"exec dropbear -F\n"
     assert files["opt/vfio-user/library.py"] == b"x = 1\n"
     assert image.ssh_key.with_suffix(".pub").read_bytes().strip() in files["root/.ssh/authorized_keys"]
 
@@ -200,10 +202,66 @@ def test_an_edited_file_of_ones_own_needs_no_package(mine: Path) -> None:
     assert Packages.unpacked == 1
 
 
+def test_whatever_a_folder_of_ones_own_has_is_in_the_image(mine: Path) -> None:
+    """A folder with nothing in it, a name that is no UTF-8, a file behind a link, and one of no size."""
+    data = mine.parent / "data"
+    (data / "empty" / "more").mkdir(parents=True)
+    (data / os.fsdecode(b"gr\xf6\xdfe")).write_bytes(b"")
+    (data / "link").symlink_to("deep")
+    image = builder.ensure_image(str(mine))
+    assert {"srv/data/empty/more", "srv/data/link/numbers", os.fsdecode(b"srv/data/gr\xf6\xdfe")} <= {*contents(image)}
+    (data / "empty" / "more").rmdir()
+    assert "srv/data/empty/more" not in contents(builder.ensure_image(str(mine)))
+
+
+def test_a_large_file_of_ones_own_is_read_in_pieces(mine: Path) -> None:
+    """For each boot that looks whether the image is still of that."""
+    size = 64 << 20
+    with (mine.parent / "data" / "large").open("wb") as file:
+        file.truncate(size)
+    image = builder.ensure_image(str(mine))
+    tracemalloc.start()
+    try:
+        assert builder.ensure_image(str(mine)) == image
+        assert tracemalloc.get_traced_memory()[1] < size
+    finally:
+        tracemalloc.stop()
+    assert image.initramfs.stat().st_size > size
+
+
+OUT_OF_PLACE = {
+    "/tmp/x": ("tool.sh", "a file system of its own at /tmp"),
+    "//run/x": ("tool.sh", "a file system of its own at /run"),
+    "/srv/../var/run/x": ("data", "a file system of its own at /var/run"),
+    "/lib": ("tool.sh", "/lib is a folder of every guest"),
+    "/usr/bin/.": ("tool.sh", "is a folder of every guest"),
+    "/.": ("tool.sh", "is a folder of every guest"),
+    "/opt/vfio-user": ("tool.sh", "/opt/vfio-user cannot be a file"),
+}
+
+
+def test_what_would_not_be_there_or_keep_the_guest_from_running_is_refused(mine: Path) -> None:
+    for where, (what, told) in OUT_OF_PLACE.items():
+        mine.write_text(f"extends: small\ndescription: with mine\nown_files: {{{where}: {what}}}\n")
+        with pytest.raises(UserError) as caught:
+            builder.ensure_image(str(mine))
+        assert told in str(caught.value), where
+
+
+def test_an_empty_folder_takes_no_place_of_a_link_to_another(mine: Path) -> None:
+    (mine.parent / "empty").mkdir()
+    mine.write_text("extends: small\ndescription: with mine\nown_files: {/lib: empty}\n")
+    image = builder.ensure_image(str(mine))
+    assert [data for name, _mode, data, *_ in members(image.initramfs.read_bytes()) if name == "lib"] == [b"usr/lib"]
+
+
 def test_what_is_no_file_cannot_be_in_an_image(mine: Path) -> None:
-    (mine.parent / "data" / "dead").symlink_to("nowhere")
-    with pytest.raises(UserError, match="dead"):
-        builder.ensure_image(str(mine))
+    for target in ("nowhere", ".", ".."):
+        link = mine.parent / "data" / "dead"
+        link.symlink_to(target)
+        with pytest.raises(UserError, match="dead"):
+            builder.ensure_image(str(mine))
+        link.unlink()
 
 
 def own_kernel(folder: Path, build: bytes) -> None:
@@ -241,6 +299,27 @@ def test_a_kernel_that_was_built_again_is_taken(kernel: Path) -> None:
 def test_what_is_no_folder_of_modules_is_named(kernel: Path) -> None:
     (kernel.parent / "lib/modules/7.0-mine/modules.builtin").unlink()
     with pytest.raises(UserError, match=r"7\.0-mine is no kernel's folder of modules"):
+        builder.ensure_image(str(kernel))
+
+
+def test_a_kernel_and_modules_of_another_are_told_apart(kernel: Path) -> None:
+    """As after `make` without `make modules_install`."""
+    own_kernel(kernel.parent, b"Linux version 7.1-mine+ (gcc)")
+    with pytest.raises(UserError, match=r"are for the kernel 7\.0-mine, and .*bzImage is 7\.1-mine\+"):
+        builder.ensure_image(str(kernel))
+    own_kernel(kernel.parent, b"Linux version 7.0-mine (gcc)")
+    assert b"7.0-mine" in builder.ensure_image(str(kernel)).kernel.read_bytes()
+
+
+def test_modules_are_those_of_the_kernel_whatever_leads_to_them(kernel: Path) -> None:
+    (kernel.parent / "modules").symlink_to("lib/modules/7.0-mine")
+    kernel.write_text(kernel.read_text().replace("lib/modules/7.0-mine", "modules"))
+    assert "usr/lib/modules/7.0-mine/modules.dep" in contents(builder.ensure_image(str(kernel)))
+
+
+def test_a_folder_is_no_kernel(kernel: Path) -> None:
+    kernel.write_text(kernel.read_text().replace("bzImage", "lib"))
+    with pytest.raises(UserError, match="lib cannot be read: Is a directory"):
         builder.ensure_image(str(kernel))
 
 
@@ -435,6 +514,12 @@ def test_a_recipe_that_extends_one_with_a_typo_is_told_what_was_meant(tmp_path: 
 def test_a_recipe_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"gone\.yaml"):
         load_recipe(str(tmp_path / "gone.yaml"))
+
+
+def test_what_a_guest_mounts_a_recipe_knows() -> None:
+    mounts = [line.split()[1] for line in (recipe.ROOM / "rootfs/etc/fstab").read_text().splitlines()]
+    for mount in mounts:
+        assert any(Path(mount).is_relative_to(known) for known in recipe.MOUNTED), mount
 
 
 @pytest.mark.parametrize("name", recipe_names())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import lzma
+import os
 import stat
 import struct
 import subprocess
@@ -42,7 +43,7 @@ def members(data: bytes) -> list[tuple[str, int, bytes, tuple[int, int], int]]:
         assert data[at : at + 6] == b"070701"
         fields = [int(data[at + 6 + 8 * n : at + 14 + 8 * n], 16) for n in range(13)]
         _inode, mode, owner, _group, _links, _time, size, _major, _minor, major, minor, name_size, _check = fields
-        name = data[at + 110 : at + 110 + name_size - 1].decode()
+        name = os.fsdecode(data[at + 110 : at + 110 + name_size - 1])
         start = (at + 110 + name_size + 3) & ~3
         at = (start + size + 3) & ~3
         if name != "TRAILER!!!":
@@ -77,6 +78,15 @@ def test_the_size_of_a_link_is_that_of_its_bytes() -> None:
     for name in ("a", "b"):
         tree.add(name, Symlink(f"usr/größe-{name}"))
     assert [content.decode() for _, _, content, _, _ in members(archive(tree))] == ["usr/größe-a", "usr/größe-b"]
+
+
+def test_a_file_for_which_the_format_has_no_number_is_refused(tmp_path: Path) -> None:
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(4 << 30)
+    tree = Tree()
+    tree.add("srv/large", File(0o644, tmp_path / "large"))
+    with pytest.raises(UserError, match=r"/srv/large has 4294967296 bytes"):
+        archive(tree)
 
 
 def test_archives_follow_each_other() -> None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -190,7 +191,7 @@ def _build(recipe: ImageRecipe, progress: Progress) -> GuestImage:
 def _image_folder(recipe: ImageRecipe, base: Path, keys: Keys) -> Path:
     made_of = [base.name, _builder_digest(), keys.host_public, keys.client_public]
     for path, entry in overlay_tree(recipe):
-        made_of += [path, repr(entry)]
+        made_of += [path, str(entry)]
     return _images() / f"{recipe.name}-{_digest(*made_of)[:_DIGITS]}"
 
 
@@ -246,12 +247,24 @@ def _pack_base(recipe: ImageRecipe, packages: Path, into: Path, debs: list[str])
         raise UserError(f"recipe {recipe.name}: {error}", hint=error.hint) from error
     vmlinuz = own.image if own else _only(packages, "boot/vmlinuz-*", recipe.kernel)
     vmlinux = extract_vmlinux(vmlinuz)
+    if own:
+        _require_its_modules(own, vmlinux, kernel.release)
     (into / "vmlinux").write_bytes(vmlinux)
     shutil.copyfile(vmlinuz, into / "vmlinuz")
     with (into / "base.cpio").open("wb") as out:
         write_cpio(tree, out)
     contents = {"kernel": hashlib.sha256(vmlinux).hexdigest(), "release": kernel.release, "packages": debs}
     _write_manifest(into, contents)
+
+
+def _require_its_modules(own: OwnKernel, vmlinux: bytes, release: str) -> None:
+    """Raise UserError where a kernel says of itself that it is another one than its modules are for."""
+    banners = {banner.decode() for banner in re.findall(rb"Linux version ([\w.+~-]+) \(", vmlinux)}
+    if banners and release not in banners:
+        raise UserError(
+            f"the modules in {own.modules} are for the kernel {release}, and {own.image} is {' or '.join(banners)}",
+            hint="run `make modules_install` after `make`, and name that folder",
+        )
 
 
 def _state_of(own: OwnKernel) -> list[tuple[str, int, int]]:
@@ -273,7 +286,7 @@ def _builder_digest() -> str:
 
 
 def _digest(*parts: str) -> str:
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+    return hashlib.sha256(os.fsencode("\0".join(parts))).hexdigest()
 
 
 def _file_digest(path: Path) -> str:

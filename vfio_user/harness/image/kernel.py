@@ -65,13 +65,25 @@ def decompress(data: bytes, what: object) -> bytes:
     raise UserError(f"{what} is compressed in a way that is not known here (it begins {data[:6].hex(' ')})")
 
 
+def content_of(path: Path) -> bytes:
+    """What is in a file of a kernel.
+
+    Raises:
+        UserError: it is a folder, or cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+
+
 def extract_vmlinux(image: Path) -> bytes:
     """The ELF kernel inside the bzImage at `image`.
 
     Raises:
-        UserError: it is no bzImage.
+        UserError: it is no bzImage, or cannot be read.
     """
-    data = image.read_bytes()
+    data = content_of(image)
     if len(data) < _PAYLOAD + 8 or data[_HEADER_MAGIC : _HEADER_MAGIC + 4] != b"HdrS":
         raise UserError(f"{image.name} is not a Linux kernel for x86")
     offset, length = struct.unpack_from("<II", data, _PAYLOAD)

@@ -16,7 +16,7 @@ from pathlib import Path
 from elftools.elf.elffile import ELFFile
 
 from userdev.errors import UserError
-from vfio_user.harness.image.kernel import decompress
+from vfio_user.harness.image.kernel import content_of, decompress
 
 _SIGNED = b"~Module signature appended~\n"
 
@@ -76,7 +76,7 @@ class KernelModules:
             UserError: the folder has no list of what is built in.
         """
         self.folder = folder
-        self.release = folder.name
+        self.release = folder.resolve().name  # whatever leads there
         self._paths = {module_name(path.name): path for path in sorted(folder.glob("kernel/**/*.ko*"))}
         self._builtin = {module_name(line) for line in _lines(folder / "modules.builtin")}
         self._loaded: dict[str, Module] = {}
@@ -113,7 +113,7 @@ class KernelModules:
             if path is None:
                 raise UserError(f"the kernel {self.release} has no module {name}")
             relative = path.relative_to(self.folder).as_posix()
-            data = without_signature(decompress(path.read_bytes(), path.name))
+            data = without_signature(decompress(content_of(path), path.name))
             self._loaded[name] = Module(relative.partition(".ko")[0] + ".ko", data)
         return self._loaded[name]
 

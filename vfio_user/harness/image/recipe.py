@@ -8,7 +8,8 @@ what somebody adds to it.
 from __future__ import annotations
 
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from posixpath import normpath
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, StringConstraints, ValidationError
@@ -27,9 +28,16 @@ Text = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]*$")]
 """One line: what is in a recipe gets into the guest's settings."""
 
 
+MOUNTED = ("/dev", "/proc", "/run", "/sys", "/tmp", "/var/run")
+"""Where a guest mounts file systems as it boots (rootfs/etc/rc and fstab), or has a link to one."""
+
+
 def _in_the_guest(path: str) -> str:
     if not re.fullmatch(r"/[^\x00-\x1f\x7f]+", path):
         raise ValueError("a path in the guest begins with /, and is one line")
+    for mount in MOUNTED:
+        if PurePosixPath(normpath("/" + path.lstrip("/"))).is_relative_to(mount):
+            raise ValueError(f"the guest has a file system of its own at {mount}, in which nothing of an image is")
     return path
 
 

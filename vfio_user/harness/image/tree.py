@@ -6,6 +6,8 @@ since trixie; a guest's root has `bin`, `sbin`, `lib` and `lib64` as links.
 
 from __future__ import annotations
 
+import hashlib
+import io
 import posixpath
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -44,13 +46,27 @@ class File:
     mode: int
     content: bytes | Path
 
-    def read(self) -> bytes:
-        """The content, from the file of the host where it is one.
+    def open(self) -> io.BytesIO | io.BufferedReader:
+        """The content, to be read from its beginning.
 
         Raises:
-            OSError: that cannot be read.
+            OSError: it is a file of the host's that cannot be read.
         """
-        return self.content if isinstance(self.content, bytes) else self.content.read_bytes()
+        return io.BytesIO(self.content) if isinstance(self.content, bytes) else self.content.open("rb")
+
+    def read(self) -> bytes:
+        """The content, whole.
+
+        Raises:
+            OSError: as `open`.
+        """
+        with self.open() as content:
+            return content.read()
+
+    def __str__(self) -> str:
+        """The mode and the content's digest: what tells it from another."""
+        with self.open() as content:
+            return f"file {self.mode:o} {hashlib.file_digest(content, 'sha256').hexdigest()}"
 
 
 Entry = Directory | Symlink | Node | File
@@ -71,6 +87,10 @@ class Tree:
 
     def __getitem__(self, path: str) -> Entry:
         return self._entries[merged(path)]
+
+    def get(self, path: str) -> Entry | None:
+        """The entry at a path; None where there is none."""
+        return self._entries.get(merged(path))
 
     def add(self, path: str, entry: Entry) -> None:
         """Add `entry` at `path`, relative or absolute, and the directories above it that are not there yet."""
