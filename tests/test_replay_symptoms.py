@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from errno import EINVAL, EPERM
 from pathlib import Path
@@ -18,6 +21,7 @@ from tests.scripted_server import ScriptedServer
 from tests.traced import DOWN, UP, Written
 from userdev.descriptors import FdInfo, FdKind
 from userdev.transport import Stream
+from vfio_user.client import EventFd
 from vfio_user.interposer.replay import Ignored, What, load_script, replay
 from vfio_user.interposer.replay.comparing import Comparison
 from vfio_user.interposer.replay.memory import PAGE, SparseMemory
@@ -26,8 +30,9 @@ from vfio_user.interposer.replay.player import Player
 from vfio_user.interposer.replay.script import Script
 from vfio_user.interposer.replay.symptom import Symptom
 from vfio_user.interposer.trace import MessageRecord
-from vfio_user.wire import CURRENT, Capabilities, Command, encode_version
-from vfio_user.wire.layouts import DMA_ACCESS
+from vfio_user.wire import CURRENT, Capabilities, Command, Message, encode_version
+from vfio_user.wire.constants import IrqIndex, IrqSetFlags
+from vfio_user.wire.layouts import DMA_ACCESS, IRQ_SET
 
 WRONG_REPLY = Difference(What.REPLY, 5, evidence=b"wrong")
 STRAY = Difference(What.INTERRUPT_UNEXPECTED, 0, evidence=(2, 0), after=5)
@@ -87,6 +92,86 @@ def test_a_server_that_agrees_where_another_did_not_differs_whatever_either_offe
     Comparison(script, Ignored(), None, outcome).reply(recorded, found)
     assert [each.what for each in outcome.differences] == [What.REPLY] * (not same)
     assert outcome.compared == same
+
+
+HELLO = request(Command.VERSION, encode_version(CURRENT, 0, Capabilities()))
+
+
+def test_a_reply_is_the_same_only_with_its_command_and_its_descriptors(tmp_path: Path) -> None:
+    """Of descriptors it counts what they are: a file in memory is as good as one on disk."""
+    trace = Written(tmp_path / "trace")
+    with trace, open(tmp_path / "file", "wb") as file, EventFd() as event, memfd() as memory:
+        trace.ask(replace(HELLO), encode_version(CURRENT, 0, Capabilities()))
+        asked = trace.ask(request(Command.GET_REGION_INFO, b"which"), b"this", reply_fds=[memory])
+        trace.writer.flush()
+        script = load_script(trace.path)
+        cases: dict[str, tuple[int, list[int], bool]] = {
+            "the same": (0, [memory], True),
+            "a file": (0, [file.fileno()], True),
+            "none": (0, [], False),
+            "one too many": (0, [memory, memory], False),
+            "of another kind": (0, [event.fd], False),
+            "to another command": (1, [memory], False),
+        }
+        for name, (more, fds, same) in cases.items():
+
+            def answer(_: ScriptedServer, message: Message, more: int = more, fds: list[int] = fds) -> Message:
+                return replace(message.reply(b"this", fds), command=message.command + more)
+
+            with ScriptedServer(answer) as server, Player(script, server.client_stream, patience=PATIENCE) as player:
+                outcome = player.play()
+            assert outcome.same is same, name
+            assert [(each.what, each.record) for each in outcome.differences] == [(What.REPLY, asked)] * (not same), (
+                name
+            )
+            assert all(each.expected != each.found for each in outcome.differences), name
+            with ScriptedServer(answer) as server, Player(outcome.played, server.client_stream) as player:
+                assert player.play().same, f"{name}: what was played is compared with what it is"
+
+
+def test_an_interrupt_is_the_same_only_as_often_as_it_came_however_much_at_once(tmp_path: Path) -> None:
+    """An eventfd counts: two that come together are looked at once, in a recording or in a replay."""
+    for recorded, comes, differs in (
+        ([1], [1], {}),
+        ([2], [1, 1], {}),
+        ([1, 1], [2], {}),
+        ([3, 1], [1, 1, 1, 1], {}),
+        ([1], [2], {What.INTERRUPT_UNEXPECTED}),
+        ([1, 1], [1, 2], {What.INTERRUPT_UNEXPECTED}),
+        ([2], [1], {What.INTERRUPT_MISSING}),
+        ([1, 2], [2], {What.INTERRUPT_MISSING}),
+    ):
+        with EventFd() as event, Written(tmp_path / "trace") as trace:
+            trace.ask(replace(HELLO), encode_version(CURRENT, 0, Capabilities()))
+            flags = IrqSetFlags.DATA_EVENTFD | IrqSetFlags.TRIGGER
+            payload = IRQ_SET.pack(IRQ_SET.size, flags, IrqIndex.MSIX, 0, 1)
+            trace.ask(replace(request(Command.SET_IRQS, payload), fds=[event.fd]))
+            trace.ask(write(0, UP, b"\1\0\0\0"))
+            for count in recorded:
+                trace.writer.note("interrupt", index=2, vector=0, count=count)
+            trace.ask(read(0, UP))
+
+        def answer(server: ScriptedServer, message: Message, comes: list[int] = comes) -> Message:
+            if message.command == server.number(Command.REGION_WRITE):
+                for count in comes:
+                    os.eventfd_write(server.fds[0], count)
+            return message.reply()
+
+        patience = 2.0 if What.INTERRUPT_MISSING in differs else PATIENCE
+        script = load_script(trace.path)
+        with ScriptedServer(answer) as server, Player(script, server.client_stream, patience=patience) as player:
+            outcome = player.play()
+        assert {each.what for each in outcome.differences} == set(differs), (recorded, comes)
+        assert len(outcome.differences) == len(differs), (recorded, comes)
+
+
+@contextmanager
+def memfd() -> Iterator[int]:
+    fd = os.memfd_create("region")
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def test_one_that_does_not_answer_is_asked_on_if_it_ever_has() -> None:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from userdev.counted import times
+from userdev.descriptors import FdInfo, FdKind
 from vfio_user.interposer.replay.ignoring import Ignored
 from vfio_user.interposer.replay.outcome import Difference, ReplayOutcome, What
 from vfio_user.interposer.replay.script import Script
-from vfio_user.interposer.replay.steps import is_servers_request, vector_of
+from vfio_user.interposer.replay.steps import count_of, is_servers_request, vector_of
 from vfio_user.interposer.trace import MessageRecord, Note
 from vfio_user.interposer.trace.decode import DecodedMessage, describe, name_of
 from vfio_user.interposer.trace.registers import RegisterMap
 from vfio_user.wire import Command, Message
 from vfio_user.wire.constants import IrqIndex
+
+_Reply = tuple[Message, tuple[str, ...]]
+"""A message, and what its descriptors are."""
+_FILES = frozenset({FdKind.FILE, FdKind.MEMFD, FdKind.HUGETLB})
 
 
 class Comparison:
@@ -32,8 +40,8 @@ class Comparison:
         self._requests = [step for step in script.steps if is_servers_request(step)]
         """Of the server's, those that have not come yet."""
 
-    def reply(self, request: MessageRecord, reply: Message) -> None:
-        """The server has answered."""
+    def reply(self, request: MessageRecord, reply: Message, fds: Sequence[FdInfo] = ()) -> None:
+        """The server has answered, with such descriptors."""
         recorded = self.replies.get(request.number)
         if recorded is None:
             self._outcome.compared += self._compared is None
@@ -41,9 +49,10 @@ class Comparison:
         expected = recorded.message
         if request.message.command == self._dialect.number(Command.VERSION):
             # what a server offers may change; that it agrees may not
-            self._judge(request, expected, reply, expected.failed == reply.failed)
+            self._judge(request, (expected, ()), (reply, ()), same=expected.failed == reply.failed)
             return
-        self._judge(request, expected, reply, _said(expected) == _said(reply))
+        was, now = (expected, _kinds(recorded.fds)), (reply, _kinds(fds))
+        self._judge(request, was, now, same=_said(*was) == _said(*now))
 
     def request(self, request: Message) -> MessageRecord | None:
         """The server asks something: the recorded request that this is, if any."""
@@ -79,18 +88,19 @@ class Comparison:
         self._outcome.compared += counts
         self._outcome.ignored += not counts
 
-    def interrupt_missing(self, step: Note) -> None:
-        """A recorded interrupt has not come in time."""
+    def interrupt_missing(self, step: Note, came: int = 0) -> None:
+        """A recorded interrupt has not come in time, or not as often: only so many times."""
         where = vector_of(step)
         if self._counts(step.number) and not self._ignored.interrupt(*where):
             text = _interrupt(where)
-            self._differs(What.INTERRUPT_MISSING, step.number, text, "", where, text)
+            said = _so_often(text, count_of(step)), _so_often(text, came)
+            self._differs(What.INTERRUPT_MISSING, step.number, *said, where, text)
 
-    def interrupt_unexpected(self, where: tuple[int, int]) -> None:
-        """An interrupt has come that was not recorded."""
-        if self._knows_interrupts and self._counts(0) and not self._ignored.interrupt(*where):
+    def interrupt_unexpected(self, where: tuple[int, int], count: int = 1) -> None:
+        """An interrupt has come, so often, that was not recorded."""
+        if count and self._knows_interrupts and self._counts(0) and not self._ignored.interrupt(*where):
             text = _interrupt(where)
-            self._differs(What.INTERRUPT_UNEXPECTED, 0, "", text, where, text)
+            self._differs(What.INTERRUPT_UNEXPECTED, 0, "", _so_often(text, count), where, text)
 
     def no_reply(self, request: MessageRecord, seconds: float) -> None:
         """The server has not answered in time."""
@@ -116,7 +126,8 @@ class Comparison:
         if self._counts(0):
             self._differs(What.UNEXPECTED, 0, "", self._text(reply), reply.payload, self._title(reply))
 
-    def _judge(self, request: MessageRecord, expected: Message, found: Message, same: bool) -> None:
+    def _judge(self, request: MessageRecord, was: _Reply, now: _Reply, *, same: bool) -> None:
+        (expected, _), (found, _) = was, now
         if same and self._counts(request.number):
             self._outcome.compared += 1
             return
@@ -125,8 +136,13 @@ class Comparison:
         if same or value_only or not self._counts(request.number) or self._ignored.request(asked):
             self._outcome.ignored += 1
             return
-        was, now = (describe(self._dialect, each, self._registers, asked).text() for each in (expected, found))
-        self._differs(What.REPLY, request.number, was, now, _said(found), _title(asked))
+        texts = self._reply_text(was, asked), self._reply_text(now, asked)
+        self._differs(What.REPLY, request.number, *texts, _said(*now), _title(asked))
+
+    def _reply_text(self, reply: _Reply, asked: DecodedMessage) -> str:
+        message, kinds = reply
+        text = describe(self._dialect, message, self._registers, asked).text()
+        return f"{text} fds[{', '.join(kinds)}]" if kinds else text
 
     def _counts(self, record: int) -> bool:
         """Whether this record is compared; 0 is what was not recorded, which counts after one that is."""
@@ -154,9 +170,19 @@ class Comparison:
         return _title(self._asked(message))
 
 
-def _said(reply: Message) -> tuple[bool, int, bytes]:
+def _said(reply: Message, kinds: tuple[str, ...]) -> tuple[int, bool, int, bytes, tuple[str, ...]]:
     """What of a reply says something."""
-    return reply.failed, reply.errno, reply.payload
+    return reply.command, reply.failed, reply.errno, reply.payload, kinds
+
+
+def _kinds(fds: Sequence[FdInfo]) -> tuple[str, ...]:
+    """What descriptors are to whoever gets them: a file in memory is as good as one on disk."""
+    return tuple("file" if fd.kind in _FILES else fd.kind.name.lower() for fd in fds)
+
+
+def _so_often(text: str, count: int) -> str:
+    """An interrupt, and how often it came where that is not once."""
+    return f"{text}, {times(count)}" if count > 1 else text if count else ""
 
 
 def _interrupt(where: tuple[int, int]) -> str:

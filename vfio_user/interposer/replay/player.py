@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from userdev.descriptors import FdInfo, FdKind
+from userdev.descriptors import FdInfo, FdKind, describe
 from userdev.errors import ProtocolError, UserError
 from userdev.eventfd import drain
 from userdev.interposer.server_process import STDERR, ServerProcess
@@ -27,7 +27,14 @@ from vfio_user.interposer.replay.memory import SparseMemory
 from vfio_user.interposer.replay.outcome import ReplayOutcome
 from vfio_user.interposer.replay.playing import Played
 from vfio_user.interposer.replay.script import Script, load_script
-from vfio_user.interposer.replay.steps import ScriptStep, is_doing, is_interrupt, is_servers_request, vector_of
+from vfio_user.interposer.replay.steps import (
+    ScriptStep,
+    count_of,
+    is_doing,
+    is_interrupt,
+    is_servers_request,
+    vector_of,
+)
 from vfio_user.interposer.trace import MessageRecord, Note, Raw
 from vfio_user.interposer.trace.registers import RegisterMap, registers_of
 from vfio_user.interposer.twin import place_of_twin
@@ -164,7 +171,8 @@ class Player:
         self._silences = 0
         self._arrived: set[int] = set()
         """Records of requests of the server's that have come."""
-        self._fired: list[tuple[int, int]] = []
+        self._fired = Counter[tuple[int, int]]()
+        """(index, vector): how often it has come, beyond what was waited for."""
         self._memory = SparseMemory()
         self._remember_reads()
 
@@ -193,8 +201,8 @@ class Player:
             self._see_that_it_lives()
         except Ended:
             self.outcome.unplayed = len(self._script.requests) - self.outcome.sent
-        for where in self._fired:
-            self._comparison.interrupt_unexpected(where)
+        for where, count in self._fired.items():
+            self._comparison.interrupt_unexpected(where, count)
         self.outcome.played = self._played.script()
         self.outcome.seconds = time.monotonic() - began
         return self.outcome
@@ -287,12 +295,14 @@ class Player:
             self._comparison.request_missing(step)
 
     def _await_interrupt(self, step: Note) -> None:
-        where = vector_of(step)
-        if self._wait(where, lambda: where in self._fired):
-            self._fired.remove(where)
+        where, count = vector_of(step), count_of(step)
+        there = self._wait(where, lambda: self._fired[where] >= count)
+        came = min(count, self._fired[where])
+        self._fired[where] -= came
+        if there:
             self._comparison.interrupt_came(step)
         else:
-            self._comparison.interrupt_missing(step)
+            self._comparison.interrupt_missing(step, came)
 
     def _wait(self, what: Hashable, there: Callable[[], bool]) -> bool:
         """Whether it comes in time, which is the shorter the more often the same did not.
@@ -360,7 +370,7 @@ class Player:
             where = next(place for place, eventfd in self._eventfds.items() if eventfd == fd)
             if not (count := drain(fd)):  # the server has taken it back
                 return
-            self._fired.append(where)
+            self._fired[where] += count
             self.outcome.interrupts.append(where)
             self._played.interrupt(where, count)
 
@@ -379,9 +389,10 @@ class Player:
         for message in self._framer.messages():
             if message.is_reply and message.command == self._version:
                 self._take_twin(message)
+            described = tuple(map(describe, message.fds)) if message.is_reply else ()
             close_all(message.fds)
             if message.is_reply:
-                self._replied(message)
+                self._replied(message, described)
             else:
                 self._serve(message)
 
@@ -413,7 +424,7 @@ class Player:
             del self._twins[twin.stream.fileno()]
             twin.close()
 
-    def _replied(self, reply: Message) -> None:
+    def _replied(self, reply: Message, fds: tuple[FdInfo, ...]) -> None:
         request = self._open.replied(reply.id)
         if request is None:
             self._comparison.unasked(reply)
@@ -421,9 +432,9 @@ class Player:
         number = request.number
         self.outcome.replies[number] = reply
         self._unanswered = [each for each in self._unanswered if each > number]
-        self._played.replied(reply, self._comparison.replies.get(number), number)
+        self._played.replied(reply, fds, self._comparison.replies.get(number), number)
         if number not in self._given_up:
-            self._comparison.reply(request, reply)
+            self._comparison.reply(request, reply, fds)
 
     def _serve(self, request: Message, twin: Stream | None = None) -> None:
         """A request of the server's: the recorded one that it is, and the recorded answer, where it was asked."""

@@ -6,6 +6,7 @@ import time
 from collections import deque
 from dataclasses import replace
 
+from userdev.descriptors import FdInfo
 from userdev.relay.direction import Direction
 from userdev.trace.format import BOTH
 from vfio_user.interposer.replay.script import Script
@@ -31,10 +32,12 @@ class Played:
         """The client has done this."""
         self._steps.append(replace(step, time=time.monotonic_ns()))
 
-    def replied(self, reply: Message, recorded: MessageRecord | None, request: int) -> None:
-        """The server has answered the request of this number; `recorded`: what was answered to it before."""
+    def replied(self, reply: Message, fds: tuple[FdInfo, ...], recorded: MessageRecord | None, request: int) -> None:
+        """The server has answered the request of this number, with such descriptors; `recorded`: what was answered to
+        it before.
+        """
         number = recorded.number if recorded is not None else self._new()
-        self._message(number, Direction.TO_CLIENT, reply, request)
+        self._message(number, Direction.TO_CLIENT, reply, request, fds)
 
     def asked(self, request: Message, recorded: MessageRecord | None) -> int:
         """The server has asked this; the number that it has."""
@@ -62,6 +65,8 @@ class Played:
         self._next += 1
         return self._next
 
-    def _message(self, number: int, direction: Direction, message: Message, pair: int) -> None:
+    def _message(
+        self, number: int, direction: Direction, message: Message, pair: int, fds: tuple[FdInfo, ...] = ()
+    ) -> None:
         kept = replace(message, fds=[])
-        self._steps.append(MessageRecord(number, time.monotonic_ns(), direction, BOTH, kept, (), pair))
+        self._steps.append(MessageRecord(number, time.monotonic_ns(), direction, BOTH, kept, fds, pair))

@@ -54,6 +54,12 @@ def vector_of(note: Note) -> tuple[int, int]:
     return note.details["index"], note.details["vector"]
 
 
+def count_of(note: Note) -> int:
+    """How often an interrupt came at once: an eventfd counts what comes before somebody looks."""
+    count = note.details.get("count")
+    return count if type(count) is int and count > 0 else 1
+
+
 def place_of(dialect: Dialect, message: Message) -> Place:
     """The place of a request; what cannot be read is about its command."""
     if message.command in (dialect.number(Command.REGION_READ), dialect.number(Command.REGION_WRITE)):
