@@ -212,6 +212,20 @@ def test_what_cannot_be_replayed_is_refused(trace: Path, tmp_path: Path) -> None
         replay(tmp_path / "none", EDU)
 
 
+def test_a_trace_that_ends_within_its_session_is_said_to_where_it_is_played(trace: Path, tmp_path: Path) -> None:
+    """Of the rest nothing is known: that all before it is the same says nothing of that."""
+    cut, rest = tmp_path / "cut.trace", tmp_path / "rest.trace"
+    data = trace.read_bytes()
+    cut.write_bytes(data[: len(data) // 2])
+    rest.write_bytes(data + data[8:16])  # what comes behind the session
+    assert "cut off within record" in load_script(cut).truncated
+    assert (load_script(trace).truncated, load_script(rest).truncated) == ("", "")
+    for words in (["minimize", str(cut), "--check", "false {trace}"], ["replay", str(cut), "--server-command", EDU]):
+        done = CliRunner().invoke(cli, [*words, *["-o", str(tmp_path / "out")] * (words[0] == "minimize")])
+        assert done.exit_code == 0, done.output
+        assert load_script(cut).truncated in done.stderr, words[0]
+
+
 def test_an_interrupt_that_does_not_say_which_is_none(tmp_path: Path) -> None:
     with Written(tmp_path / "edited.trace") as written:
         written.writer.note("interrupt", index="MSIX")

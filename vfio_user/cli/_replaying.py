@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -15,6 +16,7 @@ from vfio_user.cli._durations import LEAST, Finite
 from vfio_user.cli._registers import REGISTERS_HELP
 from vfio_user.interposer.replay.ignoring import FORMS
 from vfio_user.interposer.replay.player import PATIENCE_SECONDS
+from vfio_user.interposer.replay.script import Script, load_script
 
 F = TypeVar("F", bound=Callable[..., Any])
 _LAST_WORDS = 1 << 16
@@ -37,6 +39,18 @@ def comparing(function: F) -> F:
     ):
         function = option(function)
     return function
+
+
+def played_of(trace: str | Path, session: int) -> Script:
+    """What of a trace is played; that it ends within the session is said.
+
+    Raises:
+        UserError: the trace cannot be read, or has no such session.
+    """
+    script = load_script(trace, session)
+    if script.truncated:
+        click.echo(f"{trace}: {script.truncated}; everything before it is played", err=True)
+    return script
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from vfio_user.cli._other_protocol import played_by
 from vfio_user.cli._outputs import Output, refuse_overwriting
 from vfio_user.cli._progress import Waiting, quiet_option
 from vfio_user.cli._registers import registers as named_registers
-from vfio_user.cli._replaying import comparing
+from vfio_user.cli._replaying import comparing, played_of
 from vfio_user.cli._served import device_as_command
 from vfio_user.interposer.replay import Minimized, minimize
 from vfio_user.interposer.replay.minimize import SERVER
@@ -76,14 +76,14 @@ def command(
         )
     output = output or trace.with_name(trace.name + ".min")
     refuse_overwriting(output, read=(trace, registers))
+    script = played_of(trace, session)
     with Waiting(quiet=quiet) as waiting:
         found = minimize(
-            trace,
+            script,
             server_command,
             against=against,
             check=check,
             record=record,
-            session=session,
             ignore=ignore,
             registers=named_registers(registers) if registers else None,
             patience=patience,

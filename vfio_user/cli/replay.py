@@ -14,9 +14,9 @@ from vfio_user.cli._choice import Choice
 from vfio_user.cli._completion import complete_servers
 from vfio_user.cli._progress import quiet_option
 from vfio_user.cli._registers import registers as named_registers
-from vfio_user.cli._replaying import comparing, words_of_server
+from vfio_user.cli._replaying import comparing, played_of, words_of_server
 from vfio_user.cli._served import device_as_command
-from vfio_user.interposer.replay import load_script, replay
+from vfio_user.interposer.replay import replay
 from vfio_user.interposer.replay.player import Timing
 
 _OF_A_TRACE = ("timing", "session", "ignore", "registers")
@@ -56,7 +56,7 @@ def command(
         refuse_beside(f"{trace} is a find of `fuzz`, which is played as it is", *_OF_A_TRACE)
         replay_find(Path(trace), server_command, connect, timeout=patience, as_json=as_json, quiet=quiet)
         return
-    script = load_script(trace, session)
+    script = played_of(trace, session)
     if server_command is None and connect is None:
         raise UserError(
             "no server to replay against", hint="give --server-command 'CMD {socket}', --device or --connect ADDRESS"

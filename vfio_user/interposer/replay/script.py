@@ -33,6 +33,8 @@ class Script:
     differ, as what it follows from was left out."""
     all_interrupts: bool = False
     """Whether every interrupt that came is in it, even if that is none."""
+    truncated: str = ""
+    """Where and why the trace ends within the session; empty where it does not."""
 
     @classmethod
     def of(
@@ -156,7 +158,7 @@ def load_script(path: str | Path, session: int = 1) -> Script:
     steps: list[ScriptStep] = []
     compared: frozenset[int] | None = None
     all_interrupts = False
-    current = 0
+    current, truncated = 0, trace.truncated
     for entry in trace.entries:
         if isinstance(entry, Note) and entry.event == "connected":
             current += 1
@@ -165,12 +167,13 @@ def load_script(path: str | Path, session: int = 1) -> Script:
             all_interrupts = bool(entry.details.get("all_interrupts"))
         elif current == session or (current == 0 and session == 1):
             if isinstance(entry, Note) and entry.event in ("disconnected", "server-gone", "restarted"):
+                truncated = ""
                 break
             if _is_step(entry):
                 steps.append(entry)
     if not steps:
         raise UserError(f"{path} has no session {session} to replay", hint=f"it has {max(current, 1)}")
-    script = Script(trace.header, tuple(steps), compared, all_interrupts)
+    script = Script(trace.header, tuple(steps), compared, all_interrupts, truncated if current <= session else "")
     is_part = any(isinstance(entry, Note) and entry.event == PART for entry in trace.entries)
     if is_part and not script.versions:
         hint = "cut it from where the client connects, and up to what is to be seen: --to-mark, --until, --records -N"
