@@ -1,10 +1,11 @@
 """A server of one client: with it it ends, as the specification lets it, or lives on to no purpose.
 
-    python -m tests.one_client_server SOCKET [deaf|mute|silent]
+    python -m tests.one_client_server SOCKET [deaf|mute|silent|offended]
 
 It takes its time to end, and listens to the last. `deaf`: it lives on and listens no more; `mute`: it lives on, and its
-socket takes clients whom nobody serves; `silent`: that from the first on. Its status is 3
-where there is a file `fails` beside the socket.
+socket takes clients whom nobody serves; `silent`: that from the first on; `offended`: it serves any number, until one
+says behind its VERSION what is no message, and then as one that is deaf. Its status is 3 where there is a file `fails`
+beside the socket.
 """
 
 from __future__ import annotations
@@ -24,13 +25,8 @@ def main() -> None:
     with Listener(sys.argv[1]) as listener:
         while habit == "silent":
             signal.pause()
-        stream, framer = listener.accept(), Framer(Message)
-        while (proposal := framer.next()) is None and (received := stream.receive(framer.room()))[0]:
-            framer.received(*received)
-        if proposal is not None:
-            stream.send(proposal.reply(encode_version(CURRENT, 0, Capabilities())).encode())
-            stream.receive(framer.room())
-        stream.close()
+        while not _serve_one(listener) and habit == "offended":
+            pass
         if habit == "deaf":
             listener.close()
         while habit != "ends":
@@ -38,6 +34,20 @@ def main() -> None:
         time.sleep(0.05)
         status = 3 if Path(sys.argv[1]).with_name("fails").exists() else 0
         os._exit(status)  # how long an interpreter takes to end says something about the machine
+
+
+def _serve_one(listener: Listener) -> int:
+    """Serve one client; the bytes that it has said behind its VERSION."""
+    stream, framer, said = listener.accept(), Framer(Message), 0
+    while (proposal := framer.next()) is None and (received := stream.receive(framer.room()))[0]:
+        framer.received(*received)
+    if proposal is not None:
+        stream.send(proposal.reply(encode_version(CURRENT, 0, Capabilities())).encode())
+        said, _ = stream.receive(framer.room())
+    if said:
+        listener.close()  # before the client hears of it
+    stream.close()
+    return said
 
 
 if __name__ == "__main__":

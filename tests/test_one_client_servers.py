@@ -17,7 +17,7 @@ from tests.interposed import Interposed
 from userdev.conformance import targets
 from userdev.conformance.targets import CommandServer
 from userdev.errors import UserError
-from vfio_user.client import Client
+from vfio_user.client import Client, Disconnected
 from vfio_user.client.conformance import greeting
 from vfio_user.wire import CURRENT
 
@@ -146,6 +146,37 @@ def test_one_that_stops_listening_later_is_said_once_too(tmp_path: Path) -> None
                 client.negotiate()
             target.settle()
         assert len(said) == 1
+
+
+def test_one_that_has_served_others_and_listens_no_more_has_failed_at_what_was_done_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fresh one was in its place before the check asked for the next client, and the check passed."""
+    monkeypatch.setattr(targets, "LISTEN_AGAIN_SECONDS", 0.1)
+
+    def offend(target: CommandServer) -> None:
+        with Client(target.connect(), timeout=20) as client:
+            client.negotiate(minor=0)
+            client.channel.send_bytes(b"what is no message")
+            with pytest.raises(Disconnected):
+                client.serve_until(lambda: False, timeout=20)
+
+    def come_again(target: CommandServer) -> None:
+        with Client(target.connect(), timeout=20) as client:
+            client.negotiate(minor=0)
+
+    with CommandServer(f"{COMMAND} offended", tmp_path, GREET, timeout=20, say=pytest.fail) as target:
+        assert target.try_out() == ""
+        for found_by in (CommandServer.settle, come_again):
+            come_again(target)
+            target.settle()
+            assert target.crashed() is None
+            offend(target)
+            found_by(target)
+            crash = target.crashed()
+            assert crash is not None, found_by
+            assert not crash.by_itself
+            assert "serves nobody any more" in crash.text
 
 
 def test_a_second_client_that_is_refused_is_told_at_once_and_the_first_is_served_on(tmp_path: Path) -> None:

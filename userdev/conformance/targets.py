@@ -175,6 +175,7 @@ class CommandServer:
         self._say = say
         self._lingers = 0.0  # seconds that it gets to end by itself, where it does that at all
         self._deaf = False  # it has stopped listening when a client had left
+        self._takes_many = False  # it has served others behind clients that had left
         self._failure: UserError | None = None  # a fresh one did not come up: no other is waited for
         self._polite = _POLITE
         self._said = ""  # by those that have ended, and not told yet
@@ -209,6 +210,7 @@ class CommandServer:
                 self._lingers = lingers
             self.renew()
             self._crash = None  # the checks will see it again
+        self._takes_many = not habits
         return f"the server {' and '.join(habits)}: each client gets a fresh one" if habits else ""
 
     def _silent(self) -> str:
@@ -252,7 +254,7 @@ class CommandServer:
                     if code is None and not self._is_left():
                         raise UserError(f"the server takes no second client at once: {refusal}") from None
                     if code is None:
-                        self._note_deaf()
+                        self._note_deaf(refusal)
                     self._start()
                     deadline = Deadline(START_SECONDS)
                 elif code is not None:
@@ -281,8 +283,10 @@ class CommandServer:
         except TimeoutError as error:
             self._crash = Crash(f"the server serves nobody any more: {error}")
             self.renew()
-        except UserdevError:
-            self._child.wait(LINGER_SECONDS)  # it has died, or is about to
+        except UserdevError as error:  # it has died, or is about to; or it lives on and listens no more
+            if not self._takes_another() and self._child.wait(LINGER_SECONDS) is None and self._takes_many:
+                self._note_deaf(error)
+                self.renew()
 
     def renew(self) -> None:
         """End the server; the next connection starts another."""
@@ -353,8 +357,11 @@ class CommandServer:
                 return True
         return refuses and self._child.running
 
-    def _note_deaf(self) -> None:
-        if not self._deaf:
+    def _note_deaf(self, refusal: UserdevError) -> None:
+        """Take note of one that lives and listens no more: of what was done to it, where it has taken others before."""
+        if self._takes_many:
+            self._crash = Crash(f"the server {_LIVES_ON}: {refusal}")
+        elif not self._deaf:
             self._say(f"the server {_LIVES_ON} when a client has left: each client gets a fresh one")
             self._deaf = True
 
