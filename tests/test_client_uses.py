@@ -22,7 +22,7 @@ from vfio_user.client import Client, Disconnected, EventFd, GuestMemory, RemoteE
 from vfio_user.client.memory import Mapping
 from vfio_user.wire import CURRENT, NO_REPLY, REPLY, Capabilities, Command, Message
 from vfio_user.wire.constants import IrqSetFlags, RegionFlags
-from vfio_user.wire.layouts import IRQ_SET, REGION_INFO
+from vfio_user.wire.layouts import DEVICE_INFO, IRQ_SET, REGION_INFO
 
 MASK, UNMASK, TRIGGER = IrqSetFlags.MASK, IrqSetFlags.UNMASK, IrqSetFlags.TRIGGER
 DATA_NONE, DATA_BOOL, DATA_EVENTFD = IrqSetFlags.DATA_NONE, IrqSetFlags.DATA_BOOL, IrqSetFlags.DATA_EVENTFD
@@ -282,3 +282,24 @@ def test_the_descriptors_of_a_reply_that_breaks_the_protocol_are_closed_once() -
             close_all(server.fds)
             server.fds.clear()
         assert fd_count() == before, name
+
+
+def test_a_reply_that_nobody_waits_for_any_more_leaves_no_descriptor_open() -> None:
+    """What the server says first is wrong, and its answer comes behind that, in one piece or later."""
+
+    def stray_first(server: ScriptedServer, message: Message) -> Iterator[Message]:
+        if message.command != server.number(Command.GET_REGION_INFO):
+            yield message.reply(DEVICE_INFO.pack(16, 0, 9, 5))
+            return
+        yield Message(message.id ^ 0x4000, message.command, REPLY)
+        server.fds.append(os.memfd_create("region"))
+        yield message.reply(REGION_INFO.pack(32, RegionFlags.MMAP, 2, 0, 0x1000, 0), server.fds[-1:])
+
+    before = fd_count()
+    with talking(stray_first) as (client, server):
+        with pytest.raises(ProtocolError, match="nobody asked"):
+            client.region_info(2)
+        assert client.device_info().num_regions == 9
+        close_all(server.fds)
+        server.fds.clear()
+    assert fd_count() == before

@@ -12,9 +12,11 @@ import select
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Self
 
 from userdev.errors import ProtocolError
 from userdev.transport import BadFrame, DescriptorsLost, Framer, Stream, close_all
@@ -38,7 +40,8 @@ Outgoing = tuple[memoryview, Sequence[int], int]
 
 @dataclass(eq=False)
 class Pending:
-    """A request under way. `reply` is there once `Channel.wait` has returned it."""
+    """A request under way. `reply` is there once `Channel.wait` has returned it. A block of it that fails gives it up.
+    """
 
     id: int
     name: str
@@ -52,6 +55,22 @@ class Pending:
         if self.reply is not None:
             fds, self.reply.fds = self.reply.fds, []
             close_all(fds)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self.give_up()
+
+
+@contextmanager
+def giving_up(requests: Sequence[Pending]) -> Iterator[None]:
+    """Have nobody wait for any of these any more where this block fails."""
+    with ExitStack() as stack:
+        for request in requests:
+            stack.enter_context(request)
+        yield
 
 
 @dataclass(eq=False)
@@ -148,14 +167,18 @@ class Channel:
 
     def submit(self, message: Message, name: str) -> Pending | None:
         """Send a request; None where it wants no reply. Descriptors stay the caller's."""
-        pending = None if message.flags & NO_REPLY else self.expect(message.id, name)
-        self.send_bytes(message.encode(), message.fds)
+        if message.flags & NO_REPLY:
+            self.send_bytes(message.encode(), message.fds)
+            return None
+        with self.expect(message.id, name) as pending:
+            self.send_bytes(message.encode(), message.fds)
         return pending
 
     def submit_all(self, messages: Sequence[Message], name: str) -> list[Pending]:
         """Send requests that want replies and have no descriptors, in as few pieces as the socket takes."""
         pending = [self.expect(message.id, name) for message in messages]
-        self.send_bytes(b"".join(message.encode() for message in messages))
+        with giving_up(pending):
+            self.send_bytes(b"".join(message.encode() for message in messages))
         return pending
 
     def send_bytes(self, data: bytes, fds: Sequence[int] = (), *, timeout: float | None = None) -> None:
@@ -198,12 +221,12 @@ class Channel:
         """
         limit = self.timeout if timeout is None else timeout
         deadline = time.monotonic() + limit
-        while pending.reply is None:
-            if self._main.gone:
-                raise Disconnected(f"{self._main.gone} while {pending.name} was under way")
-            if not self._turn(deadline) and pending.reply is None:
-                pending.give_up()
-                raise NoAnswer(f"no reply to {pending.name} within {limit:g} s")
+        with pending:
+            while pending.reply is None:
+                if self._main.gone:
+                    raise Disconnected(f"{self._main.gone} while {pending.name} was under way")
+                if not self._turn(deadline) and pending.reply is None:
+                    raise NoAnswer(f"no reply to {pending.name} within {limit:g} s")
         return pending.reply
 
     def serve_until(self, done: Callable[[], bool], *, timeout: float, also: Sequence[int] = ()) -> bool:

@@ -8,7 +8,7 @@ from typing import Self
 from userdev.counted import counted
 from userdev.errors import ProtocolError, UserError
 from userdev.transport import Address, Stream, close_all, connect
-from vfio_user.client.channel import Channel, Pending
+from vfio_user.client.channel import Channel, Pending, giving_up
 from vfio_user.client.errors import RemoteError
 from vfio_user.client.memory import AddressSpace
 from vfio_user.client.service import Service
@@ -162,12 +162,8 @@ class ClientConnection:
     def gather(self, pending: Iterable[Pending], *, timeout: float | None = None) -> list[Message]:
         """The replies to several requests, in the order of the requests; see `wait`, whose errors close them all."""
         requests = list(pending)
-        try:
+        with giving_up(requests):
             return [self.wait(request, timeout=timeout) for request in requests]
-        except BaseException:
-            for request in requests:
-                request.give_up()
-            raise
 
     def request(
         self,

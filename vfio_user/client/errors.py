@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable
 from typing import TypeVar
 
-from userdev.errors import UserdevError
+from userdev.errors import ProtocolError, UserdevError
 from vfio_user.wire import Message
 
 T = TypeVar("T")
@@ -30,6 +30,14 @@ class Disconnected(UserdevError, ConnectionError):
 
 class NoAnswer(UserdevError, TimeoutError):
     """No answer came before the deadline. The connection stays usable: a late reply is taken and dropped."""
+
+
+class NoEnd(ProtocolError):
+    """The server gives more of a device's state than anybody takes. `request` is what it was asked with."""
+
+    def __init__(self, request: str, most: int) -> None:
+        super().__init__(f"{request}: the device's state has more than {most:,} bytes, and no end yet")
+        self.request = f"the end of {request}"
 
 
 def none_refused(found: Iterable[T | RemoteError]) -> list[T]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from userdev.errors import ProtocolError
 from userdev.memory.bitmap import DirtyBitmap, bitmap_size
 from vfio_user.client.connection import ClientConnection
-from vfio_user.client.errors import RemoteError
+from vfio_user.client.errors import NoEnd, RemoteError
 from vfio_user.wire import Command
 from vfio_user.wire.constants import Feature, FeatureFlags, MigrationState, MigrationSupport
 from vfio_user.wire.layouts import (
@@ -21,6 +21,9 @@ from vfio_user.wire.layouts import (
     MIGRATION_FLAGS,
 )
 from vfio_user.wire.state_pieces import StatePieces, write_of
+
+MOST_STATE = 1 << 30
+"""Bytes of a state that is read, unless told: a server that gives without an end is stopped there."""
 
 
 class FeatureCalls(ClientConnection):
@@ -74,30 +77,43 @@ class FeatureCalls(ClientConnection):
         payload = MIGRATION_DATA.pack(MIGRATION_DATA.size + len(data), len(data), tail=data)
         self.request(Command.MIG_DATA_WRITE, payload, what=write_of(Command.MIG_DATA_WRITE.value, len(data)))
 
-    def saved_state(self, *, chunk: int = 1 << 20) -> Iterator[bytes]:
-        """The state that is left, piece by piece; the device is to be in PRE_COPY or STOP_COPY."""
+    def saved_state(self, *, chunk: int = 1 << 20, most: int | None = None) -> Iterator[bytes]:
+        """The state that is left, piece by piece; the device is to be in PRE_COPY or STOP_COPY.
+
+        Raises:
+            NoEnd: it has more than `most` bytes; None: than `MOST_STATE`.
+        """
         chunk = min(chunk, self.data_limit)
+        most = MOST_STATE if most is None else most
+        got = 0
         while data := self.mig_data_read(chunk):
+            got += len(data)
+            if got > most:
+                raise NoEnd(Command.MIG_DATA_READ.value, most)
             yield data
 
-    def save(self) -> bytes:
-        """Stop the device and take its whole state; it stays in STOP_COPY."""
+    def save(self, *, most: int | None = None) -> bytes:
+        """Stop the device and take its whole state; it stays in STOP_COPY. Raises as `saved_state`."""
         self.set_migration_state(MigrationState.STOP_COPY)
-        return b"".join(self.saved_state())
+        return b"".join(self.saved_state(most=most))
 
     def load_state(self, state: bytes, *, chunk: int | None = None) -> None:
-        """Put a saved state in; the device is in STOP afterwards.
+        """Put a saved state in; the device is in STOP afterwards. `chunk` as `write_state` has it."""
+        self.set_migration_state(MigrationState.RESUMING)
+        self.write_state(state, chunk=chunk)
+        self.set_migration_state(MigrationState.STOP)
+
+    def write_state(self, state: bytes, *, chunk: int | None = None) -> None:
+        """Give a device in RESUMING a saved state, which stays there.
 
         `chunk`: bytes in each message, at most; None: as many as the server is known to take.
         """
-        self.set_migration_state(MigrationState.RESUMING)
         pieces, left = StatePieces(), memoryview(state)
         while left:
             piece = bytes(left[: min(chunk, self.data_limit) if chunk else pieces.size(self.data_limit)])
             self.mig_data_write(piece)
             pieces.taken(piece)
             left = left[len(piece) :]
-        self.set_migration_state(MigrationState.STOP)
 
     # dirty logging
 

@@ -6,7 +6,11 @@ order in which a client touches the registers.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from userdev.errors import ProtocolError, UserError
+from vfio_user.client.errors import NoEnd
+from vfio_user.client.features import MOST_STATE
 from vfio_user.client.regions import RegionCalls
 from vfio_user.wire.state_pieces import StatePieces
 
@@ -17,6 +21,8 @@ DATA_SIZE = 24
 
 STOPPED, RUNNING, STOP_AND_COPY, PRE_COPY, RESUMING, ERROR = 0, 1, 2, 3, 4, 6
 """Values of `device_state`: bit 0 RUNNING, bit 1 SAVING, bit 2 RESUMING."""
+
+_DATA = "the migration region"
 
 
 class MigrationRegisters:
@@ -71,6 +77,8 @@ class MigrationRegisters:
         offset, size = self.data_offset, self.data_size
         if not DATA_SIZE + 8 <= offset <= offset + size <= self._size:
             raise ProtocolError(f"migration data at {offset:#x}, {size} bytes, in a region of {self._size}")
+        if size > MOST_STATE:
+            raise NoEnd(_DATA, MOST_STATE)
         limit = self._client.data_limit
         return b"".join(
             self._client.region_read(self.index, offset + at, min(limit, size - at)) for at in range(0, size, limit)
@@ -87,10 +95,20 @@ class MigrationRegisters:
     def save(self) -> list[bytes]:
         """Stop the device and take its state, in pieces that have to be written back one by one; stays stopped."""
         self.state = STOP_AND_COPY
-        pieces = []
+        return list(self.pieces())
+
+    def pieces(self) -> Iterator[bytes]:
+        """The pieces that are left, one by one.
+
+        Raises:
+            NoEnd: they have more than `MOST_STATE` bytes.
+        """
+        got = 0
         while piece := self.read_piece():
-            pieces.append(piece)
-        return pieces
+            got += len(piece)
+            if got > MOST_STATE:
+                raise NoEnd(_DATA, MOST_STATE)
+            yield piece
 
     def load(self, pieces: list[bytes]) -> None:
         """Put a saved state in and let the device run."""

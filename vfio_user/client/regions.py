@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -106,11 +107,15 @@ class RegionCalls(ClientConnection):
 
         Raises:
             UserError: the region cannot be mapped.
+            ProtocolError: the server says that it can be, and it cannot.
         """
         if region.fd is None or not region.mappable:
             raise UserError(f"region {region.index} cannot be mapped")
         offset, size = region.mappable[0] if area is None else area
-        mapped = mmap.mmap(region.fd, size, offset=region.offset + offset)
+        try:
+            mapped = mmap.mmap(region.fd, size, offset=region.offset + offset)
+        except (OSError, ValueError, OverflowError) as error:
+            raise ProtocolError(f"region {region.index}: {offset:#x}+{size:#x} cannot be mapped: {error}") from None
         if can_shrink(region.fd):
             guard(mapped)
         return mapped
@@ -121,17 +126,22 @@ class RegionCalls(ClientConnection):
         return next(found, None)
 
     def io_fds(self, index: int) -> list[IoSubRegion]:
-        """GET_REGION_IO_FDS in two steps: what KVM could serve of this region without the server's socket."""
+        """GET_REGION_IO_FDS in two steps: what KVM could serve of this region without the server's socket.
+
+        Sub-regions may share a descriptor of the server's: each has one of its own here.
+        """
         reply = self.request(Command.GET_REGION_IO_FDS, REGION_IO_FDS.pack(REGION_IO_FDS.size, 0, index, 0))
         try:
             needed = REGION_IO_FDS.unpack(reply.payload).argsz
             if needed > REGION_IO_FDS.size:
                 _give_up(reply)
                 reply = self.request(Command.GET_REGION_IO_FDS, REGION_IO_FDS.pack(needed, 0, index, 0))
-            return [_sub_region(entry, reply.fds) for entry in IO_FD.unpack_all(reply.payload, REGION_IO_FDS.size)]
-        except ProtocolError:
+            entries = list(IO_FD.unpack_all(reply.payload, REGION_IO_FDS.size))
+            for entry in entries:
+                _check_fds(entry, len(reply.fds))
+            return [_sub_region(entry, reply.fds) for entry in entries]
+        finally:
             _give_up(reply)
-            raise
 
     # access
 
@@ -240,18 +250,25 @@ def _of_region(index: int, argsz: int = REGION_INFO.size) -> bytes:
     return REGION_INFO.pack(argsz, 0, index, 0, 0, 0)
 
 
+def _shadow(entry: VfioUserSubRegion) -> int:
+    return entry.shadow_mem_fd_index if entry.type == IoFdType.IOEVENTFD_SHADOW else NO_FD
+
+
+def _check_fds(entry: VfioUserSubRegion, count: int) -> None:
+    for at in (entry.fd_index, _shadow(entry)):
+        if at != NO_FD and at >= count:
+            raise ProtocolError(f"GET_REGION_IO_FDS: fd_index {at} of {count} descriptors")
+
+
 def _sub_region(entry: VfioUserSubRegion, fds: Sequence[int]) -> IoSubRegion:
-    shadow = entry.shadow_mem_fd_index if entry.type == IoFdType.IOEVENTFD_SHADOW else NO_FD
-    for at in (entry.fd_index, shadow):
-        if at != NO_FD and at >= len(fds):
-            raise ProtocolError(f"GET_REGION_IO_FDS: fd_index {at} of {len(fds)} descriptors")
+    shadow = _shadow(entry)
     return IoSubRegion(
         entry.gpa_offset,
         entry.size,
-        None if entry.fd_index == NO_FD else fds[entry.fd_index],
+        None if entry.fd_index == NO_FD else os.dup(fds[entry.fd_index]),
         entry.type,
         entry.flags,
-        None if shadow == NO_FD else fds[shadow],
+        None if shadow == NO_FD else os.dup(fds[shadow]),
         entry.shadow_offset,
         entry.datamatch,
     )
