@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from tests.in_process_target import InProcessTarget
@@ -69,7 +70,7 @@ class InProcess(InProcessTarget):
     device: Callable[[], PciDevice]
     dialect: Dialect = CURRENT
     session: type[Session] = Session
-    write_multiple: bool = True
+    offer: Offer = field(default_factory=partial(Offer, write_multiple=True))
     tcp: bool = False
     pid: int | None = None
 
@@ -77,8 +78,7 @@ class InProcess(InProcessTarget):
         device = self.device()
         served.callback(device.close)
         address = "tcp:127.0.0.1:0" if self.tcp else str(self.folder / "s")
-        offer = Offer(write_multiple=self.write_multiple)
-        server = served.enter_context(Server(device, address, dialect=self.dialect, offer=offer))
+        server = served.enter_context(Server(device, address, dialect=self.dialect, offer=self.offer))
         if not self.tcp:
             return address
         host, port = server.listener.socket.getsockname()

@@ -15,7 +15,7 @@ from tests.clauses.table import CLAUSES
 from tests.conformance_target import Fault, InProcess, with_fault
 from tests.requirements_of_checks import Requirements
 from vfio_user.client import conformance
-from vfio_user.client.conformance import CATALOGUE, Bench, run, sessions
+from vfio_user.client.conformance import CATALOGUE, Bench, bench, run, sessions
 
 MIB = 1 << 20
 PATIENCE = (1.0, 20.0)
@@ -28,6 +28,7 @@ def test_whatever_a_check_requires_there_is_a_server_that_it_finds_by_that(
     """Each by the words of that requirement, as another one may find it later for what comes of it."""
     descriptors, memory = count(), count(step=64 * MIB)
     monkeypatch.setattr(Bench, "server_fds", lambda _: next(descriptors))
+    monkeypatch.setattr(bench, "CLOSING_SECONDS", 0)
     monkeypatch.setattr(sessions, "_resident", lambda _: next(memory))
     requirements = Requirements(conformance, {"refused", "good", "ends", "alive", "unchanged"})
     checks = {check.id: requirements.watched(check) for check in CATALOGUE}

@@ -214,7 +214,7 @@ BROKEN: dict[str, Case] = {
         Everything, OtherAreas(), [Step.of("describe_region", index=MAPPED, room=512)]
     ),
     "may be mapped and comes without a descriptor": Case(Everything, NoDescriptor(), [LOOK]),
-    "cannot be mapped at 0x1000": Case(Everything, AnotherFile(1), [LOOK]),
+    "0x1000+0x1000 cannot be mapped": Case(Everything, AnotherFile(1), [LOOK]),
     "and shows ffffffff where it is mapped": Case(Everything, AnotherFile(0x8000, b"\xff"), [LOOK]),
     "trigger: an eventfd was fired that had been taken away": Case(
         Edu, FiresWhatIsGone(eager=False), [WIRE, TAKE_AWAY, FIRE]

@@ -128,6 +128,8 @@ DESCRIPTION_CLAUSES = [
     Clause("info/describes", "the PCI flag is not set", Says(C.GET_INFO, u32(4, 0))),
     Clause("info/describes", "3 regions: QEMU takes", Says(C.GET_INFO, u32(8, 3))),
     Clause("info/describes", "2 interrupt types: QEMU takes", Says(C.GET_INFO, u32(12, 2))),
+    Clause("region_read/reply", "and the device has 7 regions", Says(C.GET_INFO, u32(8, 7))),
+    Clause("config/pin-has-a-vector", "is needed, and the device has 0", Says(C.GET_INFO, u32(12, 0))),
     Clause("info/longer-request", "a GET_INFO of 36 bytes failed", Refuses(C.GET_INFO)),
     Clause("info/longer-request", "bytes instead of 32", Says(C.GET_INFO, longer)),
     Clause("region_info/describes-every-region", "says that it is region 0", Says(C.GET_REGION_INFO, u32(8, 0))),

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from functools import lru_cache
 
 from userdev.conformance.check import require
+from userdev.errors import ProtocolError
 from userdev.fuzz import Answer, Few, Found, Kind, Number, Pick, Several
 from vfio_user.client.conformance import CATALOGUE, Bench, Check
 from vfio_user.client.conformance.access import size_bar
@@ -137,6 +138,8 @@ def write_many(encounter: Encounter, values: tuple[int, ...], count: int) -> Non
     server = encounter.client.server
     if not encounter.accessible or server is None or not server.capabilities.write_multiple:
         return
+    if not encounter.ground.keeps_line:
+        return
     entries = b"".join(
         WRITE_MULTI_ENTRY.struct.pack(INTERRUPT_LINE, CONFIG_SPACE, 1, bytes([value])) for value in values
     )
@@ -157,9 +160,10 @@ def write_many(encounter: Encounter, values: tuple[int, ...], count: int) -> Non
 
 def burst(encounter: Encounter, values: tuple[int, ...], posted: int, place: int) -> None:
     """Writes and reads that are sent at once are answered in order, and a read sees the write before it."""
-    if not encounter.accessible:
+    line = ((int(CONFIG_SPACE), INTERRUPT_LINE, 1),) if encounter.ground.keeps_line else ()
+    places = (*line, *((*known, 4) for known in encounter.ground.stores))
+    if not encounter.accessible or not places:
         return
-    places = ((int(CONFIG_SPACE), INTERRUPT_LINE, 1), *((*known, 4) for known in encounter.ground.stores))
     region, offset, width = places[place % len(places)]
     channel, dialect = encounter.client.channel, encounter.client.dialect
     pending, data = [], bytearray()
@@ -238,12 +242,13 @@ def look_at_mapped(encounter: Encounter, region: int, offset: int) -> None:
     if not encounter.accessible or not facts.areas or not encounter.client.channel.carries_fds:
         return
     described = encounter.client.region_info(region)
+    require(described.mappable, f"region {region} may not be mapped any more")
     first, size = described.mappable[offset % len(described.mappable)]
     require(described.fd is not None, f"region {region} may be mapped and comes without a descriptor")
     try:
         mapped = encounter.client.map_region(described, (first, size))
-    except (OSError, ValueError) as error:
-        raise Found(MAPPED, "cannot be mapped", f"region {region} cannot be mapped at {first:#x}: {error}") from None
+    except ProtocolError as error:
+        raise Found(MAPPED, "cannot be mapped", str(error)) from None
     with mapped:
         at = offset * 4 % size
         reply = encounter.ask(Command.REGION_READ, REGION_ACCESS.pack(first + at, region, 4))

@@ -21,6 +21,9 @@ class Ground:
     stores: tuple[tuple[int, int], ...] = ()
     """Those of them whose lowest byte reads back as it was written."""
 
+    keeps_line: bool = True
+    """Whether the interrupt line reads back as it was written."""
+
     @property
     def regions(self) -> list[RegionFacts]:
         """The regions that exist."""

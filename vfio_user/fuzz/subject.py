@@ -13,6 +13,7 @@ from userdev.fuzz.levels import DEFAULT, Tolerated, level_of
 from userdev.fuzz.process import Watched
 from vfio_user.client import Client
 from vfio_user.client.conformance import Bench, CheckFailed, Target
+from vfio_user.client.conformance.bench import keeps_its_line
 from vfio_user.client.errors import Disconnected, NoAnswer, RemoteError
 from vfio_user.fuzz.encounter import Encounter
 from vfio_user.fuzz.ground import Ground, survey
@@ -116,7 +117,7 @@ class VfioUserSubject:
                 client.set_migration_state(MigrationState.RUNNING)
             self._stable, self._saved = states[0] == states[1], states[0]
         stores = storing(encounter, registers)
-        self.ground = replace(self.ground, registers=registers, stores=stores)
+        self.ground = replace(self.ground, registers=registers, stores=stores, keeps_line=keeps_its_line(client))
         self._kinds = {kind.name: kind for kind in kinds(self.ground)}
         self._end()
         if self._renews:

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
-from userdev.conformance import CheckFailed, Skip, Target, relying, require
+from userdev.conformance import CheckFailed, Skip, Target, Unmet, relying, require
 from userdev.conformance.targets import Greet
 from userdev.counted import counted
 from userdev.errors import ProtocolError
+from userdev.process import Deadline
 from userdev.transport import Stream, close_all
 from vfio_user.client.client import Client
 from vfio_user.client.errors import Disconnected, RemoteError, none_refused
@@ -19,11 +20,24 @@ from vfio_user.client.eventfd import EventFd
 from vfio_user.client.memory import GuestMemory
 from vfio_user.client.regions import Region
 from vfio_user.wire import Command, Dialect, Message
-from vfio_user.wire.constants import MOST_IRQS, MOST_REGIONS, Feature, IrqIndex, RegionIndex
+from vfio_user.wire.constants import MOST_IRQS, MOST_REGIONS, Feature, IrqIndex
 from vfio_user.wire.layouts import VfioDeviceInfo, VfioIrqInfo
 
-INTERRUPT_LINE = 0x3C
-"""A byte of the config space that is the driver's to write, and means nothing to the device (PCI 3.0, 6.2.4)."""
+INTERRUPT_LINE, INTERRUPT_PIN = 0x3C, 0x3D
+"""The first is a byte of the config space that is the driver's to write, and means nothing to the device; one without
+the second need not keep it (PCI 3.0, 6.2.4).
+"""
+
+DESCRIBED = ("info/describes",)
+"""What is asked of a device is taken from that."""
+
+CLOSING_SECONDS = 1.0
+"""That a server has to close the descriptors of a client that has left: one thread may serve, and another tidy up."""
+LOOK_SECONDS = 0.01
+"""Between two looks at that."""
+
+MOST_MAPS = 65535
+"""Ranges that a server takes which announces nothing else (max_dma_maps)."""
 
 UNUSED_IOVA = 0x7FFF_0000_0000
 """Where no check maps anything."""
@@ -133,14 +147,34 @@ class Bench:
                 return self.irqs[index]
         raise Skip(f"no interrupt type has {counted(vectors, 'vector')}")
 
-    def region(self, *, mappable: bool = False) -> Region:
-        """A region that exists; config space unless it has to be mappable."""
-        if not mappable:
-            return self.regions[RegionIndex.CONFIG]
-        for region in self.regions:
-            if region.mappable:
-                return region
-        raise Skip("no region may be mapped")
+    def region(self, index: int) -> Region:
+        """A region that every device has."""
+        if index < len(self.regions):
+            return self.regions[index]
+        raise Unmet(*DESCRIBED, f"region {index} is needed, and the device has {counted(len(self.regions), 'region')}")
+
+    def need_mappable(self) -> None:
+        """Skip the check where no region may be mapped."""
+        if not any(region.mappable for region in self.regions):
+            raise Skip("no region may be mapped")
+
+    def need_line(self) -> None:
+        """Skip the check where the interrupt line keeps nothing, as it need not of a device without a pin."""
+        if not keeps_its_line(self.client):
+            raise Skip("the device has no interrupt pin, and its interrupt line keeps nothing")
+
+    @property
+    def most_maps(self) -> int:
+        """The ranges that the server takes: what it has announced, or the default of the specification."""
+        server = self.client.server
+        announced = server.capabilities.max_dma_maps if server is not None else None
+        return MOST_MAPS if announced is None else announced
+
+    def irq_type(self, index: int) -> VfioIrqInfo:
+        """An interrupt type that every device has, be it without a vector."""
+        if index < len(self.irqs):
+            return self.irqs[index]
+        raise Unmet(*DESCRIBED, f"interrupt type {index} is needed, and the device has {len(self.irqs)}")
 
     def need_fds(self) -> None:
         """Skip the check where descriptors cannot go along."""
@@ -170,6 +204,16 @@ class Bench:
         if self.target.pid is None:
             raise Skip("the server's process is not known: give --server-command")
         return sum(1 for _ in Path(f"/proc/{self.target.pid}/fd").iterdir())
+
+    def left_open(self, before: int, client: Client) -> int:
+        """The descriptors that the server has open beside the `before` that it had, once it had time to close them.
+
+        `client` is connected, behind all those whose they were: to close them is its to do, and not before an answer.
+        """
+        deadline = Deadline(CLOSING_SECONDS)
+        while (more := self.server_fds() - before) > 0 and not deadline.passed:
+            client.serve_until(lambda: False, timeout=LOOK_SECONDS)
+        return more
 
     # asking
 
@@ -233,6 +277,21 @@ class Bench:
         after = self.snapshot()
         changed = [name for name, value in before.items() if after.get(name) != value]
         require(not changed, f"{what} changed {', '.join(changed)}")
+
+
+def keeps_its_line(client: Client) -> bool:
+    """Whether what is written to the interrupt line stays, as it has to where there is an interrupt pin."""
+    if client.config_read(INTERRUPT_PIN, 1) != b"\0":
+        return True
+    before = client.config_read(INTERRUPT_LINE, 1)
+    other = bytes([before[0] ^ 0xFF])
+    try:
+        client.config_write(INTERRUPT_LINE, other)
+    except RemoteError:
+        return False
+    kept = client.config_read(INTERRUPT_LINE, 1) == other
+    client.config_write(INTERRUPT_LINE, before)
+    return kept
 
 
 def _description(region: Region) -> object:

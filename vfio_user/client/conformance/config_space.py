@@ -37,11 +37,11 @@ def _command(client: Client, *, set: int = 0, clear: int = 0) -> Iterator[int]:
 @config.check("io-bar-size", rule="PCI 3.0, 6.2.5.1: a device may not take more than 256 bytes per I/O BAR")
 def io_bar_size(bench: Bench) -> None:
     """No I/O BAR has more than 256 bytes, for which a guest may have no room among its ports."""
-    found = [bar.index for bar in _header(bench).bars() if bar.kind == "I/O" and bench.regions[bar.index].size]
+    found = [bar.index for bar in _header(bench).bars() if bar.kind == "I/O" and bench.region(bar.index).size]
     if not found:
         raise Skip("the device has no I/O BAR")
     for index in found:
-        size = bench.regions[index].size
+        size = bench.region(index).size
         require(size <= LARGEST_IO, f"the I/O BAR{index} has {size} bytes; make it a memory BAR, or several")
 
 
@@ -49,7 +49,7 @@ def io_bar_size(bench: Bench) -> None:
 def decodes_its_bars(bench: Bench) -> None:
     """The decoding of what its BARs are, memory or I/O, can be turned on, as each driver does first."""
     header = _header(bench)
-    needed = {_DECODING[bar.kind]: bar.index for bar in header.bars() if bench.regions[bar.index].size}
+    needed = {_DECODING[bar.kind]: bar.index for bar in header.bars() if bench.region(bar.index).size}
     if not needed:
         raise Skip("the device has no BAR")
     for (bit, name), index in needed.items():
@@ -66,7 +66,7 @@ def _need_pin(bench: Bench) -> None:
 def pin_has_a_vector(bench: Bench) -> None:
     """A device with an interrupt pin has INTx, which QEMU sets up for it before all else."""
     _need_pin(bench)
-    vectors = bench.irqs[IrqIndex.INTX].nr_vectors
+    vectors = bench.irq_type(IrqIndex.INTX).nr_vectors
     require(vectors == 1, f"there is an interrupt pin, and the interrupt type INTx has {vectors} vectors")
 
 

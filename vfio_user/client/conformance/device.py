@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import mmap
 
-from userdev.conformance.check import CheckFailed, Group, Level, Skip, require
+from userdev.conformance.check import Group, Level, Skip, require
 from userdev.transport import close_all
-from vfio_user.client.conformance.bench import Bench
+from vfio_user.client.conformance.bench import DESCRIBED, Bench
 from vfio_user.client.conformance.dialects import CURRENT_FAMILY, DRAFT
 from vfio_user.client.conformance.refusals import SINCE_2022, Bad, enter
 from vfio_user.client.regions import Region
@@ -69,7 +68,7 @@ def describes_every_region(bench: Bench) -> None:
     """Every region answers with its own index; config space can be read and written and has its size."""
     for index, region in enumerate(bench.regions):
         require(region.index == index, f"region {index} says that it is region {region.index}")
-    config = bench.regions[RegionIndex.CONFIG]
+    config = bench.region(RegionIndex.CONFIG)
     both = RegionFlags.READ | RegionFlags.WRITE
     require(config.flags & both == both, f"config space has flags {config.flags:#x}")
     require(config.size in (256, 4096), f"config space has {config.size} bytes")
@@ -78,7 +77,7 @@ def describes_every_region(bench: Bench) -> None:
 @region_info.check("areas-are-pages", rule="protocol.md 8.2: sparse areas are for mmap")
 def areas_are_pages(bench: Bench) -> None:
     """What may be mapped is whole pages inside its region, and at a page of its descriptor."""
-    bench.region(mappable=True)
+    bench.need_mappable()
     for region in bench.regions:
         page = not region.mappable or region.offset % mmap.PAGESIZE == 0
         require(page, f"region {region.index} is to be mapped at {region.offset:#x} of its descriptor")
@@ -91,14 +90,11 @@ def areas_are_pages(bench: Bench) -> None:
 def descriptor_maps(bench: Bench) -> None:
     """A region with the MMAP flag comes with one descriptor, and its areas can be mapped."""
     bench.need_fds()
-    bench.region(mappable=True)
+    bench.need_mappable()
     for region in bench.regions:
         for area in region.mappable:
             require(region.fd is not None, f"region {region.index} may be mapped and came without a descriptor")
-            try:
-                bench.client.map_region(region, area).close()
-            except (OSError, ValueError) as error:
-                raise CheckFailed(f"region {region.index}: its area {area} cannot be mapped: {error}") from None
+            bench.client.map_region(region, area).close()
 
 
 def _with_capabilities(bench: Bench) -> tuple[Region, int]:
@@ -164,6 +160,7 @@ enter(
             "index-behind-last",
             "the index behind the last region",
             lambda bench: REGION_INFO.pack(32, 0, bench.info.num_regions, 0, 0, 0),
+            needs=DESCRIBED,
         ),
         Bad("index-huge", "region 0xffffffff", REGION_INFO.pack(32, 0, 0xFFFF_FFFF, 0, 0, 0)),
     ],
@@ -183,9 +180,9 @@ def io_fds_two_steps(bench: Bench) -> None:
     for region in bench.regions:
         if region.size:
             for entry in bench.client.io_fds(region.index):
-                for fd in {entry.fd, entry.shadow_fd} - {None}:
-                    assert fd is not None
-                    bench.own(fd)
+                for fd in (entry.fd, entry.shadow_fd):
+                    if fd is not None:
+                        bench.own(fd)
                 inside = entry.gpa_offset + entry.size <= region.size
                 require(inside, f"region {region.index}: a sub-region {entry.gpa_offset:#x}+{entry.size:#x}")
 
@@ -199,7 +196,12 @@ enter(
         Bad("argsz-too-large", "argsz over 1 MiB", _io_request(argsz=(1 << 20) + 1)),
         Bad("flags", "flags 1", _io_request(flags=1)),
         Bad("count", "a count in the request", _io_request(count=1)),
-        Bad("index-behind-last", "the index behind the last region", lambda b: _io_request(region=b.info.num_regions)),
+        Bad(
+            "index-behind-last",
+            "the index behind the last region",
+            lambda b: _io_request(region=b.info.num_regions),
+            needs=DESCRIBED,
+        ),
         Bad("unused-region", "a region that does not exist", lambda b: _io_request(region=_unused_region(b))),
     ],
 )
@@ -235,7 +237,7 @@ enter(
             "index-behind-last",
             "the index behind the last interrupt type",
             lambda bench: IRQ_INFO.pack(16, 0, bench.info.num_irqs, 0),
-            (errno.EINVAL,),
+            needs=DESCRIBED,
         ),
         Bad("index-huge", "interrupt type 0xffffffff", IRQ_INFO.pack(16, 0, 0xFFFF_FFFF, 0)),
     ],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from userdev.conformance.check import Group, Level, Skip, require
-from vfio_user.client.conformance.bench import Bench
+from vfio_user.client.conformance.bench import DESCRIBED, Bench
 from vfio_user.client.conformance.refusals import Bad, enter
 from vfio_user.client.eventfd import EventFd
 from vfio_user.wire import Command
@@ -173,6 +173,7 @@ enter(
             "index-behind-last",
             "the index behind the last interrupt type",
             lambda b: IRQ_SET.pack(20, NONE | TRIGGER, b.info.num_irqs, 0, 1),
+            needs=DESCRIBED,
         ),
         Bad("index-huge", "interrupt type 0xffffffff", IRQ_SET.pack(20, NONE | TRIGGER, 0xFFFF_FFFF, 0, 1)),
         _row("no-action", "no action", NONE, rule=_ONE_DATA),
