@@ -40,8 +40,7 @@ Outgoing = tuple[memoryview, Sequence[int], int]
 
 @dataclass(eq=False)
 class Pending:
-    """A request under way. `reply` is there once `Channel.wait` has returned it. A block of it that fails gives it up.
-    """
+    """A request under way. `reply` is there once `Channel.wait` has returned it. A block of it that fails gives up."""
 
     id: int
     name: str
