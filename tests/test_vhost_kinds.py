@@ -141,13 +141,16 @@ def test_what_is_odd_or_wrong_about_a_class_is_told_where_its_servers_words_are_
         said = f"{prefix}{':' if prefix else ''}{tmp_path}/odd.py:{name} --option 1"
         with pytest.warns(UnusedAttribute, match="did you mean"):
             known_command_of(said, protocol)
-        own = ("minimize t",) if protocol == "vfio-user" else ()
+        own = ("minimize t", "boot", "exec", "migrate", "soak") if protocol == "vfio-user" else ()
         for command in ("probe", "conformance", "fuzz", *own):
             line = [*command.split(), "--device", f"{tmp_path}/wrong.py:{name}"]
             told = CliRunner().invoke(cli if protocol == "vfio-user" else vhost_user_cli, line)
             assert isinstance(told.exception, UserError), line
             assert "nothing_like_it" in str(told.exception), line
             assert "exited" not in str(told.exception), line
+    for device in (f"{tmp_path}/odd.py:Vfio", f"vhost-user:{tmp_path}/odd.py:Vhost [driver=x]"):
+        with pytest.warns(UnusedAttribute, match="did you mean"):
+            CliRunner().invoke(cli, ["exec", "--device", device])
     known_command_of(f"{sys.executable} --x {{socket}}", "vfio-user")
 
 

@@ -25,11 +25,6 @@ DEVICE = (
 """How a device is said, wherever one is."""
 
 
-def devices_option(**attributes: Any) -> Callable[[F], F]:
-    """The option --device, which may be repeated, as the argument `devices`."""
-    return device_option("devices", multiple=True, **{"help": f"{DEVICE} May be repeated.", **attributes})
-
-
 def device_option(name: str = "device", **attributes: Any) -> Callable[[F], F]:
     """The option --device as the argument `name`."""
     wanted = {"metavar": "DEVICE", "help": DEVICE, "shell_complete": complete_devices, **attributes}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
 import click
@@ -63,10 +63,35 @@ def known_command_of(device: str, protocol: str) -> str:
         UserError: as `command_of`, or the class cannot be had.
     """
     command = command_of(device, protocol)
-    name = device.split(" ")[0].removeprefix("vhost-user:")
-    if is_authors(name) and "{socket}" not in device:
-        _catalogue(protocol).find(name)
+    look_at_class(device, protocol)
     return command
+
+
+def look_at_class(device: str, protocol: str = "vfio-user") -> None:
+    """Load the class of a device here, where it is an author's. What needs no prefix is of `protocol`.
+
+    Raises:
+        UserError: it cannot be had.
+    """
+    prefix, _, name = device.split(" ")[0].rpartition("vhost-user:")
+    if is_authors(name) and not prefix and "{socket}" not in device:
+        _catalogue("vhost-user" if device.startswith("vhost-user:") else protocol).find(name)
+
+
+def devices_option(**attributes: Any) -> Callable[[F], F]:
+    """The option --device, which may be repeated, as the argument `devices`.
+
+    What is odd or wrong about an author's class is told first: their servers' words go into logs.
+    """
+    wanted = {"help": f"{DEVICE} May be repeated.", "callback": _looked_at, **attributes}
+    return device_option("devices", multiple=True, **wanted)
+
+
+def _looked_at(context: click.Context, _: click.Parameter, devices: Sequence[str]) -> Sequence[str]:
+    if not context.resilient_parsing:  # as completion does
+        for device in devices:
+            look_at_class(device)
+    return devices
 
 
 def _catalogue(protocol: str) -> Catalogue[Any]:

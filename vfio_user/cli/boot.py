@@ -9,8 +9,9 @@ from pathlib import Path
 import click
 
 from vfio_user.cli._beside import refuse_beside
-from vfio_user.cli._hardware import devices_option, guest_hardware, image_option
+from vfio_user.cli._hardware import guest_hardware, image_option
 from vfio_user.cli._progress import Waiting
+from vfio_user.cli._served import devices_option
 from vfio_user.harness.accelerator import probe_accelerator
 from vfio_user.harness.booted_guest import BootedGuest
 from vfio_user.harness.command_line import (

@@ -13,8 +13,9 @@ from userdev.errors import UserError
 from vfio_user.cli._completion import complete_images
 from vfio_user.cli._durations import LEAST, MOST, Finite
 from vfio_user.cli._errors import explain
-from vfio_user.cli._hardware import devices_option, guest_hardware, image_option
+from vfio_user.cli._hardware import guest_hardware, image_option
 from vfio_user.cli._progress import Waiting, quiet_option
+from vfio_user.cli._served import devices_option
 from vfio_user.harness.agent import ANSWER_SECONDS
 from vfio_user.harness.booted_guest import BootedGuest
 from vfio_user.harness.command_line import HardwareOptions

@@ -16,8 +16,9 @@ from vfio_user.bundle import Keeping
 from vfio_user.cli._bundling import bundled
 from vfio_user.cli._choice import Choice
 from vfio_user.cli._durations import LEAST, Finite
-from vfio_user.cli._hardware import devices_option, guest_hardware, image_option, qemu_option
+from vfio_user.cli._hardware import guest_hardware, image_option, qemu_option
 from vfio_user.cli._progress import Waiting, quiet_option
+from vfio_user.cli._served import devices_option
 from vfio_user.harness.booted_guest import BootedGuest
 from vfio_user.harness.cell import Cell
 from vfio_user.harness.command_line import HardwareOptions

@@ -21,12 +21,12 @@ from vfio_user.cli._hardware import (
     DEVICE,
     capture_dma_option,
     check_capture_dma,
-    devices_option,
     guest_hardware,
     image_option,
 )
 from vfio_user.cli._outputs import Output
 from vfio_user.cli._progress import quiet_option
+from vfio_user.cli._served import devices_option
 from vfio_user.cli._soak_again import Again, keep_soak
 from vfio_user.cli._soak_line import Teller, opening
 from vfio_user.cli._soak_plan import plan_of
@@ -72,7 +72,10 @@ _CATALOGUES: Mapping[str, Catalogue[Any]] = {VFIO_USER.name: FUNCTIONS, VHOST_US
 
 
 @click.command()
-@devices_option(help=f"{DEVICE} May be repeated. By default: {'; '.join(DEVICES)}.")
+@devices_option(
+    help=f"{DEVICE} May be repeated. By default: {'; '.join(DEVICES)}.",
+    callback=None,  # `_require_servers` loads their classes, also those of a plan
+)
 @click.option(
     "--workload",
     "workloads",
