@@ -32,6 +32,9 @@ replay = partial(replay_impatiently, patience=PATIENCE)
 minimize = partial(minimize_impatiently, patience=PATIENCE)
 ROUNDS = 3
 MESSAGES = 2 + 4 * ROUNDS  # VERSION and DEVICE_SET_IRQS before the rounds
+FOR_NOTHING = 0.05
+"""Seconds that an interrupt which does not come is waited for in each replay: one that comes comes before its reply,
+which is waited for as long as it takes on a busy machine."""
 
 
 STALE = flag("--stale 4")
@@ -42,14 +45,6 @@ def accesses(script: Script) -> list[int]:
     """The offsets of registers that a script reaches, in order."""
     places = [place_of(script.dialect, step.message) for step in script.requests if isinstance(step, MessageRecord)]
     return [place.offset for place in places if place.region == 0]
-
-
-def for_nothing(trace: Path) -> float:
-    """Seconds that an interrupt which does not come is waited for in each replay; one that comes comes with its reply.
-
-    Many times what an answer takes here and now, lest one be missed on a busy machine.
-    """
-    return max(0.5, 20 * replay(trace, flag()).slowest)
 
 
 @pytest.fixture(scope="module")
@@ -121,8 +116,7 @@ def test_a_write_that_is_lost_is_not_mistaken_for_one_that_was_left_out(trace: P
 
 @pytest.mark.parametrize("against", [None, flag()], ids=["recorded", "reference"])
 def test_a_lost_interrupt_is_explained_by_those_before_it(trace: Path, tmp_path: Path, against: str | None) -> None:
-    patience = for_nothing(trace)
-    found = minimize(trace, flag("--lost 2"), against=against, patience=patience)
+    found = minimize(trace, flag("--lost 2"), against=against, beside=FOR_NOTHING)
     assert accesses(found.script) == [UP, UP]
     assert found.difference is not None
     assert found.difference.what is What.INTERRUPT_MISSING
@@ -131,17 +125,17 @@ def test_a_lost_interrupt_is_explained_by_those_before_it(trace: Path, tmp_path:
     script = load_script(short)
     assert found.difference.record == [step.number for step in script.steps if is_interrupt(step)][1]
     assert replay(script, flag()).same
-    assert replay(script, flag("--lost 2"), patience=patience).difference == found.difference
+    assert replay(script, flag("--lost 2"), beside=FOR_NOTHING).difference == found.difference
 
 
 def test_of_several_faults_the_one_that_was_asked_for_is_explained(trace: Path) -> None:
-    faulty, patience = flag("--stale 4 --lost 3"), for_nothing(trace)
-    outcome = replay(trace, faulty, patience=patience)
+    faulty = flag("--stale 4 --lost 3")
+    outcome = replay(trace, faulty, beside=FOR_NOTHING)
     assert [each.what for each in outcome.differences] == [What.REPLY, What.INTERRUPT_MISSING]
-    found = minimize(trace, faulty, record=outcome.differences[1].record, patience=patience)
+    found = minimize(trace, faulty, record=outcome.differences[1].record, beside=FOR_NOTHING)
     assert accesses(found.script) == [UP] * 3
     with pytest.raises(UserError, match="nothing differs at record 3"):
-        minimize(trace, faulty, record=3, patience=patience)
+        minimize(trace, faulty, record=3, beside=FOR_NOTHING)
 
 
 def test_an_interrupted_search_keeps_the_best_so_far(trace: Path) -> None:
@@ -149,12 +143,11 @@ def test_an_interrupted_search_keeps_the_best_so_far(trace: Path) -> None:
         if left < MESSAGES / 2:
             raise KeyboardInterrupt
 
-    patience = for_nothing(trace)
-    found = minimize(trace, flag("--lost 2"), patience=patience, progress=interrupting)
+    found = minimize(trace, flag("--lost 2"), beside=FOR_NOTHING, progress=interrupting)
     assert found.ended == "interrupted"
     assert found.confirmed
     assert found.after < MESSAGES
-    assert not replay(found.script, flag("--lost 2"), patience=patience).same
+    assert not replay(found.script, flag("--lost 2"), beside=FOR_NOTHING).same
 
 
 def test_what_goes_wrong_only_once_is_refused(trace: Path, tmp_path: Path) -> None:
@@ -190,8 +183,9 @@ def test_what_never_reads_the_same_is_no_fault(tmp_path: Path) -> None:
 
 
 def test_a_reference_that_fails_itself_is_refused(trace: Path) -> None:
-    with pytest.raises(UserError, match="reference"):
-        minimize(trace, STALE, against=f"{sys.executable} -c 'raise SystemExit(3)' {{fd}}")
+    for reference in (f"{sys.executable} -c 'raise SystemExit(3)' {{fd}}", "./there-is-none {fd}"):
+        with pytest.raises(UserError, match="the reference"):
+            minimize(trace, STALE, against=reference)
 
 
 def test_a_find_is_told_to_be_reduced_already(tmp_path: Path) -> None:

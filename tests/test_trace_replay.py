@@ -150,14 +150,14 @@ def test_the_manuals_test_of_a_recorded_bug_is_one(trace: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "what", "patience"),
+    ("name", "what", "beside"),
     [
-        ("Corrupting", What.DMA_WRITE, 60.0),
-        ("Silent", What.INTERRUPT_MISSING, 2.0),
+        ("Corrupting", What.DMA_WRITE, PATIENCE),
+        ("Silent", What.INTERRUPT_MISSING, 0.05),
     ],
 )
-def test_a_server_that_does_otherwise_is_found_out(trace: Path, name: str, what: What, patience: float) -> None:
-    outcome = replay(trace, server(name), patience=patience)
+def test_a_server_that_does_otherwise_is_found_out(trace: Path, name: str, what: What, beside: float) -> None:
+    outcome = replay(trace, server(name), beside=beside)
     assert outcome.difference is not None
     assert outcome.difference.what is what
     with pytest.raises(VerdictError):
@@ -265,7 +265,7 @@ def flagged(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_difference_is_reported_with_the_record_that_it_is_of(flagged: Path) -> None:
     """A lost interrupt does not keep the stale reads after it from being found, nor the other way round."""
     faulty = flag("--stale 2 --lost 2")
-    outcome = replay(flagged, faulty, patience=0.5)
+    outcome = replay(flagged, faulty, beside=0.05)
     entries = {entry.number: entry for entry in read_trace(flagged).entries}
     found = [(each.what, type(entries[each.record]), each.place) for each in outcome.differences]
     stale = (What.REPLY, MessageRecord, "REGION_READ BAR0 0x24 causes")
@@ -295,7 +295,7 @@ def found_records(outcome: ReplayOutcome) -> str:
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_what_may_differ_is_left_out(flagged: Path, ignored: list[str], left: set[What]) -> None:
-    outcome = replay(flagged, flag("--stale 2 --lost 2"), ignore=ignored, patience=0.2)
+    outcome = replay(flagged, flag("--stale 2 --lost 2"), ignore=ignored, beside=0.05)
     assert {each.what for each in outcome.differences} == left
     assert outcome.ignored or left == {What.REPLY, What.INTERRUPT_MISSING}
 
@@ -353,7 +353,7 @@ def test_one_that_never_interrupts_is_not_waited_for_each_time(flagged: Path) ->
     script = load_script(flagged)
     interrupts = [step for step in script.steps if is_interrupt(step)]
     often = replace(script, steps=(*script.steps, *interrupts * 9))
-    outcome = replay(often, flag("--lost 1"), patience=0.5)
+    outcome = replay(often, flag("--lost 1"), beside=0.5)
     assert [each.what for each in outcome.differences] == [What.INTERRUPT_MISSING] * 30
     assert outcome.sent == len(script.requests)
     assert outcome.seconds < 30 * 0.5

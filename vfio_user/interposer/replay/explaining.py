@@ -26,6 +26,8 @@ LEAST_PATIENCE = 0.25
 """Seconds that a server has during a search, more where it was slow before; the result is tried with all it has."""
 SLOWER = 20
 """So many times longer than the slowest answer of the whole trace."""
+FOR_REPLIES = 4
+"""So many times longer for what is answered: that costs only where it is not."""
 
 
 @dataclass(frozen=True)
@@ -37,19 +39,28 @@ class Trial:
     ignored: Ignored
     registers: RegisterMap
     patience: float
+    beside: float
 
     def suspect(self, script: Script) -> ReplayOutcome:
         """Played to the server that goes wrong."""
         return self._play(script, self.server)
 
     def good(self, script: Script) -> ReplayOutcome:
-        """Played to the reference."""
+        """Played to the reference.
+
+        Raises:
+            UserError: it cannot be.
+        """
         assert self.reference is not None
-        return self._play(script, self.reference)
+        try:
+            return self._play(script, self.reference)
+        except UserError as error:
+            raise UserError(f"the reference cannot be tried: {error}", hint=error.hint) from None
 
     def hurried(self, slowest: float) -> Trial:
         """The same with no more patience than is needed."""
-        return replace(self, patience=min(self.patience, max(LEAST_PATIENCE, SLOWER * slowest)))
+        least = max(LEAST_PATIENCE, SLOWER * slowest)
+        return replace(self, patience=min(self.patience, FOR_REPLIES * least), beside=min(self.beside, least))
 
     def shows(self, symptom: Symptom, script: Script) -> bool:
         """Whether the server goes wrong in this way, and the reference, if there is one, does not."""
@@ -59,7 +70,13 @@ class Trial:
 
     def _play(self, script: Script, command: str) -> ReplayOutcome:
         return replay(
-            script, command, ignore=self.ignored, registers=self.registers, patience=self.patience, output=DEVNULL
+            script,
+            command,
+            ignore=self.ignored,
+            registers=self.registers,
+            patience=self.patience,
+            beside=self.beside,
+            output=DEVNULL,
         )
 
 

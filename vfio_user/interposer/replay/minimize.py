@@ -38,6 +38,7 @@ def minimize(
     ignore: Ignored | Collection[str] = (),
     registers: RegisterMap | None = None,
     patience: float = PATIENCE_SECONDS,
+    beside: float | None = None,
     seconds: float = BUDGET_SECONDS,
     progress: Progress = lambda left, replays, seconds: None,
 ) -> Minimized:
@@ -47,6 +48,7 @@ def minimize(
     check: a command that decides instead of a replay: `{trace}` is the candidate, exit status 0 means that it no
         longer fails, and one of `NO_VERDICT` that it could not be tried; `{server}` is `server_command`, which may
         be None where the check does not name it.
+    patience, beside: seconds for what was recorded, as `replay` has them.
     record: the record that is to be explained, where several differ; the first if not given.
     seconds: after which the search ends with the best so far; so does KeyboardInterrupt.
 
@@ -72,7 +74,7 @@ def minimize(
     assert server_command is not None
     registers = registers or registers_of(script.header)
     ignored = ignore if isinstance(ignore, Ignored) else Ignored.parse(ignore, registers)
-    trial = Trial(server_command, against, ignored, registers, patience)
+    trial = Trial(server_command, against, ignored, registers, patience, patience if beside is None else beside)
     return Explanation(trial, script, record).minimize(seconds, progress)
 
 

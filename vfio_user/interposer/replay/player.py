@@ -68,12 +68,13 @@ def replay(
     ignore: Ignored | Collection[str] = (),
     registers: RegisterMap | None = None,
     patience: float = PATIENCE_SECONDS,
+    beside: float | None = None,
     output: int = STDERR,
 ) -> ReplayOutcome:
     """Play a trace's client against a server that is started for it (`{socket}` or `{fd}`), or listens already.
 
     patience: seconds that the server has for anything that was recorded, once it has said its first word.
-
+    beside: those for interrupts and DMA, once it has answered all that it was asked; as many if not given.
     timing: as fast as the server answers, or with the recorded pauses.
     ignore: what may differ, in the words of `ignoring.FORMS`.
     registers: names of registers, to ignore and to tell, instead of those that the trace brings along.
@@ -88,7 +89,8 @@ def replay(
     if server_command is None:
         if connect_to is None:
             raise UserError("no server to replay against", hint="give a command, or an address to connect to")
-        with Player(script, connect(connect_to, timeout=START_SECONDS), ignored, registers, patience) as player:
+        stream = connect(connect_to, timeout=START_SECONDS)
+        with Player(script, stream, ignored, registers, patience, beside=beside) as player:
             return player.play(timing)
     loop = Loop()
     process = ServerProcess(loop, server_command, output=output)
@@ -98,7 +100,8 @@ def replay(
         def fate(seconds: float) -> str:
             return process.fate if loop.finish(process.ended(seconds)) else ""
 
-        with Player(script, stream, ignored, registers, patience, start=START_SECONDS, fate=fate) as player:
+        player = Player(script, stream, ignored, registers, patience, beside=beside, start=START_SECONDS, fate=fate)
+        with player:
             return player.play(timing)
     finally:
         process.close()
@@ -133,11 +136,13 @@ class Player:
         registers: RegisterMap | None = None,
         patience: float = PATIENCE_SECONDS,
         *,
+        beside: float | None = None,
         start: float = 0.0,
         fate: Callable[[float], str] = lambda seconds: "",
     ) -> None:
         """Nothing is sent yet.
 
+        beside: seconds for what no reply says, see `replay`.
         start: seconds that the server has for its first word, where that is more: its socket is there before.
         fate: how the server's process has ended, or does so within these seconds; "" where it runs, or nobody knows.
         """
@@ -154,6 +159,7 @@ class Player:
         self._fate = fate
         self._patience = max(patience, start)
         self._once_it_speaks = patience
+        self._beside = patience if beside is None else beside
         self._missed = Counter[Hashable]()
         """How often the same was waited for in vain since it last came."""
         self._poll = select.poll()
@@ -291,12 +297,12 @@ class Player:
             raise Ended
 
     def _await_request(self, step: MessageRecord) -> None:
-        if not self._wait(step.message.command, lambda: step.number in self._arrived):
+        if not self._wait_beside(step.message.command, lambda: step.number in self._arrived):
             self._comparison.request_missing(step)
 
     def _await_interrupt(self, step: Note) -> None:
         where, count = vector_of(step), count_of(step)
-        there = self._wait(where, lambda: self._fired[where] >= count)
+        there = self._wait_beside(where, lambda: self._fired[where] >= count)
         came = min(count, self._fired[where])
         self._fired[where] -= came
         if there:
@@ -304,22 +310,35 @@ class Player:
         else:
             self._comparison.interrupt_missing(step, came)
 
-    def _wait(self, what: Hashable, there: Callable[[], bool]) -> bool:
+    def _wait_beside(self, what: Hashable, there: Callable[[], bool]) -> bool:
+        """Whether it comes in time, of what no reply says: a server that has not come so far is slow, and no more.
+
+        Raises:
+            Ended: the server has hung up.
+        """
+
+        def come_so_far() -> bool:
+            return there() or all(request.number in self._given_up for request in self._open)
+
+        self._wait("reply", come_so_far)
+        return self._wait(what, there, self._beside)
+
+    def _wait(self, what: Hashable, there: Callable[[], bool], seconds: float | None = None) -> bool:
         """Whether it comes in time, which is the shorter the more often the same did not.
 
         Raises:
             Ended: the server has hung up.
         """
-        began = time.monotonic()
-        patience = max(self._patience / 2 ** self._missed[what], min(self._patience, LEAST_PATIENCE))
+        began, whole = time.monotonic(), self._patience if seconds is None else seconds
+        patience = max(whole / 2 ** self._missed[what], min(whole, LEAST_PATIENCE))
         while not there():
             if self._closed:
                 self._hung_up()
             left = began + patience - time.monotonic()
-            if left <= 0:
+            self._receive(max(0.0, left))  # where it is we who were kept waiting, it may be there
+            if left <= 0 and not (there() or self._closed):
                 self._missed[what] += 1
                 return False
-            self._receive(left)
         self._missed[what] = 0
         if len(self.outcome.replies) > 1:  # before the first it starts
             self.outcome.slowest = max(self.outcome.slowest, time.monotonic() - began)
