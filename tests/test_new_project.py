@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from tests.cases import for_each
+from tests.cases import for_each, for_each_row
 from userdev.errors import UserError
 from vfio_user.cli import docs
 from vfio_user.cli.new import command
-from vfio_user.new_project import PROTOCOLS, Names
+from vfio_user.new_project import PROTOCOLS, Names, write_project
 
 ROOT = Path(__file__).parent.parent
 CHECKS = {"github": "vendor.github-workflows", "gitlab": "vendor.gitlab-ci"}
@@ -89,12 +89,32 @@ def test_the_device_is_found_by_its_name_once_it_is_installed(protocol: str, tmp
         "tests",
         "vfio-user",
         "userdev-servers",
+        "pytest",
+        "click",
         "a" * 31,
     ]
 )
 def test_a_name_that_no_module_can_have_is_refused(name: str) -> None:
     with pytest.raises(UserError):
         Names.of(name)
+
+
+@for_each_row(
+    [
+        *(("vfio-user", name) for name in ("pci-device", "msi-x", "pci-ids", "edu", "nvme")),
+        *(("vhost-user", name) for name in ("chain", "vhost-device", "queues", "rng")),
+    ]
+)
+def test_a_name_that_something_else_in_it_has_is_refused(protocol: str, name: str, tmp_path: Path) -> None:
+    """A class that hides what it is made of, or a device that serve has by that name already."""
+    with pytest.raises(UserError, match=name):
+        write_project(tmp_path / "project", Names.of(name), protocol, None)
+    assert not (tmp_path / "project").exists()
+
+
+def test_a_name_may_be_that_of_a_device_of_another_protocol_or_of_a_word_in_it(tmp_path: Path) -> None:
+    for protocol, name in (("vhost-user", "edu"), ("vfio-user", "chain"), ("vfio-user", "add")):
+        assert write_project(tmp_path / f"{protocol}-{name}", Names.of(name), protocol, None)
 
 
 def test_nothing_that_is_there_is_written_over(tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import keyword
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from importlib import resources
+from importlib import metadata, resources
+from importlib.machinery import PathFinder
 from pathlib import Path
 from string import Template
 
@@ -70,11 +72,18 @@ class Names:
         if not _NAME.fullmatch(name) or len(name) > _LONGEST:
             hint = f"up to {_LONGEST} lower-case letters and digits, words with - or _ between: my-nic"
             raise UserError(f"{name!r} cannot be the name of a device's module", hint=hint)
-        if module in sys.stdlib_module_names or module in _TAKEN:
+        if module in sys.stdlib_module_names or module in _TAKEN or _is_installed(module):
             raise UserError(
                 f"there is a module called {module!r} already, which yours would hide", hint="name it otherwise"
             )
         return cls(name.replace("_", "-"), module, "".join(part.capitalize() for part in module.split("_")))
+
+
+def _is_installed(module: str) -> bool:
+    """Whether there is such a module, not counting what is in the folder that this runs in."""
+    elsewhere = [place for place in sys.path if Path(place).resolve() != Path.cwd()]
+    found = PathFinder.find_spec(module, elsewhere)
+    return found is not None and found.origin is not None  # a mere folder of that name has none
 
 
 class _Marked(Template):
@@ -87,7 +96,7 @@ def write_project(folder: Path, names: Names, protocol: str, ci: str | None) -> 
     """Write a project into a folder, which is made; the files, relative to it.
 
     Raises:
-        UserError: there is something in the folder already.
+        UserError: there is something in the folder already, or something else has one of its names.
         OSError: it cannot be written.
     """
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
@@ -108,12 +117,30 @@ def write_project(folder: Path, names: Names, protocol: str, ci: str | None) -> 
         f"tests/test_{names.module}.py": f"test-{protocol}.py",
         **({CI[ci][0]: CI[ci][1]} if ci else {}),
     }
-    for name, template in files.items():
+    texts = {name: _filled_in(template, words) for name, template in files.items()}
+    _check_names(names, spoken, [text for name, text in texts.items() if name.endswith(".py")])
+    for name, text in texts.items():
         path = folder / name
         with about(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(_filled_in(template, words))
-    return [Path(name) for name in files]
+            path.write_text(text)
+    return [Path(name) for name in texts]
+
+
+def _check_names(names: Names, spoken: Protocol, modules: Iterable[str]) -> None:
+    """Look whether the class hides what is imported beside it, and whether `serve` has another device of that name.
+
+    Raises:
+        UserError: either is so.
+    """
+    imports = [node for text in modules for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom)]
+    imported = {each.name for node in imports if node.module != names.module for each in node.names}
+    if names.class_name in imported:
+        what = f"the class of {names.project!r} would be {names.class_name}, and hide what a device is made of"
+        raise UserError(what, hint="name it otherwise")
+    if metadata.entry_points(group=spoken.group, name=names.project):
+        what = f"there is a device called {names.project!r} already, which `{spoken.command} serve` has by that name"
+        raise UserError(what, hint="name it otherwise")
 
 
 def _filled_in(template: str, words: Mapping[str, str]) -> str:
