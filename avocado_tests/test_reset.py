@@ -31,7 +31,7 @@ NOTHING_LEFT = {
 
 class Resets(GuestTest):
     """
-    :avocado: tags=edu,reset
+    :avocado: tags=edu,reset,kind:edu
     """
 
     # -- by the guest, with the driver's program running through the reset ----------------------------------------

@@ -11,7 +11,7 @@ from vfio_user.harness import EXERCISES, Device, QmpError, ServerError, ServerFa
 
 class DiskBehindVhostUser(DiskTest):
     """
-    :avocado: tags=vhost-user,blk
+    :avocado: tags=vhost-user,blk,kind:blk
     """
 
     def test_what_the_guest_writes_is_in_the_image_and_there_after_a_pause(self) -> None:

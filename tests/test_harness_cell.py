@@ -82,10 +82,11 @@ def test_a_server_of_its_cell_has_the_properties_that_are_behind_its_command_unl
     [
         ("edu", {"edu": SERVER}, "edu", {SERVER}),
         ("edu", {"edu": f"{SERVER} [ats=on]"}, "edu [ats=off]", {f"{SERVER} [ats=on]"}),
-        ("edu", {"edu": SERVER}, "edu --vectors 2", set()),
+        ("edu", {"edu": SERVER}, "edu --vectors 2", {"edu"}),
         ("edu", {"edu": SERVER}, "nvme", set()),
         ("edu", {"edu": SERVER}, "./other {socket}", set()),
-        ("edu", {}, "edu", set()),
+        ("edu", {}, "edu", {"edu"}),
+        ("edu", {}, "tests.mine:MyEdu", set()),
         (f"{SERVER} [driver=vhost-user-blk-pci]", {}, f"{SERVER} [driver=vhost-user-blk-pci]", {"theirs"}),
         (f"{SERVER} [driver=vhost-user-blk-pci]", {}, "vhost-user-blk", set()),
     ]

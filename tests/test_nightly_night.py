@@ -52,20 +52,22 @@ servers:
     probe: yes
 """
 TESTS = '''
-import contextlib, os, time
+import contextlib, json, os, time
 from avocado import Test
 from vfio_user.avocado_test import GuestTest
 from vfio_user.harness import Cell
 
 class Sees(GuestTest):
+    def starts(self):
+        with self.lab() as lab, contextlib.suppress(Exception):
+            lab.serve("edu")  # or theirs, which is in its place, and there is none: it was tried all the same
+
     def test_cell(self):
         cell = Cell.of_text(self.params.get("cell"))
-        self.whiteboard = '{"qemu": "11.1.4"}'
-        if cell.device != "edu":
-            with self.lab() as lab, contextlib.suppress(Exception):
-                lab.serve("edu")  # theirs, which is in its place, and there is none: it was tried all the same
-            with self.lab():
-                pass
+        self.starts()
+        with self.lab():
+            pass
+        self.whiteboard = json.dumps({**json.loads(self.whiteboard), "qemu": "11.1.4"})
         self.assertEqual(self.params.get("cell_id").startswith("edu"), cell.device == "edu")
         self.assertEqual("cpus=2" in self.params.get("cell_id"), cell.hardware.get("cpus") == 2)
 
@@ -73,13 +75,20 @@ class Sees(GuestTest):
         """
         :avocado: tags=needs:migration
         """
+        self.starts()
 
     def test_shows(self):
         if self.params.get("cell_id").startswith("theirs"):
             raise RuntimeError("late by 7 s")
+        self.starts()
 
     def test_says_nothing(self):
         pass
+
+    def test_without(self):
+        """
+        :avocado: tags=once
+        """
 
 class Fails(Test):
     def test_wrong(self):
@@ -151,7 +160,7 @@ def test_a_person_reads_verdicts_and_not_what_avocado_calls_them(whole: Path) ->
     ):
         assert line in said
     assert [line.partition(":")[0].rpartition(") ")[2] for line in said.splitlines() if "ERROR" in line] == [
-        "ERROR theirs/test_quick.py"
+        f"ERROR {cell}/test_quick.py" for cell in ("edu", "edu+cpus=2", "theirs")
     ]
     assert "CANCEL" not in said
 
@@ -170,11 +179,11 @@ def test_a_night_leaves_what_is_read_in_the_morning(whole: Path) -> None:
 def test_every_case_of_the_plan_has_a_verdict(whole: Path) -> None:
     night = summary_of(whole)
     assert night.status is Status.FINISHED
-    assert len(night.results) == night.planned == 2 * 7 + 3 * 4
+    assert len(night.results) == night.planned == 2 * 7 + 3 * 4 + 2
     assert {cell.id: cell.planned for cell in night.cells} == {
-        "edu": 7,
+        "edu": 8,
         "edu+cpus=2": 7,
-        "theirs": 4,
+        "theirs": 5,
         "theirs+qemu=gone": 4,
         "absent": 4,
     }
@@ -187,7 +196,8 @@ def test_a_test_is_run_in_its_cell(cell: str, whole: Path) -> None:
         "test_cell": Verdict.PASS,
         "test_migrates": Verdict.PASS,
         "test_shows": Verdict.PASS,
-        "test_says_nothing": Verdict.PASS,
+        "test_says_nothing": Verdict.ERROR,
+        **({"test_without": Verdict.PASS} if cell == "edu" else {}),
         "test_wrong": Verdict.FAIL,
         "test_known": Verdict.XFAIL,
         "test_not_here": Verdict.SKIP,
@@ -221,7 +231,7 @@ def test_avocado_s_own_reports_are_beside_it_and_no_broken_one(whole: Path) -> N
     assert {"results.html", "results.xml", "results.json"} <= names
     assert "results.tap" not in names
     cases = [case for suite in JUnitXml.fromfile(str(job / "results.xml")) for case in suite]
-    assert len(cases) == 17
+    assert len(cases) == 19
     assert not any(str(whole) in case.name + case.classname for case in cases), "they are called the same everywhere"
 
 

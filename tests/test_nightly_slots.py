@@ -56,6 +56,8 @@ def end_connection():
             time.sleep(60)
 
 class Quick(Test):
+    ''':avocado: tags=once'''
+
     def test_leaves_evidence(self):
         Path(self.outputdir, "kept.txt").write_text(os.environ["VFIO_USER_SLOT"])
         self.whiteboard = '{"qemu": "11.1.4"}'
@@ -69,11 +71,15 @@ class Quick(Test):
         self.assertIn("/package-", __file__)
 
 class WhenTheirSlotDies(Test):
+    ''':avocado: tags=once'''
+
     def test_on_a(self):
         if os.environ["VFIO_USER_SLOT"] == "a":
             end_connection()
 
 class ZAnywhere(Test):
+    ''':avocado: tags=once'''
+
     def test_everywhere(self):
         end_connection()
 """
@@ -205,6 +211,8 @@ from avocado import Test
 SIOCSIFFLAGS = 0x8914
 
 class Silent(Test):
+    ''':avocado: tags=once'''
+
     def test_on_a(self):
         if os.environ["VFIO_USER_SLOT"] == "a":
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
@@ -217,6 +225,8 @@ import os, time
 from avocado import Test
 
 class Waits(Test):
+    ''':avocado: tags=once'''
+
     def test_first(self):
         pass
 

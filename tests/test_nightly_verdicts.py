@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -16,7 +17,7 @@ from tests.cases import for_each_row
 from tests.test_nightly_summary import night as a_night
 from userdev.errors import UserError
 from vfio_user.nightly.bundles import Bundles
-from vfio_user.nightly.cases import Case, cases_of
+from vfio_user.nightly.cases import Case, Tags, cases_of
 from vfio_user.nightly.cells import NightCell
 from vfio_user.nightly.night import Night, only_one
 from vfio_user.nightly.place import Ran
@@ -37,8 +38,9 @@ def said(folder: Path, status: str, reason: str = "", **more: Any) -> dict[str, 
     """A test of avocado's result."""
     logdir = folder / "job" / "test-results" / "1"
     logdir.mkdir(parents=True, exist_ok=True)
+    usual = {"logdir": str(logdir), "time_elapsed": 1.5, "whiteboard": '{"tried": ["edu"]}'}
     name = SimpleNamespace(name=TEST, variant="edu")
-    return {"name": name, "status": status, "fail_reason": reason, "logdir": str(logdir), "time_elapsed": 1.5, **more}
+    return {"name": name, "status": status, "fail_reason": reason, **usual, **more}
 
 
 @for_each_row(
@@ -122,7 +124,41 @@ def test_a_test_that_passes_without_the_server_of_its_cell_says_nothing(
         test = said(tmp_path, "PASS", whiteboard='{"tried": ["./s {socket}"]}')
         found = result_of(case(server), test, ran=Ran("", 1), folder=tmp_path)
         assert found.verdict is (Verdict.XPASS if issues else Verdict.PASS)
-    assert result_of(case(), said(tmp_path, "PASS"), ran=Ran("", 1), folder=tmp_path).verdict is Verdict.PASS
+
+
+def test_nor_does_one_that_passes_without_ours_unless_it_says_what_it_is_of(tmp_path: Path) -> None:
+    """An edu of its own is one where the test says that it is of edus; one that depends on no cell starts nothing."""
+    mine = '{"tried": [], "ours": ["tests.mine:MyEdu"]}'
+    rows: tuple[tuple[str, dict[str, Any], Verdict], ...] = (
+        ("", {}, Verdict.ERROR),
+        (mine, {}, Verdict.ERROR),
+        (mine, {"is_of_its_kind": True}, Verdict.PASS),
+        ('{"ours": []}', {"is_of_its_kind": True}, Verdict.ERROR),
+        ("", {"depends_on_cell": False}, Verdict.PASS),
+        ('{"tried": ["edu"]}', {}, Verdict.PASS),
+    )
+    for board, more, verdict in rows:
+        given = replace(case(), **more)
+        found = result_of(given, said(tmp_path, "PASS", whiteboard=board), ran=Ran("", 1), folder=tmp_path)
+        assert found.verdict is verdict, (board, more)
+        assert ("the test starts no edu" in found.cause) is (verdict is Verdict.ERROR), (board, more)
+    theirs = replace(case(THEIRS), is_of_its_kind=True)
+    found = result_of(theirs, said(tmp_path, "PASS", whiteboard=mine), ran=Ran("", 1), folder=tmp_path)
+    assert found.verdict is Verdict.ERROR, "what is made for a test says nothing of a server of others"
+
+
+def test_a_test_that_depends_on_no_cell_is_run_in_the_first_of_its_group_alone() -> None:
+    tags: dict[str, Tags] = {
+        "once.py:A.a": {"once": None, "kind": {"blk"}},
+        "edu.py:A.a": {"kind": {"edu"}},
+        "any.py:A.a": {},
+    }
+    cells = [replace(case().cell, is_first=True), replace(case().cell, values={**case().cell.values, "cpus": 2})]
+    found = list(cases_of(cells, tags, lambda _: {}))
+    names = ["edu/once.py:A.a", "edu/edu.py:A.a", "edu/any.py:A.a", "edu+cpus=2/edu.py:A.a", "edu+cpus=2/any.py:A.a"]
+    assert [each.id for each in found] == names
+    assert [each.depends_on_cell for each in found] == [False, True, True, True, True]
+    assert [each.is_of_its_kind for each in found] == [False, True, False, True, False]
 
 
 def test_what_was_not_run_says_why() -> None:

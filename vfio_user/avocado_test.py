@@ -70,6 +70,7 @@ class GuestTest(Test):  # type: ignore[misc]  # avocado has no types
         """Begin what the test's labs share."""
         self._open: dict[Lab, tuple[int, Keeping]] = {}
         self._tried: set[str] = set()
+        self._ours: set[str] = set()
         text = self.params.get(CELL_PARAMETER)
         self.cell = Cell.of_text(text) if text else Cell.of_environment()
         """What the run says of this test's guests: the variant's, or that of the whole run."""
@@ -109,7 +110,9 @@ class GuestTest(Test):  # type: ignore[misc]  # avocado has no types
                 finally:
                     del self._open[self._trial.lab]
                     self._tried |= self._trial.lab.tried
-                    self.whiteboard = json.dumps({**self._trial.record(), "tried": sorted(self._tried)})
+                    self._ours |= self._trial.lab.ours
+                    started = {"tried": sorted(self._tried), "ours": sorted(self._ours)}
+                    self.whiteboard = json.dumps({**self._trial.record(), **started})
         except VerdictError as failure:
             self.log.info("%s\n%s", failure, failure.evidence)
             self.fail("; ".join([str(failure), *getattr(failure, "__notes__", ())]))

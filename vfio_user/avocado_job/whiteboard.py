@@ -17,6 +17,15 @@ def record_of(test: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def tried_by(test: Mapping[str, Any]) -> list[str]:
-    """Which of the servers of others that its cell names a test has started, or tried to (`Cell.tried_by`)."""
-    tried = record_of(test).get("tried")
-    return [str(text) for text in tried] if isinstance(tried, list) else []
+    """Which of the servers that its cell names a test has started, or tried to (`Cell.tried_by`)."""
+    return _names(test, "tried")
+
+
+def ours_of(test: Mapping[str, Any]) -> list[str]:
+    """The names of devices of ours, or made for a test, whose servers it has started, or tried to (`Lab.ours`)."""
+    return _names(test, "ours")
+
+
+def _names(test: Mapping[str, Any], field: str) -> list[str]:
+    names = record_of(test).get(field)
+    return [str(text) for text in names] if isinstance(names, list) else []

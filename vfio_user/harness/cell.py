@@ -88,9 +88,12 @@ class Cell:
         return device
 
     def tried_by(self, device: Device) -> set[str]:
-        """Which of the servers of others that it names a device has: as `device` or `servers` has their text."""
-        theirs = {text for text in (self.device, *self.servers.values()) if SOCKET in text}
-        return {text for text in theirs if Device.parse(text).command == device.command}
+        """Which of the servers that it names a device has: as `device` or `servers` has their text.
+
+        One of ours is what it is whatever its options.
+        """
+        named = {text: Device.parse(text) for text in (self.device, *self.servers.values())}
+        return {text for text, one in named.items() if (one.served, one.command) == (device.served, device.command)}
 
 
 _DIALECT = "--dialect"

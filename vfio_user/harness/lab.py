@@ -89,7 +89,9 @@ class Lab:
         self.servers: list[DeviceServer] = []
         self.machines: list[Machine] = []
         self.tried: set[str] = set()
-        """Servers of others that the cell names and that were started, or could not be (`Cell.tried_by`)."""
+        """Servers that the cell names and that were started, or could not be (`Cell.tried_by`)."""
+        self.ours: set[str] = set()
+        """The names of devices of ours, or made for a test, whose servers were started, or could not be."""
         self._scratch = Scratch()
         self._cell = cell
         self._explicit_qemu = qemu or cell.qemu or None
@@ -260,6 +262,7 @@ class Lab:
         if breaks is not None:
             interposition, trace = breaks.within(interposition), True
         self.tried |= self._cell.tried_by(wanted)
+        self.ours |= {wanted.served} if wanted.served else set()
         self._provide(host, *wanted.files)
         self._first_look.take(wanted, name, self._site(host))
         with self.timeline.step(f"start the server {name}"):

@@ -22,6 +22,9 @@ from vfio_user.nightly.cells import NightCell
 from vfio_user.nightly.plan import Plan
 from vfio_user.nightly.summary import case_id
 
+ONCE = "once"
+"""The tag of tests that depend on no cell, and may start nothing of one."""
+
 ID_PARAMETER = "cell_id"
 """The parameter that has a cell's id, by which avocado names the variant."""
 
@@ -35,6 +38,9 @@ class Case:
     cell: NightCell
     test: str
     skipped: str = ""
+    depends_on_cell: bool = True
+    is_of_its_kind: bool = False
+    """It says that it is of devices of the kind that its cell has: also what is made for it is one."""
 
     @property
     def id(self) -> str:
@@ -80,10 +86,17 @@ def of_every_night(tests: Mapping[str, Tags]) -> Mapping[str, Tags]:
 def cases_of(
     cells: Sequence[NightCell], tests: Mapping[str, Tags], abilities: Callable[[NightCell], Abilities]
 ) -> Iterator[Case]:
-    """The cases of a group's cells: tests for another protocol or kind of device are none."""
+    """The cases of a group's cells: tests for another protocol or kind of device are none.
+
+    Those that depend on no cell are the first cell's alone.
+    """
     for cell in cells:
         can = abilities(cell)
         for test, tags in tests.items():
+            if ONCE in tags:
+                if cell.is_first:
+                    yield Case(cell, test, depends_on_cell=False)
+                continue
             if not _is_for(cell, tags):
                 continue
             lacking = [
@@ -91,7 +104,8 @@ def cases_of(
                 for name in _values(tags, "needs")
                 if can.get(name, "?")
             ]
-            yield Case(cell, test, f"the server cannot do this: {'; '.join(lacking)}" if lacking else "")
+            skipped = f"the server cannot do this: {'; '.join(lacking)}" if lacking else ""
+            yield Case(cell, test, skipped, is_of_its_kind=cell.server.kind in _values(tags, "kind"))
 
 
 def suite_settings(

@@ -20,6 +20,8 @@ class NightCell:
     group: str
     values: Row
     server: Server
+    is_first: bool = False
+    """Of its group: tests that depend on no cell are run in this one."""
 
     @property
     def id(self) -> str:
@@ -79,7 +81,10 @@ class NightCell:
 def cells_of(plan: Plan, drawn: Drawn) -> Mapping[str, list[NightCell]]:
     """The cells of every group."""
     return {
-        group: [NightCell(group, row, plan.servers[str(row[SERVER])]) for row in rows]
+        group: [
+            NightCell(group, row, plan.servers[str(row[SERVER])], is_first=number == 0)
+            for number, row in enumerate(rows)
+        ]
         for group, rows in drawn.rows.items()
     }
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from vfio_user.avocado_job.job import GONE_ON_WITHOUT
-from vfio_user.avocado_job.whiteboard import record_of, tried_by
+from vfio_user.avocado_job.whiteboard import ours_of, record_of, tried_by
 from vfio_user.harness.evidence import cause_of
 from vfio_user.harness.known_issues import XFAIL, XPASS
-from vfio_user.nightly.cases import Case
+from vfio_user.nightly.cases import ONCE, Case
 from vfio_user.nightly.cells import NightCell
 from vfio_user.nightly.place import Ran
 from vfio_user.nightly.servers import ServerIssue
@@ -30,7 +30,7 @@ def result_of(case: Case, test: Mapping[str, Any], *, ran: Ran, folder: Path) ->
     verdict, why, issue = _judged(test)
     where = Path(str(test["logdir"]))
     cause = (cause_of(where / "data") or why) if verdict.is_wrong else ""
-    if verdict is Verdict.PASS and not case.cell.server.is_ours and not tried_by(test):
+    if verdict is Verdict.PASS and not _is_of_its_cell(case, test):
         verdict, cause, known = Verdict.ERROR, _untried(case.cell), ""
     else:
         verdict, cause, issue, known = _of_its_own(case, verdict, cause, issue)
@@ -100,10 +100,18 @@ def _judged(test: Mapping[str, Any]) -> tuple[Verdict, str, str]:
             return Verdict.ERROR, why or f"avocado says {status}", ""
 
 
+def _is_of_its_cell(case: Case, test: Mapping[str, Any]) -> bool:
+    """Whether a test has started its cell's server, or need not have: a device of ours may be one made for the test."""
+    made_for_it = case.cell.server.is_ours and case.is_of_its_kind and ours_of(test)
+    return bool(tried_by(test) or made_for_it or not case.depends_on_cell)
+
+
 def _untried(cell: NightCell) -> str:
     """Why a test that passed says nothing of its cell's server."""
     boots = "does not boot self.cell.device"
-    if cell.stands_for:
+    if cell.server.is_ours:
+        boots = f"starts no {cell.server.command.partition(' ')[0]} (docs/nightly.md has the tags kind and {ONCE})"
+    elif cell.stands_for:
         boots = f"boots neither self.cell.device nor {cell.stands_for} without options"
     elif cell.server.protocol == "vfio-user":
         boots += f", and the kind {cell.server.kind!r} is no device of ours"
