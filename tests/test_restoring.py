@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -99,6 +100,19 @@ def test_elsewhere_it_loads_one_file_which_is_made_here_once(checkpoint: Checkpo
     assert lab.done == ["start on elsewhere without memory", f"start on {LOCAL.name} with memory", *MAKING, "stop"]
     assert whole == lab.provided == [checkpoint.folder / "whole"] * 2
     assert whole[0].read_text() == "all"
+
+
+def test_a_host_gets_a_file_once_and_again_when_it_was_written_anew(tmp_path: Path) -> None:
+    """As the one of a checkpoint that did not load, and was made again."""
+    got: list[Path] = []
+    host: Any = SimpleNamespace(name="elsewhere", provide=lambda *paths: got.extend(paths))
+    lab, file = harness_lab.Lab(folder=tmp_path), tmp_path / "whole"
+    for moment in (1, 1, 2):
+        file.touch()
+        os.utime(file, (moment, moment))
+        lab._provide(host, file, tmp_path / "not there")
+    lab.close()
+    assert got == [tmp_path / "not there", file, file]
 
 
 def test_a_machine_that_could_not_make_it_is_stopped_and_it_is_made_the_next_time(checkpoint: Checkpoint) -> None:

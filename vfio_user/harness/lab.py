@@ -103,7 +103,7 @@ class Lab:
         self.records = Records(self.folder)
         self._moves = itertools.count(1)
         self._hosts = ExitStack()
-        self._provided: set[tuple[str, Path]] = set()
+        self._provided: set[tuple[str, Path, int]] = set()
         self._first_look = FirstLook(lambda: self.qemu.version, self.timeline)
         self._break = Breakpoint.of_environment()
 
@@ -384,11 +384,11 @@ class Lab:
             self._break.tell(name=child.name, pid=child.pid)
 
     def _provide(self, host: Host, *paths: Path) -> None:
-        """Have files on a host, each once in the life of this lab."""
-        missing = [path for path in paths if (host.name, path) not in self._provided]
-        if missing:
-            host.provide(*missing)
-            self._provided |= {(host.name, path) for path in missing}
+        """Have files on a host, each once in the life of this lab unless it was written again."""
+        wanted = {(host.name, path, path.stat().st_mtime_ns if path.exists() else 0) for path in paths}
+        if missing := wanted - self._provided:
+            host.provide(*sorted(path for _, path, _ in missing))
+            self._provided |= missing
 
     def _answering(self, machine: Machine, spec: GuestSpec, limit: float = 30.0) -> BootedGuest:
         guest = BootedGuest(machine, spec, serve=self.serve)

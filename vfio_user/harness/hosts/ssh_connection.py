@@ -8,6 +8,7 @@ puts files and folders there, as a program that can be run on the host from whic
 from __future__ import annotations
 
 import json
+import os
 import posixpath
 import shlex
 import socket
@@ -126,19 +127,36 @@ def why_lost(error: Exception) -> str:
     return getattr(first, "strerror", None) or str(first) or type(first).__name__
 
 
+_PUT = """
+set -e
+mkdir -p {parent}
+made=$(mktemp -d {parent}/.put.XXXXXX)
+trap 'rm -rf "$made"' EXIT
+mkdir "$made/new"
+tar -x -f - -C "$made/new"
+if test -d {path}; then mv -T {path} "$made/old"; fi
+mv -T "$made/new/"{name} {path}
+"""
+"""What is there is replaced when all of the new has arrived: nothing of either is among the other."""
+
+
 def put(client: paramiko.SSHClient, path: Path) -> bool:
     """Have a file or a folder there as it is here; returns whether it was sent.
+
+    What is there with the names, sizes and times of here is taken for the same.
 
     Raises:
         UserError: it cannot be written there.
     """
-    listing = f"find -H {_quoted(path)} -not -type d -printf '%s %P\\n' 2>/dev/null"
+    listing = f"find -H {_quoted(path)} -not -type d -printf '%s %T@ %P\\n' 2>/dev/null"
     _, there, _ = client.exec_command(listing)
-    if sorted(there.read().decode().splitlines()) == sorted(_listing(path)):
+    if sorted(map(_to_the_second, there.read().decode(errors="surrogateescape").splitlines())) == sorted(
+        _listing(path)
+    ):
         return False
-    stdin, stdout, stderr = client.exec_command(
-        f"mkdir -p {_quoted(path.parent)} && tar -x -f - -C {_quoted(path.parent)}"
-    )
+    parent, name = _quoted(path.parent), shlex.quote(path.name)
+    script = _PUT.format(parent=parent, name=name, path=_quoted(path))
+    stdin, stdout, stderr = client.exec_command(f"sh -c {shlex.quote(script)}")  # whatever shell its user has
     try:
         with tarfile.open(fileobj=stdin, mode="w|") as archive:
             archive.add(path.resolve(), path.name)
@@ -147,16 +165,26 @@ def put(client: paramiko.SSHClient, path: Path) -> bool:
     except OSError:  # who was to unpack it has ended, and says why
         arrived = False
     if not arrived:
-        raise UserError(f"{path} could not be written there", hint=stderr.read().decode().strip())
+        raise UserError(f"{path} could not be written there", hint=stderr.read().decode(errors="replace").strip())
     return True
 
 
 def _listing(path: Path) -> list[str]:
-    """Size and name of each file and symbolic link; these are not followed, as they are sent as what they are."""
+    """Size, time and name of each file and symbolic link; these are not followed, as they are sent as what they are."""
     if path.is_file():
-        return [f"{path.stat().st_size} "]
+        return [_line(path.stat(), "")]
     found = (file for file in path.rglob("*") if file.is_symlink() or not file.is_dir())
-    return [f"{file.lstat().st_size} {posixpath.relpath(file, path)}" for file in found]
+    return [_line(file.lstat(), posixpath.relpath(file, path)) for file in found]
+
+
+def _line(about: os.stat_result, name: str) -> str:
+    return f"{about.st_size} {int(about.st_mtime)} {name}"
+
+
+def _to_the_second(line: str) -> str:
+    """A line of find's with its time as an archive is sure to have it."""
+    size, when, name = line.split(" ", 2)
+    return f"{size} {when.partition('.')[0]} {name}"
 
 
 def _login(where: Mapping[str, Any]) -> str:
