@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +18,7 @@ from userdev.errors import UserError
 from vfio_user.harness.migration import pci_state
 from vfio_user.harness.migration.plan import Cancelled, Conductor
 from vfio_user.harness.migration.report import Mode, Phase, Report, Verdict
-from vfio_user.harness.qmp import QmpLost
+from vfio_user.harness.qmp import QmpLost, QmpTimeout
 
 Make = Callable[..., World]
 
@@ -175,6 +177,33 @@ def test_one_that_is_called_off_in_any_phase_stays(make: Make) -> None:
         report = world.migrate(conductor=Conductor(call_off))
         assert (report.verdict, report.last_phase) == (Verdict.STAYED, phase)
         check_went_back(world, len(world.calls) - 1 - world.calls[::-1].index("destination.kill") - 1)
+
+
+def waiting(usual: Callable[..., Any], looks: Iterator[int], act: Callable[[], None], *asked: object) -> Any:
+    """A wait for an event, beside which somebody acts where none comes."""
+    try:
+        return usual(*asked)
+    except QmpTimeout:
+        next(looks)
+        act()
+        raise
+
+
+def test_who_calls_it_off_or_hurries_while_qemu_says_nothing_is_heard(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not only at the next phase, which may be minutes away."""
+    for phase, command in ((Phase.PRE_COPY, "migrate"), (Phase.SWITCHOVER, "migrate-continue")):
+        for act in ("cancel", "hurry"):
+            world, conductor = make(), Conductor()
+            source = world.source
+            acts: dict[str, Callable[[], None]] = {"cancel": conductor.cancel, "hurry": partial(conductor.hurry, 0.0)}
+            monkeypatch.setattr(source, "_" + command.replace("-", "_"), dict)
+            monkeypatch.setattr(source, "wait_event", partial(waiting, source.wait_event, iter(range(100)), acts[act]))
+            report = world.migrate(conductor=conductor)
+            assert (report.verdict, report.last_phase) == (Verdict.STAYED, phase), act
+            assert ("cancelled" in report.reason) is (act == "cancel"), report.reason
+            check_went_back(world, index_of(world, f"source.{command}"))
 
 
 def test_where_going_back_fails_as_well_the_rest_of_it_is_done(make: Make) -> None:

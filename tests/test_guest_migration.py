@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -166,7 +167,13 @@ class Starting(Launcher):
         return "the machine there"
 
 
-def moved(guest: Any, mode: Mode, verdict: Verdict, monkeypatch: pytest.MonkeyPatch) -> tuple[Report, Any, list[str]]:
+def moved(
+    guest: Any,
+    mode: Mode,
+    verdict: Verdict,
+    monkeypatch: pytest.MonkeyPatch,
+    continue_on: Callable[..., None] | None = None,
+) -> tuple[Report, Any, list[str]]:
     """Move a guest by a coordinator that comes to this verdict; the report, the launcher, and what was looked at."""
     looked: list[str] = []
 
@@ -182,7 +189,7 @@ def moved(guest: Any, mode: Mode, verdict: Verdict, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(guest_migration, "DeviceLink", lambda *_: SimpleNamespace(close=lambda: None))
     monkeypatch.setattr(guest_migration._Arriving, "devices", lambda *_: [])
     monkeypatch.setattr(Report, "write", lambda *_: None)
-    guest.continue_on = lambda machine, *_: looked.append(f"continue on {machine}")
+    guest.continue_on = continue_on or (lambda machine, *_: looked.append(f"continue on {machine}"))
     guest.machine.qmp.command = lambda _: {"running": True}
     launcher: Any = Starting()
     report = move(launcher, guest, LocalHost("b"), mode, Plan(), Conductor(), None)
@@ -202,6 +209,22 @@ def test_one_side_ends_and_a_guest_that_arrived_is_compared_unless_it_was_reset(
     assert ("continue on the machine there" in looked) is arrived
     assert ("what can migrate" in looked) is (mode is not DIRECT)
     assert report.notes == (["the guest was reset meanwhile"] if reset else [])
+
+
+def test_a_guest_that_arrived_stays_there_though_its_logs_cannot_go_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As on a full disk: its old side has stopped, and to end the new one left nobody."""
+    monkeypatch.setattr(guest_migration, "was_reset", lambda _: False)
+    ended: list[object] = []
+    monkeypatch.setattr(Launcher, "end", lambda _, machine, servers: ended.append(machine))
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        moved(guest_of(tmp_path), COORDINATED, Verdict.MIGRATED, monkeypatch, full)
+    assert ended == []
 
 
 def test_servers_there_are_interposed_and_traced_as_those_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

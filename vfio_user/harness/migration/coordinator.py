@@ -24,7 +24,7 @@ from vfio_user.harness.migration.plan import Cancelled, Conductor, Plan
 from vfio_user.harness.migration.qemu_side import MigrationFailed
 from vfio_user.harness.migration.report import Mode, Phase, PhaseRecord, Report, Verdict
 from vfio_user.harness.mishaps import Kind
-from vfio_user.harness.qmp import ARRIVED, QmpLost
+from vfio_user.harness.qmp import ARRIVED, QmpLost, QmpTimeout
 from vfio_user.harness.qtest import PciAddress
 from vfio_user.harness.server import DeviceServer
 
@@ -206,10 +206,10 @@ class Coordinator:
         self._switching = True
         qemu_side.go_on(self._source)
         self._save_source_again()
-        qemu_side.await_status(self._source, "completed", self._deadline)
+        self._await_completed(self._source)
         if self._plan.file:
             qemu_side.read(self._destination, self._uri)
-        qemu_side.await_status(self._destination, "completed", self._deadline)
+        self._await_completed(self._destination)
 
     def _restore(self, record: PhaseRecord) -> None:
         """Before the server takes its state: then the interrupts it has to deliver have somewhere to go."""
@@ -228,7 +228,7 @@ class Coordinator:
         if self._report.mode is not Mode.COORDINATED:
             if self._plan.file:
                 qemu_side.read(self._destination, self._uri)
-            qemu_side.await_status(self._destination, "completed", self._deadline)
+            self._await_completed(self._destination)
             if self._was_running:
                 self._paused_at = self._source.qmp.wait_event("STOP", self._deadline)[ARRIVED]
         self._may_go_on(Phase.RESUME)
@@ -289,6 +289,13 @@ class Coordinator:
         """The deadline of all of it; whoever looks on may have brought it forward."""
         return self._conductor.sooner(self._limit)
 
+    def _await_completed(self, machine: Machine) -> None:
+        """Wait until QEMU has moved all that it moves, unless somebody calls it off or the time is over before."""
+        while (status := qemu_side.status_event(machine, min(_LOOK_SECONDS, self._deadline.remaining))) != "completed":
+            self._conductor.check(f"before the migration of {machine.name} was completed")
+            if status is None and self._deadline.passed:
+                raise QmpTimeout(f"{machine.name}: the migration was not completed in {self._deadline.seconds:g} s")
+
     def _may_go_on(self, phase: Phase) -> None:
         self._conductor.check(f"before {phase}")
         self._check_guest()
@@ -299,8 +306,9 @@ class Coordinator:
 
     def _check(self, deadline: Deadline) -> None:
         self._conductor.check("in pre-copy")
-        if deadline.passed:
-            raise qemu_side.not_copied(self._source, deadline)
+        for each in (deadline, self._deadline):  # that may have been brought forward since
+            if each.passed:
+                raise qemu_side.not_copied(self._source, each)
         self._destination.check()
         self._check_guest()
         for moved in self._by_qemu:
@@ -378,6 +386,7 @@ def function_of(machine: Machine, link: DeviceLink) -> PciAddress:
         return PciAddress(machine.qtest.secondary_bus(port), 0)
 
 
+_LOOK_SECONDS = 0.1  # between looks at whoever may have called it off; QEMU's events interrupt the wait
 _TURN_SECONDS = 0.05  # seconds between looks at devices while QEMU copies; its events interrupt the wait
 _CATCHING_UP = 8  # rounds of what the guest changed meanwhile, before what is left is left to the downtime
 _TELL_SECONDS = 5.0

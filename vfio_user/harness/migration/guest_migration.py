@@ -93,8 +93,8 @@ def move(
             coordinator.run()
         rebooted = was_reset(source)
         if report.verdict is Verdict.MIGRATED:
+            arriving.stays = True  # the guest runs there, whatever fails of what is still to do here
             guest.continue_on(machine, arriving.spec, arriving.devices(guest.devices))
-            arriving.stays = True
             lab.end(source, servers)
     if rebooted:
         report.notes.append("the guest was reset meanwhile")

@@ -151,18 +151,6 @@ def status_event(machine: Machine, seconds: float) -> str | None:
     return status
 
 
-def await_status(machine: Machine, wanted: str, deadline: Deadline) -> None:
-    """Wait for a status.
-
-    Raises:
-        MigrationFailed: the migration fails before.
-        QmpTimeout: it does not come in time.
-    """
-    while (status := status_event(machine, deadline.remaining)) != wanted:
-        if status is None:
-            raise QmpTimeout(f"{machine.name}: the migration was not {wanted} in {deadline.seconds:g} s")
-
-
 def not_copied(machine: Machine, deadline: Deadline) -> UserError:
     """The error that the memory was not copied in time: whether guest or link is to blame, as far as QEMU knows."""
     ram = machine.qmp.command("query-migrate").get("ram", {})
