@@ -13,6 +13,7 @@ from packaging.version import Version
 from tests.cases import for_each_row
 from userdev.errors import UserError, VerdictError
 from vfio_user.harness.cell import Cell
+from vfio_user.harness.guest_spec import name_for
 from vfio_user.harness.hosts.host import LOCAL
 from vfio_user.harness.lab import Lab
 
@@ -35,6 +36,23 @@ def test_hardware_that_a_test_asks_for_goes_over_that_of_the_whole_run(
     assert {name: getattr(config, name) for name in made} == made
     del vars(lab)["qemu"]
     lab.close()
+
+
+def test_guests_have_a_name_each() -> None:
+    """By which their logs and sockets are called: who wants none has one that no other has had."""
+    for wanted, known, name in (
+        ("", {}, "guest"),
+        ("", {"guest": True}, "guest1"),
+        ("", {"guest1": True}, "guest"),
+        ("", {"guest": False, "guest2": True, "other": True}, "guest1"),
+        ("", {"guest.3": True, "guest1": False}, "guest2"),
+        ("mine", {"guest": True}, "mine"),
+        ("mine", {"mine": False}, "mine"),
+    ):
+        assert name_for(wanted, known) == name, (wanted, known)
+    for wanted, known in (("mine", {"mine": True}), ("mine", {"mine.1": True}), ("a.b", {"a.b": True}), ("a/b", {})):
+        with pytest.raises(UserError, match="no guest can be called"):
+            name_for(wanted, known)
 
 
 def test_a_program_that_is_not_there_is_told_first_on_every_host_of_this_machine(

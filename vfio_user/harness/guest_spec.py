@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from userdev.errors import UserError
 from vfio_user.harness.attachment import Attachment
 from vfio_user.harness.command_line import HardwareOptions, MachineConfig, Start
 from vfio_user.harness.device import Device
@@ -18,6 +20,26 @@ from vfio_user.harness.memory_file import MemoryFile
 
 if TYPE_CHECKING:
     from vfio_user.harness.image import GuestImage
+
+
+def name_for(wanted: str, guests: Mapping[str, bool]) -> str:
+    """The name of a guest: the one that is wanted, or guest, guest1, guest2, whichever none of `guests` has had.
+
+    Of these it is said whether they run. Logs and sockets are called by it, and a machine to which a guest has migrated
+    is called NAME.1.
+
+    Raises:
+        UserError: one that runs has the name, or it is none for a file.
+    """
+    if not wanted:
+        taken = {name.partition(".")[0] for name in guests}
+        every = itertools.chain(["guest"], (f"guest{number}" for number in itertools.count(1)))
+        return next(name for name in every if name not in taken)
+    running = {each for name, runs in guests.items() if runs for each in (name, name.partition(".")[0])}
+    if "/" in wanted or wanted in running:
+        why = "its logs are files of that name" if "/" in wanted else "another guest of this lab has that name"
+        raise UserError(f"no guest can be called {wanted!r}: {why}", hint="give it another name, or none")
+    return wanted
 
 
 class BootOptions(HardwareOptions, total=False):

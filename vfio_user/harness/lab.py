@@ -35,7 +35,7 @@ from vfio_user.harness.debian import quiet
 from vfio_user.harness.device import Device
 from vfio_user.harness.first_look import FirstLook
 from vfio_user.harness.guest import GuestFailure
-from vfio_user.harness.guest_spec import GuestSpec
+from vfio_user.harness.guest_spec import GuestSpec, name_for
 from vfio_user.harness.hosts import Pair, two_hosts
 from vfio_user.harness.hosts.host import LOCAL, Host
 from vfio_user.harness.hotplug import wait_for_device
@@ -162,7 +162,7 @@ class Lab:
         (`write_boot_disk` makes one of an image). `hardware` are fields of `MachineConfig`: memory, cpus, iommu, slots,
         modules.
         """
-        name = name or (f"guest{len(self.guests)}" if self.guests else "guest")
+        name = name_for(name, {guest.name: guest.machine.child.running for guest in self.guests})
         given = (*([device] if device else []), *devices)
         wanted = tuple(item if isinstance(item, Device) else Device.parse(item) for item in given)
         interposition = Interposition.of(interpose or self._interpose)
