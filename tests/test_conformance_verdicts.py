@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 
 from tests.cases import for_each, for_each_row
@@ -98,10 +99,15 @@ def test_a_server_that_ends_by_itself_differs_where_that_is_left_open(check: Cal
     assert "it ended" in outcome(check, Level.OPEN, ended)[1]
 
 
-def test_a_check_that_breaks_is_told_with_the_line_of_it() -> None:
-    verdict, detail = outcome(broken, Level.MUST)
-    assert verdict is Outcome.BROKEN
-    assert f"{__file__}:{broken.__code__.co_firstlineno + 2}" in detail
+def test_a_check_that_breaks_is_told_with_the_line_of_it_whatever_is_around_it() -> None:
+    @wraps(broken)
+    def around(bench: Bench) -> None:
+        broken(bench)
+
+    for check in (broken, around):
+        verdict, detail = outcome(check, Level.MUST)
+        assert verdict is Outcome.BROKEN
+        assert f"{__file__}:{broken.__code__.co_firstlineno + 2}" in detail
 
 
 @for_each(Level)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -184,7 +185,7 @@ def _run(check: Check[B], bench: Callable[[], B], dialect: str) -> CheckResult[B
         outcome, detail = _verdict(check), _said(error)
         request = getattr(error, "request", "")
     except Exception as error:  # the other checks are worth running all the same
-        outcome, detail = Outcome.BROKEN, f"the check itself broke: {error!r}{_line_of(error)}"
+        outcome, detail = Outcome.BROKEN, f"the check itself broke: {error!r}{_line_of(check, error)}"
     finally:
         own.close()
     return CheckResult(check, outcome, detail, time.monotonic() - begin, relied_on, request)
@@ -212,10 +213,13 @@ def _failed_for_all(result: CheckResult[B], refusal: str) -> CheckResult[B]:
     return replace(result, outcome=Outcome.FAIL, detail=detail)
 
 
-def _line_of(error: Exception) -> str:
-    """Where in the check's function it came from."""
+def _line_of(check: Check[B], error: Exception) -> str:
+    """Where in the check's function it came from, whatever is around that."""
     inner = traceback.extract_tb(error.__traceback__)[1:]
-    return f" ({inner[0].filename}:{inner[0].lineno})" if inner else ""
+    code = getattr(inspect.unwrap(check.run), "__code__", None)
+    own = [frame for frame in inner if code and (frame.filename, frame.name) == (code.co_filename, code.co_name)]
+    at = next(iter((*own, *inner)), None)
+    return f" ({at.filename}:{at.lineno})" if at is not None else ""
 
 
 def _said(error: UserdevError) -> str:
