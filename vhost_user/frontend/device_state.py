@@ -90,6 +90,8 @@ def _read(fd: int, seconds: float) -> bytes:
             return os.read(fd, _PIECE)
         except BlockingIOError:
             _await(fd, select.POLLIN, deadline, "the back-end writes nothing of its state")
+        except OSError as error:  # of a descriptor that it has chosen
+            raise BackEndError(f"the state cannot be read where the back-end says: {error.strerror}") from None
 
 
 def _write(fd: int, data: memoryview, seconds: float) -> int:
@@ -102,6 +104,8 @@ def _write(fd: int, data: memoryview, seconds: float) -> int:
             _await(fd, select.POLLOUT, deadline, "the back-end reads nothing of its state")
         except BrokenPipeError:
             raise BackEndError("the back-end has closed the pipe of its state before it was whole") from None
+        except OSError as error:
+            raise BackEndError(f"the state cannot be written where the back-end says: {error.strerror}") from None
 
 
 def _await(fd: int, event: int, deadline: Deadline, what: str) -> None:

@@ -207,12 +207,16 @@ class FrontEnd(Connection):
     # Memory
 
     def share_memory(self, *, as_table: bool = False) -> None:
-        """Give the back-end the whole memory: region by region where it takes them so, or `as_table`, all at once."""
-        if self.has(_P.CONFIGURE_MEM_SLOTS) and not as_table:
+        """Give the back-end the whole memory: region by region where it takes so many, or `as_table`, all at once."""
+        if not as_table and self._has_slots(len(self.memory.regions)):
             for region in self.memory.regions:
                 self.do(R.ADD_MEM_REG, region, [self.memory.fd])
         else:
             self.do(R.SET_MEM_TABLE, self.memory.regions, [self.memory.fd] * len(self.memory.regions))
+
+    def _has_slots(self, count: int) -> bool:
+        """Whether it takes so many regions, one by one; each that does takes one."""
+        return self.has(_P.CONFIGURE_MEM_SLOTS) and (count == 1 or self.ask(R.GET_MAX_MEM_SLOTS) >= count)
 
     def take_memory(self) -> None:
         """Take all regions back; without a descriptor, as rust-vmm's refuses one."""

@@ -13,6 +13,7 @@ from userdev.fuzz import Answer, Found, Journal
 from userdev.fuzz.levels import DEFAULT, LEVELS, Tolerated
 from vhost_user.frontend import FrontEnd
 from vhost_user.frontend.conformance import DeviceKind, Target
+from vhost_user.frontend.conformance.bench import answering
 from vhost_user.frontend.front_end import FEATURES, PROTOCOL_FEATURES
 from vhost_user.frontend.memory import PAGE, DirtyPages, GuestMemory
 from vhost_user.frontend.queue import Buffer, Completion, Queue, Request
@@ -70,7 +71,7 @@ class Encounter:
         Raises:
             UserError, BackEndError: the back-end does not serve it.
         """
-        stream = self.target.connect()
+        stream = answering(self.target, timeout=self.timeout)
         memory = GuestMemory(MEMORY_SIZE, regions=regions)
         self.front_end = FrontEnd(stream, memory=memory, timeout=self.timeout)
         try:

@@ -20,6 +20,9 @@ from vhost_user.frontend.memory import PAGE, GuestMemory
 from vhost_user.frontend.queue import Completion, Queue, Request
 from vhost_user.wire import ProtocolFeature, VirtioFeature
 
+CLOSING_SECONDS = 1.0
+"""That a back-end has to close and unmap what a front-end has left: one thread may serve, and another tidy up."""
+
 QUIET_SECONDS = 0.1
 """That a ring is looked at which is not to be served: nothing tells that a back-end will do nothing."""
 
@@ -85,21 +88,8 @@ class Bench:
         front_end.share_memory()
 
     def _connected(self) -> Stream:
-        """A new connection, to a back-end that answers.
-
-        One that listens anew for each front-end, as vhost-device-vsock does, hangs up on whoever was quicker.
-        """
-        deadline = Deadline(self.timeout)
-        while True:
-            stream = self.target.connect()
-            try:
-                Connection(stream, timeout=self.timeout).settle()
-            except Disconnected:
-                stream.close()
-                if deadline.passed:
-                    raise
-            else:
-                return stream
+        """A new connection, to a back-end that answers."""
+        return answering(self.target, timeout=self.timeout)
 
     # The device
 
@@ -242,6 +232,27 @@ class Bench:
             return sum(1 for _ in (process / "fd").iterdir()), (process / "maps").read_text().count("memfd:")
         except PermissionError:  # it has made itself so, as passt does (PR_SET_DUMPABLE in prctl(2))
             raise Skip("the back-end shows its descriptors to nobody but root") from None
+
+
+def answering(target: Target, *, timeout: float) -> Stream:
+    """A new connection, to a back-end that answers within `timeout` seconds.
+
+    One that listens anew for each front-end, as vhost-device-vsock does, hangs up on whoever was quicker.
+    """
+    deadline = Deadline(timeout)
+    while True:
+        stream = target.connect()
+        try:
+            Connection(stream, timeout=timeout).settle()
+        except Disconnected:
+            stream.close()
+            if deadline.passed:
+                raise
+        except BaseException:
+            stream.close()
+            raise
+        else:
+            return stream
 
 
 def where_offered(run: CheckFunction[Bench]) -> CheckFunction[Bench]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from userdev.conformance import Group, Level, Skip
+from userdev.counted import counted
 from vhost_user.frontend.conformance.bench import SERVED, Bench
 from vhost_user.frontend.front_end import FrontEnd
 from vhost_user.frontend.memory import PAGE
@@ -21,6 +22,8 @@ def _with_slots(bench: Bench, *, regions: int = 1) -> FrontEnd:
     front_end = bench.stranger(regions=regions)
     front_end.negotiate()
     front_end.need(P.CONFIGURE_MEM_SLOTS)
+    if (slots := front_end.ask(R.GET_MAX_MEM_SLOTS)) < regions:
+        raise Skip(f"the back-end has {counted(slots, 'memory slot')}, and {regions} are needed")
     return front_end
 
 

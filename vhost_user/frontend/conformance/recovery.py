@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from userdev.conformance import CheckFailed, Group, Level, Skip, require
+from userdev.conformance import CheckFailed, Group, Level, Skip, Unmet, require
+from userdev.memory.guard import guard
+from userdev.memory.shrinking import can_shrink
 from userdev.transport import close_all
 from vhost_user.frontend.conformance.bench import RING, SERVED, Bench
 from vhost_user.frontend.errors import BackEndError
@@ -124,6 +126,7 @@ def log_off(bench: Bench) -> None:
 
 # The in-flight region
 
+_GIVEN = "inflight/given"
 _VERSION, _DESC_NUM, _USED_IDX = 8, 10, 14
 _DESC, _DESC_SIZE = 16, 16
 """Offsets in the region of a split ring (QueueRegionSplit), where the states of descriptors are (DescStateSplit)."""
@@ -136,11 +139,19 @@ def _tracking(bench: Bench) -> InflightBuffer:
 
 @contextmanager
 def _mapped(region: InflightBuffer, queue: Queue) -> Iterator[memoryview]:
-    """The part of a queue."""
+    """The part of a queue. A back-end that makes the file smaller behind that is survived."""
     described = region.described
     part = region_size(RING, packed=False)
-    with mmap.mmap(region.fd, described.mmap_offset + described.mmap_size) as memory:
-        start = described.mmap_offset + part * queue.index
+    start = described.mmap_offset + part * queue.index
+    try:
+        memory = mmap.mmap(region.fd, described.mmap_offset + described.mmap_size)
+    except (OSError, ValueError, OverflowError) as error:
+        raise Unmet(_GIVEN, f"the region cannot be mapped: {error}") from None
+    with memory:
+        if can_shrink(region.fd):
+            guard(memory)
+        if len(memory) < start + part:
+            raise Unmet(_GIVEN, f"the region has {described.mmap_size} bytes, too few for queue {queue.index}")
         view = memoryview(memory)[start : start + part]
         try:
             yield view
@@ -159,14 +170,14 @@ def inflight_given(bench: Bench) -> None:
     require((described.num_queues, described.queue_size) == (1, RING), f"a region for 1 ring of {RING} is {described}")
 
 
-@inflight.check("taken", rule="spec: Front-end message types, SET_INFLIGHT_FD")
+@inflight.check("taken", rule="spec: Front-end message types, SET_INFLIGHT_FD", needs=(_GIVEN,))
 def inflight_taken(bench: Bench) -> None:
     """A region is taken back, and rings are served with it."""
     bench.front_end.set_inflight(_tracking(bench))
     bench.serve(bench.running(), 3)
 
 
-@inflight.check("kept")
+@inflight.check("kept", needs=(_GIVEN,))
 def inflight_kept(bench: Bench) -> None:
     """The region of a ring that is served says its version, its size and where it is, and nothing is under way."""
     region = _tracking(bench)
@@ -183,7 +194,7 @@ def inflight_kept(bench: Bench) -> None:
     require(not under_way, f"descriptors {under_way} are under way, and all requests have come back")
 
 
-@inflight.check("resubmitted", rule="spec: Inflight I/O tracking, When reconnecting")
+@inflight.check("resubmitted", rule="spec: Inflight I/O tracking, When reconnecting", needs=(_GIVEN,))
 def inflight_resubmitted(bench: Bench) -> None:
     """What a back-end that died had taken is done by the next, once, as is what it had not taken."""
     region = _tracking(bench)

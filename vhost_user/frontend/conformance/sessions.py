@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from operator import gt
+
 from userdev.conformance import CheckFailed, Group, Level, require
 from userdev.errors import UserdevError, UserError
-from vhost_user.frontend.conformance.bench import SERVED, Bench
+from userdev.process import Deadline
+from vhost_user.frontend.conformance.bench import CLOSING_SECONDS, SERVED, Bench
 from vhost_user.wire import HEADER, VERSION, FrontEndRequest
 
 session = Group[Bench]("session", "spec: Communication", needs=SERVED)
@@ -81,10 +84,14 @@ def nothing_left(bench: Bench) -> None:
         queue.stop()
         front_end.close()
 
-    def held() -> tuple[int, int]:
-        """While one more front-end is there, so that all others have been seen to leave."""
+    def held(most: tuple[int, int] | None = None) -> tuple[int, int]:
+        """While one more front-end is there, so that all others have been seen to leave; and a moment later than that
+        where it is more than `most`.
+        """
         front_end = bench.agreed()
-        holds = bench.process_holds()
+        deadline = Deadline(CLOSING_SECONDS)
+        while any(map(gt, holds := bench.process_holds(), most or holds)) and not deadline.passed:
+            front_end.settle()
         front_end.close()
         return holds
 
@@ -92,7 +99,7 @@ def nothing_left(bench: Bench) -> None:
     pid, before = bench.target.pid, held()
     for _ in range(_VISITS):
         visit()
-    after = held()
+    after = held(before)
     if bench.target.pid == pid:  # another process has nothing of those that one served
         for what, was, now in zip(("descriptors", "mappings of memory files"), before, after, strict=True):
             require(now <= was, f"it has {now} {what} after {_VISITS} more front-ends, and had {was}")
