@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 from userdev.conformance import Level
-from userdev.errors import ProtocolError
+from userdev.errors import ProtocolError, UserError
 from userdev.fuzz import Blob, Found, Kind, Number, Pick, Several
 from userdev.fuzz.levels import LEVELS
 from userdev.transport import close_all
@@ -96,7 +96,11 @@ def second(encounter: Encounter, unless: int) -> None:
     """A second client is served, or refused, and disturbs the first in neither case; seldom, as that may take long."""
     if unless or encounter.bench.target.pid is None:
         return
-    other = Client(encounter.bench.target.connect(), dialect=encounter.client.dialect, timeout=encounter.bench.timeout)
+    try:
+        stream = encounter.bench.target.connect()
+    except UserError:
+        return  # nobody listens: that is an answer
+    other = Client(stream, dialect=encounter.client.dialect, timeout=encounter.bench.timeout)
     try:
         other.negotiate(minor=0)
     except NoAnswer:

@@ -169,6 +169,8 @@ class VfioUserSubject:
                     self._memory.check()
             name = "end"
             self._finish(encounter)
+            if (crash := self._target.crashed()) is not None:  # another is in its place
+                raise silence_of(ALIVE, name, crash.text)
         except Found as found:
             return found.at(begun)
         except _SERVER as error:

@@ -126,6 +126,9 @@ class VhostUserSubject:
                     self._step(encounter, kind, step)
             name = "end"
             self._finish(encounter)
+            if (crash := self._target.crashed()) is not None:  # another is in its place
+                self._end()
+                raise silence_of(ALIVE, name, crash.text)
         except Found as found:
             self._end()
             return found.at(begun)
