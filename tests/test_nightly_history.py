@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 from datetime import UTC, datetime, timedelta, timezone
@@ -209,6 +210,53 @@ def test_every_case_of_both_nights_that_has_another_verdict_is_told_once() -> No
             assert all((each.before, each.after) == (was, now) for each in found.changed), (was, now)
 
 
+ALIKE = {
+    "a folder": ("no reply by /tmp/vfio-user-0pcy/dev0.sock", "no reply by /tmp/vfio-user-xz2a/dev0.sock"),
+    "how long": ("did not answer in 5 s", "did not answer in 7.25 s"),
+    "a process": ("qemu (process 1234) ended", "qemu (process 77) ended"),
+    "an address": ("DMA of 4 bytes at 0x3fe5000 is refused", "DMA of 4 bytes at 0x2ab7000 is refused"),
+    "a line": ("KeyError: 3 (summer.py:12, in write)", "KeyError: 3 (summer.py:17, in write)"),
+    "a port": ("127.0.0.1:40123 refuses", "127.0.0.1:51001 refuses"),
+    "a moment": ("ended at 2026-11-29 02:10:11.5", "ended at 2026-11-30 02:31:07.25"),
+    "where it is cut": (f"{'long ' * 20}/a/b: and…", f"{'long ' * 20}/a/b/c/d…"),
+}
+OTHERWISE = {
+    "another end": ("guest-dev0-crash was killed by SIGABRT", "assertion error: 5! is 24"),
+    "another value": ("assertion error: 5! is 24", "assertion error: 5! is 6"),
+    "another register": ("reads 0 at 0x10", "reads 0 at 0x14"),
+    "another beginning of what is cut": (f"read {'long ' * 20}…", f"wrote {'long ' * 20}…"),
+}
+
+
+@for_each_row([*((*texts, True) for texts in ALIKE.values()), *((*texts, False) for texts in OTHERWISE.values())])
+def test_wrong_is_as_before_where_its_cause_is_but_for_what_is_another_in_each_run(
+    was: str, now: str, is_the_same: bool
+) -> None:
+    """A server that computed wrongly was "as in the last night", in which it had crashed; and the night was green."""
+    before = nth(1, case("a", FAIL, cause=was))
+    found = compare(nth(2, case("a", FAIL, cause=now)), (before.night, results_of(before)))
+    case_id = "edu/t.py:A.a"
+    assert (found.as_before, found.new) == (((case_id,), ()) if is_the_same else ((), (case_id,)))
+    assert found.cause_was == ({} if is_the_same else {case_id: was})
+    assert found.before(case_id) == ("" if is_the_same else FAIL)
+
+
+def test_causes_are_remembered_and_those_that_an_earlier_version_did_not_keep_are_read_again(tmp_path: Path) -> None:
+    """Where no folder has them any more, nobody can say that it is the same failure."""
+    before, gone = nth(2, case("a", FAIL, cause="of old")), nth(1, case("a", FAIL, cause="of old"))
+    history = History(tmp_path)
+    for each in (gone, before):
+        history.add(each)
+    with contextlib.closing(sqlite3.connect(tmp_path / history_module.NAME)) as database, database:
+        database.execute("ALTER TABLE results DROP COLUMN cause")
+    (tmp_path / before.night).mkdir()
+    before.write(tmp_path / before.night)
+    seen = {night: past["edu/t.py:A.a"].cause for night, past in history.latest("ours", 9)}
+    assert seen == {before.night: "of old", gone.night: ""}
+    found = compare(before, (gone.night, dict(history.latest("ours", 9))[gone.night]))
+    assert (found.new, found.was, found.cause_was) == (("edu/t.py:A.a",), {"edu/t.py:A.a": FAIL}, {})
+
+
 def test_all_that_is_wrong_is_new_where_there_was_no_night() -> None:
     found = compare(nth(1, case("a", FAIL), case("b")), None)
     assert (found.new, found.added, found.against) == (("edu/t.py:A.a",), (), "")
@@ -353,6 +401,15 @@ def test_a_chat_is_told_the_same_and_nothing_of_it_is_markup(tmp_path: Path) -> 
     assert row.replace("\\|", "").count("|") == 4
     assert row.startswith("| PASS → FAIL |")
     assert "<b>" not in text.replace("\\<", "")
+
+
+def test_page_chat_and_headline_tell_of_another_cause_which_it_was(tmp_path: Path) -> None:
+    summary = compared(nth(2, case("a", FAIL, cause="5! is 24")), nth(1, case("a", FAIL, cause="ended by SIGABRT")))
+    told = [Page(write_morning(summary, tmp_path).read_text()).text, (tmp_path / "summary.md").read_text()]
+    for text in told:
+        for said in ("New (1)", "1 of 1 case is newly wrong", "FAIL → FAIL", "5! is 24", "before: ended by SIGABRT"):
+            assert said in text, said
+        assert "As before" not in text
 
 
 def test_names_in_junit_are_those_of_case_and_cell_and_reasons_are_there(tmp_path: Path) -> None:

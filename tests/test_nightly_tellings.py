@@ -97,7 +97,7 @@ def test_what_was_wrong_before_is_told_so_and_keeps_no_night_from_being_good(tmp
         lines = list(_wrong(summary, summary.comparison))
         assert sum(line.endswith("(as in the last night)") for line in lines) == known, wrong
         assert len(lines) == new + known, wrong
-        was = {"worse": " (FAIL in the last night)", "breaks": " (PASS in the last night)"}
+        was = {"worse": " (FAIL in the last night: it read 7)", "breaks": " (PASS in the last night)"}
         assert all(any(f"A.{name}" in line and line.endswith(was[name]) for line in lines) for name in wrong), wrong
 
 

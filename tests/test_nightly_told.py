@@ -124,6 +124,17 @@ def test_two_nights_are_compared_and_new_wrong_is_a_status(tmp_path: Path) -> No
     assert "mended: edu/t.py:A.b: FAIL -> PASS" in ran.output
 
 
+def test_a_case_that_is_wrong_of_another_cause_is_new_and_both_causes_are_told(tmp_path: Path) -> None:
+    old, new = (case("a", FAIL, cause=cause) for cause in ("ended by SIGABRT", "5! is 24"))
+    ran = run_compare(tmp_path, nth(1, old), nth(2, new))
+    assert isinstance(ran.exception, VerdictError)
+    assert "new: edu/t.py:A.a: FAIL -> FAIL: 5! is 24 (FAIL before: ended by SIGABRT)" in ran.output
+    before = nth(1, old)
+    summary, compared = nth(2, new), compare(nth(2, new), (before.night, results_of(before)))
+    told = next(nightly._wrong(summary, compared))
+    assert told == "FAIL edu/t.py:A.a: 5! is 24 (FAIL in the last night: ended by SIGABRT)"
+
+
 def test_a_night_is_named_as_its_page_does_or_by_a_file_in_its_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -45,6 +45,7 @@ CASES: dict[str, tuple[str, tuple[Verdict | None, ...], tuple[float, float]]] = 
     "steady": ("edu", (PASS, PASS, PASS, PASS), (2.0, 2.1)),
     "old": ("edu", (PASS, FAIL, FAIL, FAIL), (4.0, 4.0)),
     "worse": ("edu", (FAIL, FAIL, FAIL, WEDGED), (4.0, 90.0)),
+    "otherwise": ("edu", (FAIL, FAIL, FAIL, FAIL), (4.0, 4.0)),
     "breaks": ("edu", (PASS, PASS, PASS, FAIL), (1.0, 1.0)),
     "ends": ("nvme", (PASS, PASS, PASS, ERROR), (1.0, 1.5)),
     "mended": ("nvme", (PASS, PASS, ERROR, PASS), (3.0, 3.0)),
@@ -73,6 +74,9 @@ WHY: dict[Verdict, dict[str, Any]] = {
     WEDGED: {"cause": "it took longer than 90 s", "attempts": 2},
 }
 
+OF_ITS_OWN = {("otherwise", 3): {"cause": "it was killed by SIGABRT"}}
+"""What a case says in a night, where that is not what all of its verdict say."""
+
 
 def night(number: int, *, status: Status = Status.FINISHED, most: int = len(CASES)) -> Summary:
     """The night of that number; of one that was ended only the first cases have results."""
@@ -84,7 +88,8 @@ def night(number: int, *, status: Status = Status.FINISHED, most: int = len(CASE
             bundle = {"bundle": f"job/{len(results)}/bundle"} if verdict is FAIL else {}
             took = seconds[max(0, number - 2)]
             fields = {"id": case_id(cell, test), "cell": cell, "test": test, "verdict": verdict, "seconds": took}
-            results.append(CaseResult.model_validate({**fields, "slot": "here", **kept, **bundle, **WHY[verdict]}))
+            why = {**WHY[verdict], **OF_ITS_OWN.get((name, number), {})}
+            results.append(CaseResult.model_validate({**fields, "slot": "here", **kept, **bundle, **why}))
     planned = {cell: sum(result.cell == cell for result in results) for cell in ("edu", "nvme")}
     cells = [
         Cell(id=cell, parameters={"device": cell, "cpus": "2"}, versions={"qemu": "11.1.3"}, planned=count)

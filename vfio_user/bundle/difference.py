@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 
 from vfio_user.bundle.model import Outcome, QemuFacts, Recipe, Seen, without_option
 from vfio_user.bundle.reading import OpenBundle
+from vfio_user.bundle.steady import steady
 from vfio_user.bundle.wire import wire_differences
 
 
@@ -73,14 +74,14 @@ def outcome_differences(one: Outcome, other: Outcome) -> Iterator[Difference]:
     if one.verdict != other.verdict:
         yield Difference(About.VERDICT, "", one.verdict, other.verdict)
     both_failed = one.cause and other.cause
-    if (both_failed or one.verdict == other.verdict) and _same_words(one.cause) != _same_words(other.cause):
+    if (both_failed or one.verdict == other.verdict) and steady(one.cause) != steady(other.cause):
         yield Difference(About.CAUSE, "", one.cause, other.cause)
     before = {seen.what: seen for seen in one.saw}
     after = {seen.what: seen for seen in other.saw}
     for what in [*before, *(name for name in after if name not in before)]:
         was, now = before.get(what), after.get(what)
         told = [_saw(seen) if seen else "" for seen in (was, now)]
-        if (was and was.ok) != (now and now.ok) or _same_words(told[0]) != _same_words(told[1]):
+        if (was and was.ok) != (now and now.ok) or steady(told[0]) != steady(told[1]):
             yield Difference(About.SAW, what, *told)
 
 
@@ -139,20 +140,3 @@ def _cut(text: str) -> str:
 def _shortened(text: str) -> str:
     """A digest as people compare it."""
     return text[:12] if re.fullmatch(r"[0-9a-f]{64}", text) else text
-
-
-# What is another in every run, and says nothing: where the results are, how long it took, which process it was, what
-# the program is called that serves a device.
-_CHANGING: Sequence[tuple[re.Pattern[str], str]] = (
-    (re.compile(r"(?<![\w.])/[\w.+-]+(?:/[\w.+-]+)+"), "PATH"),
-    (re.compile(r"\b\d+(?:\.\d+)?(?= ?(?:s|ms|us|seconds|minutes)\b)"), "N"),
-    (re.compile(r"(?<=process )\d+|(?<=pid )\d+"), "N"),
-    (re.compile(r"0x[0-9a-f]{9,}"), "ADDRESS"),
-    (re.compile(r"(?<=-dev)(\d+)-\w[\w.+-]*\b"), r"\1"),
-)
-
-
-def _same_words(text: str) -> str:
-    for form, instead in _CHANGING:
-        text = form.sub(instead, text)
-    return text

@@ -158,7 +158,8 @@ def _run(night: Night, stage: Stage, base: Path, say: Progress, *, as_json: bool
 def _wrong(summary: Summary, compared: Comparison) -> Iterator[str]:
     for result in summary.wrong():
         before = "as" if result.id in compared.as_before else compared.before(result.id)
-        yield f"{result.verdict} {result.id}: {result.cause}{f' ({before} in the last night)' if before else ''}"
+        why = f": {cause}" if (cause := compared.cause_was.get(result.id)) else ""
+        yield f"{result.verdict} {result.id}: {result.cause}{f' ({before} in the last night{why})' if before else ''}"
     yield from summary.remarks
 
 
@@ -206,7 +207,8 @@ def _kept(night: Path) -> Path:
 def _lines(new: Summary, compared: Comparison) -> Iterator[str]:
     now = {result.id: result for result in new.results}
     for case in compared.new:
-        yield f"new: {case}: {compared.before(case)} -> {now[case].verdict}: {now[case].cause}"
+        why = f" ({compared.before(case)} before: {cause})" if (cause := compared.cause_was.get(case)) else ""
+        yield f"new: {case}: {compared.before(case)} -> {now[case].verdict}: {now[case].cause}{why}"
     yield from (f"as before: {case}: {now[case].verdict}: {now[case].cause}" for case in compared.as_before)
     yield from (f"mended: {case}: {compared.before(case)} -> {now[case].verdict}" for case in compared.mended)
     for changed in compared.changed:

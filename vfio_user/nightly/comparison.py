@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
-from vfio_user.nightly.history import Results, results_of
-from vfio_user.nightly.summary import Changed, Comparison, Flake, Moved, Summary, Verdict
+from vfio_user.bundle.steady import steady
+from vfio_user.nightly.history import Past, Results, results_of
+from vfio_user.nightly.summary import CUT, Changed, Comparison, Flake, Moved, Summary, Verdict
 
 LOOKED_AT = 10
 """Nights, this one among them, in which a verdict that changed back and forth makes a flake."""
@@ -27,17 +28,19 @@ def compare(
     """
     name, was = before or ("", {})
     now = results_of(summary)
-    was_wrong = {case: past.verdict for case, past in was.items() if past.verdict.is_wrong}
+    was_wrong = {case: past for case, past in was.items() if past.verdict.is_wrong}
     wrong = [case for case, past in now.items() if past.verdict.is_wrong]
     is_whole = len(now) == summary.planned and not summary.only
-    new = tuple(case for case in wrong if was_wrong.get(case) is not now[case].verdict)
+    as_before = tuple(case for case in wrong if case in was_wrong and _is_the_same(now[case], was_wrong[case]))
+    new = tuple(case for case in wrong if case not in {*as_before})
     mended = tuple(case for case, past in now.items() if case in was_wrong and past.verdict is Verdict.PASS)
     return Comparison(
         against=name,
         new=new,
-        as_before=tuple(case for case in wrong if was_wrong.get(case) is now[case].verdict),
+        as_before=as_before,
         mended=mended,
         was={case: was[case].verdict for case in (*new, *mended) if case in was},
+        cause_was={case: was_wrong[case].cause for case in new if case in was_wrong and was_wrong[case].cause},
         changed=tuple(
             Changed(id=case, before=was[case].verdict, after=past.verdict)
             for case, past in now.items()
@@ -48,6 +51,18 @@ def compare(
         moved=tuple(_moved(now, was)),
         flakes=tuple(_flakes(now, nights)),
     )
+
+
+def _is_the_same(now: Past, was: Past) -> bool:
+    """Whether a case is wrong as it was: with the same verdict, and the same cause but for what is another in each run.
+
+    One whose cause nobody knows any more is not.
+    """
+    words, before = steady(now.cause).split(), steady(was.cause).split()
+    if now.cause.endswith(CUT) or was.cause.endswith(CUT):  # how far each comes depends on the length of its paths
+        most = max(1, min(len(words), len(before)) - 1)
+        words, before = words[:most], before[:most]
+    return now.verdict is was.verdict and words == before
 
 
 def _moved(now: Results, was: Results) -> Iterator[Moved]:

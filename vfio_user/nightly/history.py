@@ -34,7 +34,7 @@ CREATE TABLE IF NOT EXISTS nights (
     PRIMARY KEY (plan, night));
 CREATE TABLE IF NOT EXISTS results (
     plan TEXT NOT NULL, night TEXT NOT NULL, id TEXT NOT NULL, test TEXT NOT NULL, verdict TEXT NOT NULL,
-    seconds REAL NOT NULL, PRIMARY KEY (plan, night, id),
+    seconds REAL NOT NULL, cause TEXT, PRIMARY KEY (plan, night, id),
     FOREIGN KEY (plan, night) REFERENCES nights ON DELETE CASCADE);
 """
 
@@ -51,6 +51,8 @@ class Past:
     test: str
     verdict: Verdict
     seconds: float
+    cause: str = ""
+    """The first cause, where something is wrong; "" too in nights that an earlier version remembered without it."""
 
 
 Results = Mapping[str, Past]
@@ -59,7 +61,7 @@ Results = Mapping[str, Past]
 
 def results_of(summary: Summary) -> Results:
     """The same of a summary."""
-    return {result.id: Past(result.test, result.verdict, result.seconds) for result in summary.results}
+    return {each.id: Past(each.test, each.verdict, each.seconds, each.cause) for each in summary.results}
 
 
 class History:
@@ -96,10 +98,9 @@ class History:
         with self._opened() as database:
             asked = f"SELECT night FROM nights WHERE plan = ? AND night != ? AND status IN ({_marks(status)})"
             for (night,) in database.execute(f"{asked} {_LATEST}", (plan, but, *status, _now())).fetchall():
-                rows = database.execute(
-                    "SELECT id, test, verdict, seconds FROM results WHERE plan = ? AND night = ?", (plan, night)
-                )
-                yield night, {case: Past(test, Verdict(verdict), seconds) for case, test, verdict, seconds in rows}
+                asked_of_it = "SELECT id, test, verdict, seconds, cause FROM results WHERE plan = ? AND night = ?"
+                rows = database.execute(asked_of_it, (plan, night))
+                yield night, {id: Past(test, Verdict(came), took, why or "") for id, test, came, took, why in rows}
 
     @contextmanager
     def _opened(self) -> Iterator[sqlite3.Connection]:
@@ -117,9 +118,8 @@ class History:
                 yield database
 
     def _catch_up(self, database: sqlite3.Connection) -> None:
-        known = {
-            night for (night,) in database.execute("SELECT night FROM nights WHERE status != ?", (Status.RUNNING,))
-        }
+        whole = "SELECT night FROM nights WHERE status != ? EXCEPT SELECT night FROM results WHERE cause IS NULL"
+        known = {night for (night,) in database.execute(whole, (Status.RUNNING,))}
         for file in self._base.glob(f"*/{FILE}"):
             if file.parent.name not in known:
                 with suppress(UserError):
@@ -146,11 +146,18 @@ def _connected(path: Path) -> sqlite3.Connection:
     try:
         database.execute("PRAGMA foreign_keys = ON")
         database.executescript(_TABLES)
+        _have_causes(database)
         _require_whole(database)
     except BaseException:
         database.close()
         raise
     return database
+
+
+def _have_causes(database: sqlite3.Connection) -> None:
+    """Add the causes to a history of an earlier version, which remembered verdicts alone."""
+    if "cause" not in {column[1] for column in database.execute("PRAGMA table_info(results)")}:
+        database.execute("ALTER TABLE results ADD COLUMN cause TEXT")
 
 
 def _require_whole(database: sqlite3.Connection) -> None:
@@ -169,8 +176,11 @@ def _insert(database: sqlite3.Connection, summary: Summary) -> None:
         (plan, night, summary.began.astimezone(UTC).isoformat(), summary.status, summary.seconds),
     )
     database.executemany(
-        "INSERT INTO results VALUES (?, ?, ?, ?, ?, ?)",
-        [(plan, night, case, past.test, past.verdict, past.seconds) for case, past in results_of(summary).items()],
+        "INSERT INTO results VALUES (?, ?, ?, ?, ?, ?, ?)",
+        [
+            (plan, night, case, past.test, past.verdict, past.seconds, past.cause)
+            for case, past in results_of(summary).items()
+        ],
     )
 
 

@@ -120,6 +120,11 @@ class Morning:
         before = self.comparison.before(result.id)
         return f"{before} → {result.verdict}" if before else result.verdict
 
+    def why(self, result: CaseResult) -> str:
+        """What a reader has to know of it: also of what cause it was wrong before, where that was another."""
+        cause = self.comparison.cause_was.get(result.id)
+        return f"{result.why} ({self.comparison.before(result.id)} before: {cause})" if cause else result.why
+
     def link(self, result: CaseResult) -> str:
         """Where the evidence of a case is, from the night's folder; "": nothing was kept."""
         if not result.evidence:

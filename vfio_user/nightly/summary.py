@@ -19,6 +19,8 @@ from userdev.errors import UserError, about
 
 FILE = "summary.json"
 SCHEMA: Literal[1] = 1
+CUT = "…"
+"""What a cause or a reason ends with that was cut."""
 
 
 class Verdict(StrEnum):
@@ -197,12 +199,14 @@ class Comparison(_Model):
     against: str = ""
     """The night before; "": there was none, so that all that is wrong is new."""
     new: tuple[str, ...] = ()
-    """Wrong, and not so before."""
+    """Wrong, and not so before: right, or wrong with another verdict or of another cause."""
     as_before: tuple[str, ...] = ()
-    """Wrong in the same way before."""
+    """Wrong in the same way before: with the same verdict, and the same cause as `vfio_user.bundle.steady` has it."""
     mended: tuple[str, ...] = ()
     was: Mapping[str, Verdict] = {}
     """What those of `new` and `mended` were before, but for cases of which there was nothing."""
+    cause_was: Mapping[str, str] = {}
+    """The first cause before of those of `new` that were wrong then, too."""
     changed: tuple[Changed, ...] = ()
     """Other verdicts that are neither wrong now nor mended: a known issue now, skipped, no longer skipped."""
     added: tuple[str, ...] = ()

@@ -15,7 +15,7 @@ from vfio_user.nightly.cases import ONCE, Case
 from vfio_user.nightly.cells import NightCell
 from vfio_user.nightly.place import Ran
 from vfio_user.nightly.servers import ServerIssue
-from vfio_user.nightly.summary import CaseResult, Verdict
+from vfio_user.nightly.summary import CUT, CaseResult, Verdict
 
 _NAMED = re.compile(rf"(?:{XFAIL}|{XPASS}): ([\w.-]+)")
 """The id of a known issue in what a test says of it."""
@@ -140,4 +140,4 @@ def _issue_of(case: Case) -> ServerIssue | None:
 def _line(text: str) -> str:
     """The first line, as much of it as can be read at a glance: the evidence has it whole."""
     line = text.strip().partition("\n")[0]
-    return line if len(line) <= LONGEST else f"{line[: LONGEST - 1]}…"
+    return line if len(line) <= LONGEST else f"{line[: LONGEST - 1]}{CUT}"
