@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from pathlib import Path
 
@@ -17,8 +18,11 @@ def file_digest(path: Path) -> str:
         return ""
 
 
+@functools.cache
 def sources_digest() -> str:
-    """Of this package's sources, for those who run a checkout."""
+    """Of this package's sources, for those who run a checkout: as they were when it was first asked, nearer to what
+    this process has imported than what is edited while a soak runs.
+    """
     root = Path(vfio_user.__file__).parent
     whole = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):

@@ -5,6 +5,7 @@ All three are made of the summary in the night's folder, which has the same for 
 
 from __future__ import annotations
 
+import functools
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -158,6 +159,23 @@ def write_morning(summary: Summary, folder: Path) -> Path:
         UserError: one of them cannot be written.
     """
     morning = Morning(summary, folder)
+    for template, name in (("page.html", PAGE), ("page.md", MARKDOWN)):
+        text = (
+            _templates()
+            .get_template(template)
+            .render(
+                morning=morning, summary=summary, comparison=morning.comparison, Verdict=Verdict, most=MOST_IN_MARKDOWN
+            )
+        )
+        write_text(folder / name, text)
+    with about(folder / JUNIT):
+        junit_of(summary).write(str(folder / JUNIT), pretty=True)
+    return folder / PAGE
+
+
+@functools.cache
+def _templates() -> jinja2.Environment:
+    """Those of a night, which are compiled once in a process."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("vfio_user.nightly", "."),
         autoescape=jinja2.select_autoescape(["html"]),
@@ -166,14 +184,7 @@ def write_morning(summary: Summary, folder: Path) -> Path:
         lstrip_blocks=True,
     )
     environment.filters |= {"cell": _in_a_table, "duration": in_words}
-    for template, name in (("page.html", PAGE), ("page.md", MARKDOWN)):
-        text = environment.get_template(template).render(
-            morning=morning, summary=summary, comparison=morning.comparison, Verdict=Verdict, most=MOST_IN_MARKDOWN
-        )
-        write_text(folder / name, text)
-    with about(folder / JUNIT):
-        junit_of(summary).write(str(folder / JUNIT), pretty=True)
-    return folder / PAGE
+    return environment
 
 
 def junit_of(summary: Summary) -> JUnitXml:

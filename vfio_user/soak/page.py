@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,11 +26,16 @@ def write_page(
     Raises:
         UserError: that cannot be written.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("vfio_user.soak", "."), autoescape=True, undefined=jinja2.StrictUndefined
-    )
     folder = path.parent
     found = {line["number"]: os.path.relpath(Path(line["folder"], INDEX), folder) for line in summary["failures"]}
     drawn = [Markup(plot) for plot in plots(events, summary["failures"])]  # pygal escapes what it draws
-    template = environment.get_template("page.html")
-    write_text(path, template.render(summary=summary, plots=drawn, last=events[-_LAST:], again=again, found=found))
+    write_text(path, _template().render(summary=summary, plots=drawn, last=events[-_LAST:], again=again, found=found))
+
+
+@functools.cache
+def _template() -> jinja2.Template:
+    """The page's template, compiled once in a process."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("vfio_user.soak", "."), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    return environment.get_template("page.html")
