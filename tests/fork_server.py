@@ -39,6 +39,7 @@ IMPORTED = (
     "tests.flag",
     "tests.vhost_frontend",
     "tests.forked_starts",
+    "difflib",
 )
 """What the programs that tests start need."""
 
@@ -51,6 +52,7 @@ JOB = (
     *("vfio_user.avocado_job.job", "vfio_user.avocado_job.forks", "avocado.core.suite", "avocado.core.sysinfo"),
     *(f"avocado.plugins.{name}" for name in PLUGINS),
     *("avocado_result_html", "avocado_varianter_cit.varianter_cit", "avocado_varianter_cit.Cit"),
+    *(f"multiprocessing.{name}" for name in ("popen_fork", "queues", "synchronize")),
 )
 """Of avocado, which looks for its plugins when a job begins."""
 FORKS = "vfio_user.avocado_job.forks"
