@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -162,7 +163,7 @@ def test_an_interrupt_is_the_same_only_as_often_as_it_came_however_much_at_once(
         assert len(outcome.differences) == len(differs), (recorded, comes)
 
 
-def test_an_interrupt_of_a_server_that_is_slow_is_not_missed(tmp_path: Path) -> None:
+def test_an_interrupt_of_a_server_that_is_slow_is_not_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It has its time once the server has answered what it was asked: one that has not come so far may yet do it."""
     with Written(tmp_path / "trace") as trace:
         with EventFd() as event:
@@ -172,12 +173,22 @@ def test_an_interrupt_of_a_server_that_is_slow_is_not_missed(tmp_path: Path) -> 
         trace.write(UP, 1, interrupt=True)
         trace.write(DOWN, 1, interrupt=True)
 
+    is_awaited = [threading.Event() for _ in range(5)]  # by the number of messages
+    receive = Player._receive
+
+    def receiving(player: Player, seconds: float) -> None:
+        if seconds > 0:
+            is_awaited[player.outcome.sent].set()
+        receive(player, seconds)
+
     def answer(server: ScriptedServer, message: Message) -> Message:
         if message.command != server.number(Command.REGION_WRITE):
             return message.reply()
+        assert is_awaited[len(server.received)].wait(PATIENCE)
         os.eventfd_write(server.fds[0], 1)
         return message.reply(message.payload[: REGION_ACCESS.size])
 
+    monkeypatch.setattr(Player, "_receive", receiving)
     played(load_script(trace.path), answer).check()
 
 

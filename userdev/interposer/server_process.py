@@ -20,6 +20,10 @@ from userdev.relay.loop import Future, Loop
 from userdev.transport import Stream
 
 STDERR = 2
+_FLAGS_AT, _PF_EXITING = 6, 0x4
+"""Where a process's flags are behind its name (proc(5)), and the one of do_exit (linux/sched.h)."""
+ENDING_SECONDS = 10.0
+"""Seconds that the kernel has to end a process that it is about to: on a busy machine it may be kept waiting."""
 STOP_SECONDS = 2.0
 """Seconds between SIGTERM and SIGKILL."""
 
@@ -197,12 +201,14 @@ class ServerProcess:
 
 
 async def process_ended(loop: Loop, pid: int, timeout: float) -> bool:
-    """Whether a process has ended, or does so within `timeout` seconds."""
+    """Whether a process has ended, or does so within `timeout` seconds; one that is about to is waited for."""
     over: Future[bool] = Future()
     try:
         pidfd = os.pidfd_open(pid)
     except ProcessLookupError:
         return True
+    if is_ending(pid):
+        timeout = max(timeout, ENDING_SECONDS)
     timer = loop.after(timeout, lambda: over.resolve(False))
     loop.watch(pidfd, lambda _: over.resolve(True))
     try:
@@ -211,6 +217,15 @@ async def process_ended(loop: Loop, pid: int, timeout: float) -> bool:
         timer.cancel()
         loop.forget(pidfd)
         os.close(pidfd)
+
+
+def is_ending(pid: int) -> bool:
+    """Whether a process ends just now: the kernel closes its files a while before anybody is told of its end."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:  # it has ended
+        return False
+    return bool(int(stat.rpartition(") ")[2].split()[_FLAGS_AT]) & _PF_EXITING)
 
 
 def peer_pid(stream: Stream) -> int | None:

@@ -52,7 +52,7 @@ START_SECONDS = 30.0
 FATE_SECONDS = 2.0
 """Seconds that a server has to end once it has hung up, for how it ended to be told."""
 DYING_SECONDS = 0.1
-"""Seconds between the end of a connection, which the kernel makes of a process that dies, and of the process."""
+"""Seconds between the end of a connection and that of the process, where it closed that itself before it ended."""
 SILENT = 3
 """Requests without a reply, one after the other, after which there is nobody to talk to."""
 _LIMIT_FD = 1 << 40
