@@ -7,8 +7,10 @@ import errno
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
+import filelock
 import pytest
 
 from userdev.errors import UserError
@@ -98,6 +100,44 @@ def test_a_full_disk_is_the_users_error(own_cache: Path, reason: int) -> None:
         raise OSError(reason, os.strerror(reason))
     assert cache.ENVIRONMENT in raised.value.hint
     assert list(own_cache.iterdir()) == []
+
+
+def test_where_nothing_can_be_made_any_more_it_is_told_what_to_do(
+    own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a full disk, or in a cache whose folders are another user's."""
+    for reason in (errno.ENOSPC, errno.EACCES, errno.EROFS):
+
+        def refuse(*_: object, reason: int = reason, **__: object) -> None:
+            raise OSError(reason, os.strerror(reason))
+
+        for module, function, use in (
+            (tempfile, "mkdtemp", cache.publish(own_cache / "image")),
+            (filelock.FileLock, "acquire", cache.locked("it")),
+        ):
+            with monkeypatch.context() as full:
+                full.setattr(module, function, refuse)
+                with pytest.raises(UserError) as raised, use:
+                    pass
+            assert cache.ENVIRONMENT in raised.value.hint, (reason, function)
+        with cache.locked("it"), cache.publish(own_cache / "image"):
+            pass
+
+
+def test_the_old_stays_where_the_new_cannot_take_its_place(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    destination, rename = own_cache / "image", Path.rename
+    with cache.publish(destination) as making:
+        (making / "version").write_text("old")
+
+    def refusing(self: Path, target: Path) -> Path:
+        if (self / "new").exists():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refusing)
+    with pytest.raises(UserError), cache.publish(destination) as making:
+        (making / "new").touch()
+    assert (destination / "version").read_text() == "old"
 
 
 @pytest.mark.parametrize(("age", "stays"), [(60.0, True), (-60.0, False)])

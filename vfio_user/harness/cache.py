@@ -6,6 +6,7 @@ process at a time makes it (`locked`). Deleting the whole folder is always safe.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import sys
@@ -48,20 +49,21 @@ def locked(name: str) -> Iterator[None]:
     The kernel frees the lock of a process that dies.
 
     Raises:
-        UserError: another process has it for an hour.
+        UserError: another process has it for an hour, or the lock's file cannot be written, as another user's.
     """
     from filelock import FileLock, Timeout  # slow to import, and what is there already needs no lock
 
     folder = cache_dir() / "locks"
-    folder.mkdir(exist_ok=True)
     holder = folder / f"{name}.holder"
     lock = FileLock(folder / f"{name}.lock")
     try:
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            print(f"waiting for {_read(holder) or 'another process'} to finish with {name}", file=sys.stderr)
-            lock.acquire(timeout=LOCK_SECONDS, poll_interval=0.2)
+        with _writing(folder):
+            folder.mkdir(exist_ok=True)
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                print(f"waiting for {_read(holder) or 'another process'} to finish with {name}", file=sys.stderr)
+                lock.acquire(timeout=LOCK_SECONDS, poll_interval=0.2)
     except Timeout:
         who = _read(holder) or "another process"
         raise UserError(
@@ -74,7 +76,8 @@ def locked(name: str) -> Iterator[None]:
             holder.write_text(words, errors="backslashreplace")
         yield
     finally:
-        holder.unlink(missing_ok=True)
+        with suppress(OSError):
+            holder.unlink(missing_ok=True)
         lock.release()
 
 
@@ -85,9 +88,10 @@ def publish(destination: Path) -> Iterator[Path]:
     When the block fails the folder is removed, and what was at `destination` before is untouched. A full disk
     becomes a UserError. Callers that replace an existing folder hold a lock.
     """
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(destination)
-    making = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", suffix=".part", dir=destination.parent))
+    with _writing(destination.parent):
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(destination)
+        making = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", suffix=".part", dir=destination.parent))
     try:
         making.chmod(0o755)
         yield making
@@ -98,6 +102,19 @@ def publish(destination: Path) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(making, ignore_errors=True)
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """A block that writes into a folder of the cache, and nothing else: what it may not is the user's to know of."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL:
+            raise disk_full(folder) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise _unwritable(folder, error.strerror or str(error)) from error
+        raise
 
 
 def disk_full(path: Path) -> UserError:
@@ -116,7 +133,11 @@ def _rename_over(made: Path, destination: Path) -> None:
         return
     retired = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", suffix=".part", dir=destination.parent))
     destination.rename(retired)
-    made.rename(destination)
+    try:
+        made.rename(destination)
+    except BaseException:
+        retired.rename(destination)
+        raise
     shutil.rmtree(retired, ignore_errors=True)
 
 
