@@ -133,26 +133,10 @@ STARTS = ForkedStarts()
 STARTS.install()
 
 
-LONG = {
-    "test_a_back_end_with_the_fault_fails_its_check",
-    "test_a_job_that_does_not_go_on_is_ended_with_all_that_it_started",
-    "test_a_lost_interrupt_is_explained_by_those_before_it",
-    "test_a_person_reads_verdicts_and_not_what_avocado_calls_them",
-    "test_a_server_is_found_by_the_rule_that_it_breaks_and_one_that_breaks_none_is_not",
-    "test_a_test_that_never_reports_is_gone_on_without",
-    "test_a_test_that_takes_too_long_leaves_its_evidence",
-    "test_no_check_passes_whatever_a_server_does",
-    "test_of_several_faults_the_one_that_was_asked_for_is_explained",
-    "test_one_that_lives_on_without_serving_is_replaced_and_that_is_said_once",
-    "test_whatever_a_check_requires_there_is_a_server_that_it_finds_by_that",
-}
-"""Tests of more than two seconds, most of which they wait."""
-
-
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with what takes long: one that was begun last was waited for by all other workers."""
-    items.sort(key=lambda item: item.name.partition("[")[0] not in LONG)
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -123,6 +123,7 @@ def left(folder: Path, name: str) -> Path:
     return found
 
 
+@pytest.mark.long
 def test_a_test_that_never_reports_is_gone_on_without(tmp_path: Path) -> None:
     """Its runner has ended: avocado waits for what will never come. The test ends with it."""
     running = job(tmp_path, f"{KILLS_ITS_RUNNER}\n        time.sleep(150)", "One", "60", "30", "2")
@@ -136,6 +137,7 @@ def test_a_test_that_never_reports_is_gone_on_without(tmp_path: Path) -> None:
     assert [test["status"] for test in results["tests"]] == ["INTERRUPTED", "CANCEL"]
 
 
+@pytest.mark.long
 def test_a_job_that_does_not_go_on_is_ended_with_all_that_it_started(tmp_path: Path) -> None:
     running = job(tmp_path, "time.sleep(150)", "test_first", "4", "1")
     said, _ = running.communicate(timeout=150)
@@ -217,6 +219,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return folder, said
 
 
+@pytest.mark.long
 def test_a_test_that_takes_too_long_leaves_its_evidence(ended: tuple[Path, str]) -> None:
     """With the place that it was at."""
     folder, said = ended

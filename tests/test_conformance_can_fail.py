@@ -258,6 +258,7 @@ def _device() -> PciDevice:
     return Everything()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dialect", [CURRENT, DRAFT_V6, REGION_MIGRATION], ids=lambda dialect: dialect.name)
 def test_no_check_passes_whatever_a_server_does(tmp_path: Path, dialect: Dialect) -> None:
     """Each server is tried with what those before it have left."""

@@ -22,6 +22,7 @@ PATIENCE = (1.0, 20.0)
 """Seconds for what may never come: with all of them only where an answer was late, on a machine that is busy."""
 
 
+@pytest.mark.long
 def test_whatever_a_check_requires_there_is_a_server_that_it_finds_by_that(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from tests.cases import for_each
 from tests.conformance_target import Fault, InProcess, Proceed, Reply, with_fault
 from userdev.errors import ProtocolError
@@ -233,6 +235,7 @@ TOLD: dict[str, tuple[Callable[[], Fault], list[Step]]] = {
 """By what is said: a server that does it wrong, and when."""
 
 
+@pytest.mark.long
 @for_each(TOLD)
 def test_a_server_is_found_by_the_rule_that_it_breaks_and_one_that_breaks_none_is_not(said: str) -> None:
     make, steps = TOLD[said]

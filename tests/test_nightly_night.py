@@ -148,6 +148,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_a_person_reads_verdicts_and_not_what_avocado_calls_them(whole: Path) -> None:
     """Which says ERROR and CANCEL of what is expected."""
     said = (whole / "said.txt").read_text()

@@ -108,6 +108,7 @@ def test_one_that_never_listens_is_waited_for_once(tmp_path: Path, monkeypatch: 
         assert len(list(tmp_path.glob("server*.log"))) == 1
 
 
+@pytest.mark.long
 @for_each(["deaf", "mute"])
 def test_one_that_lives_on_without_serving_is_replaced_and_that_is_said_once(habit: str, tmp_path: Path) -> None:
     """It was waited for, 20 s for each check."""

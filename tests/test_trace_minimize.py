@@ -114,6 +114,7 @@ def test_a_write_that_is_lost_is_not_mistaken_for_one_that_was_left_out(trace: P
     assert sorted(accesses(found.script)) == [CAUSES, UP, UP, DOWN, DOWN]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("against", [None, flag()], ids=["recorded", "reference"])
 def test_a_lost_interrupt_is_explained_by_those_before_it(trace: Path, tmp_path: Path, against: str | None) -> None:
     found = minimize(trace, flag("--lost 2"), against=against, beside=FOR_NOTHING)
@@ -128,6 +129,7 @@ def test_a_lost_interrupt_is_explained_by_those_before_it(trace: Path, tmp_path:
     assert replay(script, flag("--lost 2"), beside=FOR_NOTHING).difference == found.difference
 
 
+@pytest.mark.long
 def test_of_several_faults_the_one_that_was_asked_for_is_explained(trace: Path) -> None:
     faulty = flag("--stale 4 --lost 3")
     outcome = replay(trace, faulty, beside=FOR_NOTHING)

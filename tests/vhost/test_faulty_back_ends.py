@@ -50,6 +50,7 @@ def test_there_is_a_fault_for_each_check() -> None:
     assert set(FAULTS) == {check.id for check in CATALOGUE}
 
 
+@pytest.mark.long
 @pytest.mark.pure
 def test_a_back_end_with_the_fault_fails_its_check(tmp_path: Path) -> None:
     """Whatever a check requires there is one, by the words of that: another requirement may find it for what comes of
