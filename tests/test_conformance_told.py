@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 
 from userdev.conformance import Check, CheckFailed, CheckResult, Level, Outcome
 from userdev.errors import UserdevError, UserError, VerdictError
-from userdev.fuzz import Find, Found, Oracle, Step
+from userdev.fuzz import Find, Found, Kind, Oracle, Step
 from vfio_user.cli import _conformance, _fuzzing, conformance, vhost_conformance
 from vfio_user.cli._completion import complete_devices
 from vfio_user.cli._conformance import Asked, Suite, options
@@ -399,8 +399,8 @@ class Refinding:
     def prepare(self) -> list[Found]:
         return []
 
-    def kinds(self) -> list[object]:
-        return [object()]
+    def kinds(self) -> list[Kind[object]]:
+        return [Kind("ping", lambda session: None, {})]
 
     def play(self, steps: object) -> Found | None:
         if isinstance(self.seen, Found | None):

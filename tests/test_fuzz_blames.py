@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from contextlib import closing
+from functools import partial
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from tests.conformance_target import InProcess, with_fault
 from tests.everything_device import Everything
 from tests.test_conformance_blames import HasNoPin, TakesOne
-from userdev.conformance import Crash
-from userdev.fuzz import Step
+from userdev.conformance import Crash, Skip
+from userdev.errors import UserError
+from userdev.fuzz import Find, Found, Kind, Step
+from vfio_user.cli._fuzzing import corpus_checks, play_again
 from vfio_user.fuzz import VfioUserSubject
 from vfio_user.wire import CURRENT
 
@@ -54,3 +60,41 @@ def test_an_interrupt_line_that_keeps_nothing_is_no_find_where_there_is_no_pin(t
     ):
         subject.prepare()
         assert subject.play(LINE) is None
+
+
+class OfAnother:
+    """A subject that sees nothing, and plays `x` alone."""
+
+    def prepare(self) -> list[Found]:
+        return []
+
+    def kinds(self) -> list[Kind[Any]]:
+        return [Kind("x", lambda session: None, {})]
+
+    def play(self, steps: object) -> None:
+        return
+
+    def close(self) -> None:
+        return
+
+
+def test_a_find_that_could_not_be_seen_is_no_good_sign(tmp_path: Path) -> None:
+    """What a reference answered otherwise, played without it; steps that are none of this server's."""
+    for number, (oracle, names, said) in enumerate(
+        (("reference", "x", "--against"), ("rule", "y", "none of its 1 step"), ("rule", "yx", ""), ("rule", "", ""))
+    ):
+        facts = {"device": "1234:5678"}
+        find = Find("p", oracle, "a rule", f"{oracle}: d", "d was said", tuple(map(Step, names)), subject=facts)
+        path = find.write(tmp_path / str(number))
+        subject: Any = OfAnother()
+        checks = corpus_checks(path.parent, "p", lambda bench, find, subject=subject: subject, ())  # type: ignore[misc]
+        play = partial(play_again, find, subject, subject, path, as_json=False, quiet=True)
+        if said:
+            with pytest.raises(Skip, match=said):
+                checks[0].run(None)
+            with pytest.raises(UserError, match=said) as refused:
+                play()
+            assert "1234:5678" in (refused.value.hint or "")
+        else:
+            checks[0].run(None)
+            play()

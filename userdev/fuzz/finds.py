@@ -20,6 +20,8 @@ MAX_FILE = 16 << 20
 """Bytes of a file that is read: a find has a hundred steps at most, and each is short."""
 _NUMBERS = re.compile(r"0x[0-9a-f]+|\b[0-9a-f]*\d[0-9a-f]*\b", re.IGNORECASE)
 _SPACE = re.compile(r"\s+")
+BY_REFERENCE = "reference"
+"""The oracle, of every protocol, that another server is."""
 CHECK = "check "
 """What the cause of a find begins with that is the failure of a check of conformance, whose id follows."""
 
@@ -99,6 +101,11 @@ class Find:
         """The id of the check of conformance that failed; empty where the find is of another kind."""
         named = self.cause.removeprefix(f"{self.oracle}: {CHECK}")
         return "" if named == self.cause else named
+
+    @property
+    def beside_reference(self) -> bool:
+        """Whether it is an answer that a reference gave otherwise, which is seen only beside that."""
+        return self.oracle == BY_REFERENCE
 
     @property
     def headline(self) -> str:

@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 
 import click
 
-from userdev.conformance import Check, CheckFailed, Group, Level
+from userdev.conformance import Check, CheckFailed, Group, Level, Skip
 from userdev.conformance.targets import Greet
 from userdev.counted import counted
 from userdev.errors import UserError, VerdictError, meant
@@ -304,10 +304,12 @@ def play_again(find: Find, subject: ProbedSubject, target: Target, path: Path, *
     """Play a find with `target`, and print what is seen; `quiet`: nothing where nothing is wrong.
 
     Raises:
-        UserError: there is no server.
+        UserError: there is no server, or nothing is seen of what could not be seen with this one.
         VerdictError: it is still found, or something else is.
     """
     found = _played(find, subject)
+    if found is None and (unseen := _unseen(find, subject)):
+        raise UserError(f"{path}: {unseen}", hint=f"it was found of {_of_what(find)}, with --seed {find.seed}")
     seen, said = None, ""
     if found is not None:
         subject.renew()  # with the last words of the server
@@ -326,6 +328,21 @@ def play_again(find: Find, subject: ProbedSubject, target: Target, path: Path, *
         return
     same = "is still there" if found.cause == find.cause else f"is not there, but: {found.cause}"
     raise VerdictError(f"{path}: {find.cause} {same}", evidence="\n".join(filter(None, (str(found), told_of(said)))))
+
+
+def _unseen(find: Find, subject: ProbedSubject) -> str:
+    """Why it is no good sign that a find is not seen, in words; "" where it is one."""
+    if find.beside_reference:
+        return "what a reference answers otherwise is not seen without it (--against), and nothing else is wrong"
+    kinds = {kind.name: kind for kind in subject.kinds()}
+    if not find.steps or any(step.name in kinds and kinds[step.name].takes(step) for step in find.steps):
+        return ""
+    return f"none of its {counted(len(find.steps), 'step')} is one for this server, and nothing else is wrong"
+
+
+def _of_what(find: Find) -> str:
+    """Of what it was found, for people."""
+    return ", ".join(f"{name} {value}" for name, value in find.subject.items() if value) or "another"
 
 
 def _steps_of(find: Find) -> str:
@@ -369,9 +386,12 @@ def _check(find: Find, made: Callable[[B, Find], ProbedSubject]) -> Callable[[B]
         subject = made(bench, find)
         try:
             found = _played(find, subject)
+            unseen = _unseen(find, subject)
         finally:
             subject.close()
         if found is not None:
             raise CheckFailed(f"{found.cause}: {found}" if found.cause != find.cause else str(found))
+        if unseen:
+            raise Skip(unseen)
 
     return run

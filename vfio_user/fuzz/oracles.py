@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from userdev.fuzz.finds import Oracle
+from userdev.fuzz.finds import BY_REFERENCE, Oracle
 from userdev.fuzz.process import DESCRIPTORS, GROWTH, MAPPINGS
 
 ALIVE = Oracle("alive", "the server lives, answers, and serves the next client, whatever this one has done")
@@ -14,7 +14,7 @@ INTERRUPTS = Oracle("interrupts", "linux/vfio.h: an interrupt goes to the eventf
 MAPPED = Oracle("mapped", "a region that is mapped shows what REGION_READ says")
 RESET = Oracle("reset", "the state after a reset is that after the start")
 STATE = Oracle("state", "a state that is saved and loaded is the same state, by its digest and by its registers")
-REFERENCE = Oracle("reference", "a reference server answers the same")
+REFERENCE = Oracle(BY_REFERENCE, "a reference server answers the same")
 
 ORACLES: tuple[Oracle, ...] = (
     ALIVE,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from userdev.fuzz.finds import Oracle
+from userdev.fuzz.finds import BY_REFERENCE, Oracle
 from userdev.fuzz.process import DESCRIPTORS, GROWTH, MAPPINGS
 
 ALIVE = Oracle("alive", "the back-end lives, answers, and serves the next front-end, whatever this one has done")
@@ -13,7 +13,7 @@ MEMORY = Oracle("memory", "guest memory that a request did not give for writing 
 BLOCKS = Oracle("blocks", "virtio 1.3, Block Device: a read has what was written last")
 LOG = Oracle("log", "spec, Migration: every page that is written while the log is on is marked")
 STATE = Oracle("state", "a state that is saved and loaded is the same state")
-REFERENCE = Oracle("reference", "a reference back-end answers the same")
+REFERENCE = Oracle(BY_REFERENCE, "a reference back-end answers the same")
 
 ORACLES: tuple[Oracle, ...] = (
     ALIVE,
