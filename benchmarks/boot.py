@@ -18,7 +18,7 @@ from pathlib import Path
 
 from vfio_user.harness import BootedGuest, Lab
 
-GOALS = {"restore, agent answers": 0.3, "restore, SSH command": 0.6}
+GOALS = {"restore, agent answers": 0.2, "restore, SSH command": 0.6}
 
 
 def by_agent(guest: BootedGuest) -> None:

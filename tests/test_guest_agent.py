@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import signal
@@ -126,6 +127,35 @@ def test_a_piece_of_a_file_is_whole_however_little_the_disk_takes(
         host.ask("put", path=str(tmp_path / "file"), offset=offset, data={"bytes": data}, mode=0o640)
     assert (tmp_path / "file").read_bytes() == b"0123456789abc"
     assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
+
+
+def test_the_kernel_tells_of_a_host_that_connects_only_while_there_is_none(host: Host) -> None:
+    """A signal for each piece of a request costs a guest without KVM more than the request."""
+    port, looked_at = host.agent.port, host.agent.selector.get_map()
+
+    def is_told() -> bool:
+        return bool(fcntl.fcntl(port, fcntl.F_GETFL) & os.O_ASYNC)
+
+    usual, wakeup = signal.getsignal(signal.SIGIO), signal.set_wakeup_fd(-1)
+    host.agent.listen_for_host()
+    pipe = [*(int(fd) for fd in looked_at if fd != port), signal.set_wakeup_fd(-1)]  # type: ignore[arg-type]
+    signal.set_wakeup_fd(pipe[-1], warn_on_full_buffer=False)
+    try:
+        host.ask("hello")
+        assert not is_told()
+        host.end.shutdown(socket.SHUT_WR)
+        host.agent.turn()
+        assert is_told()
+        assert port in looked_at, "one may have connected before that"
+        host.until(lambda: port not in looked_at)
+        os.kill(os.getpid(), signal.SIGIO)
+        host.until(lambda: port in looked_at)
+        assert not is_told()
+    finally:
+        signal.signal(signal.SIGIO, usual)
+        signal.set_wakeup_fd(wakeup)
+        for fd in pipe:
+            os.close(fd)
 
 
 def test_a_job_that_does_not_end_when_it_is_asked_to_is_ended(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:

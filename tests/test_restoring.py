@@ -138,7 +138,7 @@ def test_a_checkpoint_that_is_not_good_is_made_once_more_whatever_shows_that(
         "QEMU is silent": QmpTimeout("no MIGRATION event"),
         "the guest is silent": GuestLost("no answer"),
         "the guest is reset": GuestCrash("was reset"),
-        "the guest's agent is not itself": GuestFailure("could not do 'clock'"),
+        "the guest's agent is not itself": GuestFailure("could not do 'hello'"),
     }
     for bad, (case, error) in ((bad, item) for bad in (1, 2) for item in shown.items()):
         starts, made = Lab(), list[str]()
@@ -150,7 +150,7 @@ def test_a_checkpoint_that_is_not_good_is_made_once_more_whatever_shows_that(
         def answering(*_: object, starts: Lab = starts, bad: int = bad, error: Exception = error) -> Any:
             if starts.done.count("load state") <= bad:
                 raise error
-            return SimpleNamespace(agent=SimpleNamespace(set_clock=lambda: None))
+            return SimpleNamespace(agent=SimpleNamespace(tell_restored=lambda: None))
 
         def make(memory: Path, state: Path, _: object, made: list[str] = made) -> None:
             made.append("again")

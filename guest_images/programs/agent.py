@@ -27,6 +27,7 @@ import importlib
 import os
 import selectors
 import signal
+import struct
 import sys
 import time
 
@@ -58,6 +59,7 @@ OUTPUT_LIMIT = 16 << 20  # bytes kept of each stream of a job
 # In a checkpoint, so that a function that imports them in its fork need not wait: under TCG, 50 ms for socket alone.
 PRELOADED = ("ctypes", "mmap", "pathlib", "shutil", "socket", "struct", "subprocess", "threading", "traceback")
 LONGEST_WAIT = 3600.0  # seconds of a turn: the selector takes no more than an int of milliseconds
+ADD_ENTROPY, RESEED = 0x40085203, 0x5207  # RNDADDENTROPY, RNDRESEEDCRNG
 GRACE = 1.0  # seconds between SIGTERM and SIGKILL for a job that took too long
 
 
@@ -83,6 +85,7 @@ class Agent:
     def __init__(self, port: int) -> None:
         self.port = port
         self.selector = selectors.DefaultSelector()
+        self.is_told = False  # whether the kernel says when a host connects
         self.incoming = bytearray()
         self.outgoing = bytearray()
         self.session = ""
@@ -90,7 +93,7 @@ class Agent:
         self.jobs: dict[int, Job] = {}  # id: Job
         self.operations: dict[str, Callable[[int, Request], Answer | None]] = {
             "hello": self.hello,
-            "clock": self.clock,
+            "restored": self.restored,
             "prepare": self.prepare,
             "run": self.run,
             "call": self.call,
@@ -117,19 +120,27 @@ class Agent:
     # -- the port ------------------------------------------------------------------------------------------------
 
     def listen_for_host(self) -> None:
-        """The kernel sends SIGIO when the host connects; a port without host polls as hung up all the time."""
+        """A port without host polls as hung up all the time, so that the kernel has to send SIGIO when one connects.
+
+        With a host it would send one for each piece of a request, which is two thousand blocks of code for a
+        QEMU without KVM to translate: then it is off.
+        """
         reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.signal(signal.SIGIO, lambda *_: None)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
 
         def host_changed(_events: int) -> None:
             os.read(reader, 4096)
+            self.have_told(False)
             self.watch_port()
 
         self.selector.register(reader, selectors.EVENT_READ, host_changed)
-        if hasattr(os, "O_ASYNC"):
-            fcntl.fcntl(self.port, fcntl.F_SETOWN, os.getpid())
-            fcntl.fcntl(self.port, fcntl.F_SETFL, fcntl.fcntl(self.port, fcntl.F_GETFL) | os.O_ASYNC)
+        fcntl.fcntl(self.port, fcntl.F_SETOWN, os.getpid())
+
+    def have_told(self, wanted: bool) -> None:
+        self.is_told = wanted
+        others = fcntl.fcntl(self.port, fcntl.F_GETFL) & ~os.O_ASYNC
+        fcntl.fcntl(self.port, fcntl.F_SETFL, others | (os.O_ASYNC if wanted else 0))
 
     def watch_port(self) -> None:
         wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if self.outgoing else 0)
@@ -145,7 +156,10 @@ class Agent:
             except BlockingIOError:
                 data = None
             if data == b"":  # no host
-                self.selector.unregister(self.port)
+                if self.is_told:
+                    self.selector.unregister(self.port)
+                else:
+                    self.have_told(True)  # and look once more: one may have come before that
                 return
             self.received(data or b"")
         self.flush()
@@ -220,13 +234,19 @@ class Agent:
     # -- operations: each takes the request's id and the request; one that answers later returns None --------------
 
     def hello(self, _identity: int, _request: Request) -> Answer:
-        return {"pid": os.getpid(), "python": sys.version.split()[0]}
+        return {"pid": os.getpid(), "python": sys.version.split()[0], "kernel": os.uname().release}
 
-    def clock(self, _identity: int, request: Request) -> Answer:
-        """Set the clock, in seconds since 1970: a restored guest believes that it is when its checkpoint was made."""
-        behind = request["time"] - time.time()
+    def restored(self, _identity: int, request: Request) -> Answer:
+        """What a guest from a checkpoint has to be told: the time, in seconds since 1970, and `random` bytes.
+
+        It believes that it is when the checkpoint was made, and would draw the random numbers of all others from there.
+        """
         time.clock_settime(time.CLOCK_REALTIME, request["time"])
-        return {"behind": behind}
+        size, numbers = len(request["random"]), request["random"]
+        with open("/dev/urandom", "wb", buffering=0) as pool:
+            fcntl.ioctl(pool, ADD_ENTROPY, struct.pack("ii", 8 * size, size) + numbers)
+            fcntl.ioctl(pool, RESEED)
+        return {}
 
     def prepare(self, _identity: int, _request: Request) -> Answer:
         """Load the programs of this folder, so that their forks need not: for an agent that goes into a checkpoint.

@@ -210,10 +210,9 @@ class _Printer(_Quiet):
         for step in lab.timeline.steps:
             if step.seconds >= 0.01:
                 click.echo(f"{step.seconds:7.2f} s  {step.what}")
-        kernel = guest.succeed("uname -r").strip()
         plugged = guest.device
         click.echo(
-            f"\nLinux {kernel} in {lab.qemu.version_text} under {lab.accelerator.upper()} sees"
+            f"\nLinux {guest.agent.kernel} in {lab.qemu.version_text} under {lab.accelerator.upper()} sees"
             f" {plugged.vendor:04x}:{plugged.device:04x} at {plugged.address}\n"
         )
 

@@ -74,6 +74,8 @@ class AgentGuest(Guest):
         log: CommandLog | None = None,
     ) -> None:
         super().__init__(patience=patience, console=console, look=look)
+        self.kernel = ""
+        """The release of its kernel, as `uname -r` has it; known from its first answer on."""
         self._check = check
         self._log = log
         self._session = secrets.token_hex(8)
@@ -127,11 +129,16 @@ class AgentGuest(Guest):
         Raises:
             GuestLost: it does not in time.
         """
-        return self._answer(self._ask("hello"), self.waiting(timeout), "hello")
+        answer = self._answer(self._ask("hello"), self.waiting(timeout), "hello")
+        self.kernel = str(answer.get("kernel", ""))
+        return answer
 
-    def set_clock(self) -> None:
-        """Give the guest the host's time: a restored guest resumes at the moment its checkpoint was made."""
-        self._do("clock", time=time.time())
+    def tell_restored(self) -> None:
+        """Give a guest from a checkpoint the host's time, and random numbers of its own.
+
+        It has them before it does what it is asked next, so that its answer is not waited for.
+        """
+        self._ask("restored", time=time.time(), random=secrets.token_bytes(32))
 
     def prepare(self) -> list[str]:
         """Have the agent load the guest's own programs, so that each runs in a fork that need not; their drivers."""

@@ -22,10 +22,10 @@ from vfio_user.harness.cache import cache_dir, locked, publish
 from vfio_user.harness.command_line import MachineConfig, hardware
 
 # Changes with what `save` or the agent's protocol do, so that an older checkpoint is not used.
-FORMAT = 4
+FORMAT = 5
 
 _KEPT = (
-    16  # of the checkpoints, those used last; each is about 180 MB. The guest-driven suite has 8, other cells their own
+    16  # of the checkpoints, those used last; each is about 140 MB. The guest-driven suite has 8, other cells their own
 )
 _MEMORY = "memory"
 _STATE = "state"
@@ -143,13 +143,27 @@ def _host_processor() -> str:
 def zero_free_memory() -> None:
     """In the guest: leave zeros in most of the memory that is free, which a checkpoint then need not hold."""
     import mmap
+    import os
     from pathlib import Path
 
-    sizes = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    free = int(sizes["MemFree"].split()[0]) << 10
-    Path("/proc/self/oom_score_adj").write_text("1000")  # if it is too much after all, nobody else has to end for it
-    taken = mmap.mmap(
-        -1, max(mmap.PAGESIZE, min(free * 92 // 100, free - (28 << 20))), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    )
-    taken.madvise(mmap.MADV_NOHUGEPAGE)  # single pages come from where memory was used and freed
-    taken.madvise(23)  # MADV_POPULATE_WRITE
+    def zero() -> None:
+        Path("/proc/self/oom_score_adj").write_text("1000")  # if it is too much after all, none else has to end for it
+        sizes = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        free = int(sizes["MemFree"].split()[0]) << 10
+        taken = mmap.mmap(-1, free - max(8 << 20, free // 50), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        taken.madvise(mmap.MADV_NOHUGEPAGE)  # single pages come from where memory was used and freed
+        taken.madvise(23)  # MADV_POPULATE_WRITE
+
+    kept_back = {"min_free_kbytes": "1024", "percpu_pagelist_high_fraction": "100000"}
+    usual = {name: Path(f"/proc/sys/vm/{name}").read_text() for name in kept_back}
+    for name, text in kept_back.items():
+        Path(f"/proc/sys/vm/{name}").write_text(text)
+    for _ in range(2):  # what the processor has kept at hand is free for all once the first is freed
+        if not (child := os.fork()):
+            try:
+                zero()
+            finally:
+                os._exit(0)
+        os.waitpid(child, 0)
+    for name, text in usual.items():
+        Path(f"/proc/sys/vm/{name}").write_text(text)

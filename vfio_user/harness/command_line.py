@@ -233,11 +233,10 @@ def _devices(config: MachineConfig) -> Iterator[str]:
     yield from ("-device", f"virtio-serial-pci,id=serial,bus=pcie.0,addr={_SERIAL_AT}")
     yield from ("-device", f"virtserialport,bus=serial.0,nr=1,chardev=agent,name={AGENT_PORT}")
     # The guest reaches nobody; the host reaches its SSH server through a port that the kernel chooses.
-    yield from ("-netdev", "user,id=network,restrict=on,hostfwd=tcp:127.0.0.1:0-:22")
-    yield from ("-device", f"virtio-net-pci,netdev=network,romfile=,bus=pcie.0,addr={_NETWORK_AT}")
+    yield from ("-netdev", "user,id=network,restrict=on,ipv6=off,hostfwd=tcp:127.0.0.1:0-:22")
+    # A guest that was restored or moved has nobody to tell where it is now.
+    yield from ("-device", f"virtio-net-pci,netdev=network,guest_announce=off,romfile=,bus=pcie.0,addr={_NETWORK_AT}")
     yield from ("-device", f"virtio-rng-pci,bus=pcie.0,addr={_ENTROPY_AT}")
-    # Without it every guest restored from a checkpoint draws the same random numbers.
-    yield from ("-device", "vmgenid,guid=auto")
     yield from ("-device", "pvpanic")  # the kernel tells it when it panics, and QMP tells us
     for index in range(config.slots):
         yield from ("-device", _root_port(index, config.slot_memory))

@@ -318,7 +318,7 @@ class Lab:
                     machine.load(restoring.loadable(checkpoint, spec, self.machine, self._provide))
                     machine.go_on()
                     guest = self._answering(machine, spec, _RESTORE_SECONDS)
-                    guest.agent.set_clock()
+                    guest.agent.tell_restored()
                 except restoring.BAD:
                     if made or last:
                         raise
