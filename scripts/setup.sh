@@ -22,6 +22,13 @@ give_up() {
     exit 2
 }
 
+# may_have_fresh: whether scripts/fresh can have a machine of its own here; where it cannot, that is said
+may_have_fresh() {
+    [ "$(id -u)" = 0 ] && unshare --mount --pid --fork --ipc --uts true 2>/dev/null && return
+    say "a fresh machine is left out: it needs root, and leave to make namespaces"
+    return 1
+}
+
 # set_up EXTRAS: make the environment hold the package with these extras; fast when it does already
 set_up() {
     extras=$1
