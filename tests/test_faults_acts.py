@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -421,3 +422,45 @@ def test_a_session_that_is_held_can_end() -> None:
         bench.until(lambda: bench.session.holding.active or None)
         bench.session.close()
         assert bench.ended
+
+
+LATE: dict[str, Any] = {
+    "delay": {"delay": 0.05},
+    "delay that lets others overtake": {"delay": {"seconds": 0.05, "overtake": True}},
+    "reorder": {"reorder": {"after": 3, "within": 0.05}},
+    "split": {"split-header": {"at": 8, "seconds": 0.05}},
+    "twice, in pieces": [{"duplicate": 1}, {"split-header": {"at": 8, "seconds": 0.05}}],
+    "hold": "hold",
+}
+
+
+@for_each(LATE, ["to-server", "to-client"])
+def test_the_end_of_a_stream_comes_behind_what_is_late_in_it(name: str, direction: str) -> None:
+    """Who half-closes has sent all that came before: as without a fault, and as the trace has it."""
+    with Faulty(LATE[name], direction=direction) as bench:
+        source, sink = bench.client, bench.server
+        if direction == "to-client":
+            source, sink = bench.server, bench.client
+        source.send(write(0, 0, b"last", id=9, posted=True))
+        bench.settle()
+        source.socket.shutdown(socket.SHUT_WR)
+        bench.settle()
+        if name == "hold":
+            bench.session.holding.resume()
+        arrived = ids(sink, 2 if "twice" in name else 1)
+        assert set(arrived) == {9}
+        assert sink.at_end()
+        assert not bench.ended, "the other way is open"
+
+
+def test_the_end_of_a_stream_comes_behind_requests_that_were_held() -> None:
+    with Bench() as bench:
+        bench.session.holding.hold()
+        three_writes(bench)
+        bench.settle()
+        bench.client.socket.shutdown(socket.SHUT_WR)
+        bench.settle()
+        assert bench.server.is_silent()
+        bench.session.holding.resume()
+        assert ids(bench.server, 3) == [1, 2, 3]
+        assert bench.server.at_end()

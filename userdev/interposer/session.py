@@ -53,7 +53,9 @@ class BaseSession(ABC, Generic[M, H]):
         self.trace = trace
         self.counters = Counters()
         self.closed = False
-        self.backlog = Backlog(self._backlog_changed)
+        self.backlog = Backlog(self._backlog_changed, self._backlog_emptied)
+        self._half_closed: set[Direction] = set()
+        """Directions of which the source has ended, and the other side is not told yet."""
         self.holding: Holding[M] = Holding(self.backlog, self._hand_to_server, self.choose_path)
         """The client's requests that are kept back."""
         self._channel = channel
@@ -209,12 +211,15 @@ class BaseSession(ABC, Generic[M, H]):
             self.trace.raw(direction, data, channel=self._channel)
 
     def ended(self, direction: Direction) -> None:
-        """Note that no more comes from one side, and end the other's stream, unless it is kept."""
+        """Note that no more comes from one side, and end the other's stream behind all that is kept, unless the session
+        is.
+        """
         peer = self._relay.source(direction)
         self.note("end-of-stream", side=peer.name)
         if self.survives(direction):
             return
-        self._relay.towards(direction).outlet.end()
+        self._half_closed.add(direction)
+        self._end(direction)
         self._relay.update_peer(peer)
 
     # in between
@@ -262,6 +267,16 @@ class BaseSession(ABC, Generic[M, H]):
 
     def _backlog_changed(self, direction: Direction) -> None:
         self._relay.update_peer(self._relay.source(direction))
+
+    def _backlog_emptied(self, direction: Direction) -> None:
+        if direction in self._half_closed:  # whoever has let go of the last sends it now
+            self.loop.after(0, partial(self._end, direction))
+
+    def _end(self, direction: Direction) -> None:
+        """End a stream whose source has ended, unless something of it is still to be sent."""
+        if not self.closed and not self.backlog.has(direction) and direction in self._half_closed:
+            self._half_closed.discard(direction)
+            self._relay.towards(direction).outlet.end()
 
     def _send_on(self, passing: Passing[M], view: View) -> None:
         direction, message = passing.direction, passing.message

@@ -16,15 +16,24 @@ class Backlog:
     one is felt by the sender as a peer that is busy.
     """
 
-    def __init__(self, changed: Callable[[Direction], None]) -> None:
-        """`changed` is called when a direction has become full, or no longer is."""
+    def __init__(
+        self, changed: Callable[[Direction], None], emptied: Callable[[Direction], None] = lambda direction: None
+    ) -> None:
+        """`changed` is called when a direction has become full, or no longer is; `emptied` when nothing is kept of it
+        any more.
+        """
         self._changed = changed
+        self._emptied = emptied
         self._messages = [0, 0]
         self._bytes = [0, 0]
 
     def full(self, direction: Direction) -> bool:
         """Whether so much is kept that no more is to be read."""
         return self._messages[direction] >= MAX_MESSAGES or self._bytes[direction] >= MAX_BYTES
+
+    def has(self, direction: Direction) -> bool:
+        """Whether anything is kept."""
+        return self._messages[direction] > 0
 
     def keep(self, direction: Direction, size: int) -> None:
         """A message of so many bytes is kept for later."""
@@ -40,3 +49,5 @@ class Backlog:
         self._bytes[direction] -= size
         if was_full and not self.full(direction):
             self._changed(direction)
+        if not self._messages[direction]:
+            self._emptied(direction)

@@ -191,11 +191,13 @@ class Faults(Generic[M]):
                 item = line.queue.popleft()
                 if item.plan is not None and item.plan.hold:
                     await self._hold(line, item)
-                self._session.backlog.let_go(line.direction, item.message.size)
-                if item.plan is not None and len(item.plan.pieces) > 1:
-                    await self._send_in_pieces(line, item, item.plan)
-                else:
-                    self._send(line, item)
+                try:
+                    if item.plan is not None and len(item.plan.pieces) > 1:
+                        await self._send_in_pieces(line, item, item.plan)
+                    else:
+                        self._send(line, item)
+                finally:
+                    self._session.backlog.let_go(line.direction, item.message.size)
                 self._answer(line, item)
                 if item.plan is not None and not item.plan.only_closes:
                     self._close(item.plan)
