@@ -98,6 +98,18 @@ def test_who_does_not_answer_or_speaks_otherwise_is_no_defect_of_ours(tmp_path: 
         (None, "no answer to status in 0.05 s"),
         (b"7\n", "no control socket"),
         (b"{}\n", "no control"),
+        (b'{"ok": true}\n', "no control"),
+        (b'{"ok": 1, "result": {}}\n', "no control"),
+        (b'{"ok": true, "result": 5}\n', "no control"),
+        (b'{"ok": true, "result": {"raw": -1}}\n', "no control"),
+        (b'{"ok": true, "result": {"raw": "1"}}\n', "no control"),
+        (b'{"ok": false}\n', "no control"),
+        (b'{"ok": false, "error": "no"}\n', "no control"),
+        (b'{"ok": false, "error": {"what": 5}}\n', "no control"),
+        (b'{"ok": false, "error": {"what": "no", "hint": 5}}\n', "no control"),
+        (b'{"ok": false, "error": {"what": "no", "errno": "5"}}\n', "no control"),
+        (b'{"event": 5}\n', "no control"),
+        (b'{"ok": false, "error": {"what": "not now", "hint": "later", "errno": 11}}\n', "not now"),
     ):
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(path))

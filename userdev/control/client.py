@@ -149,9 +149,9 @@ class ControlClient:
             told = json.loads(line)
         except (ValueError, RecursionError):
             told = None
-        if not isinstance(told, dict) or not ({"ok", "event"} & told.keys()):
+        if not _is_of_a_control_socket(told):
             raise ControlError(f"{self._path}: what answers there is no control socket", hint=_WHOSE)
-        return told
+        return dict(told)
 
     def _line(self) -> bytes:
         searched = 0
@@ -181,3 +181,16 @@ class ControlClient:
 
     def _gone(self) -> ControlError:
         return ControlError(f"{self._path}: the program at this control socket has gone", hint=_WHOSE)
+
+
+def _is_of_a_control_socket(told: Any) -> bool:
+    """Whether a line is an event or an answer, as `envelope` has them."""
+    match told:
+        case {"event": dict()}:
+            return True
+        case {"ok": True, "result": dict() as result}:
+            raw = result.get("raw", 0)
+            return type(raw) is int and raw >= 0
+        case {"ok": False, "error": {"what": str()} as error}:
+            return isinstance(error.get("hint", ""), str) and isinstance(error.get("errno", 0), int)
+    return False
