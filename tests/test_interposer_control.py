@@ -252,6 +252,17 @@ def test_dirty_pages_are_written_once_more(edu: Interposed) -> None:
     assert same, "what is written again is what was there"
 
 
+def test_of_pages_larger_than_the_clients_each_of_its_own_is_written_once_more(edu: Interposed) -> None:
+    """QEMU takes no more of a write for dirty than the page of its own that it goes to."""
+    client, control, ram = edu.client(), edu.control(), edu.ram(1 << 20)
+    client.dma_map(0x100000, ram)
+    control.call("dma_logging_start", page_size=0x4000)
+    copied_by_the_device(client, [0x109000])
+    with serving(client):
+        assert control.call("dma_logging_resend", page_size=0x4000)["pages"] == 4
+    assert client.memory.dirty == {0x108000, 0x109000, 0x10A000, 0x10B000}
+
+
 def test_what_was_unmapped_meanwhile_counts_as_written(edu: Interposed) -> None:
     """Under the address that its memory has now, or by its offset where it has none."""
     client, control, ram = edu.client(), edu.control(), edu.ram()

@@ -69,10 +69,26 @@ def test_what_cannot_be_written_again_is_refused_and_not_left_out(
             places += range(place, place + count * PAGE, PAGE)
             place += (count + 1) * PAGE
         if kept:
-            assert unmapped_pages(bench.session, PAGE) == (set(), set(places))
+            assert unmapped_pages(bench.session) == (set(), set(places))
         else:
             with pytest.raises(UserError):
-                unmapped_pages(bench.session, PAGE)
+                unmapped_pages(bench.session)
+    os.close(memory)
+
+
+def test_of_memory_that_begins_or_ends_within_a_page_every_page_is_named() -> None:
+    memory = os.memfd_create("guest")
+    os.ftruncate(memory, 16 * PAGE)
+    with Bench() as bench:
+        bench.negotiate()
+        bench.session.model.unmapped = UnmappedMemory()
+        for place, size in ((0x800, PAGE), (4 * PAGE, PAGE + 1), (9 * PAGE - 1, 2)):
+            bench.exchange(dma_map(place, size, memory, offset=place))
+            bench.exchange(request(Command.DMA_UNMAP, at.DMA_UNMAP.pack(at.DMA_UNMAP.size, 0, place, size)))
+        assert unmapped_pages(bench.session) == (set(), {page * PAGE for page in (0, 1, 4, 5, 8, 9)})
+        bench.exchange(dma_map(0x70800, 2 * PAGE, memory, offset=0x800))
+        mapped_now = {0x70800, 0x71000}
+        assert unmapped_pages(bench.session) == (mapped_now, {page * PAGE for page in (4, 5, 8, 9)})
     os.close(memory)
 
 

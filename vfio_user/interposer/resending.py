@@ -11,14 +11,14 @@ import sys
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from itertools import islice
+from itertools import chain, islice
 
 from userdev.errors import UserError
 from userdev.relay.direction import Direction
 from userdev.relay.loop import Task
 from vfio_user.interposer.errors import RequestRefused
 from vfio_user.interposer.guest_memory import read_bytes
-from vfio_user.interposer.own_calls import TIMEOUT_SECONDS, exchange_all
+from vfio_user.interposer.own_calls import PAGE, TIMEOUT_SECONDS, exchange_all
 from vfio_user.interposer.session import ForwardedSession
 from vfio_user.interposer.unmapped import UnmappedMemory
 from vfio_user.wire import Command
@@ -60,15 +60,20 @@ async def resend(session: ForwardedSession, pages: Iterable[int]) -> int:
     return sent
 
 
-def unmapped_pages(session: ForwardedSession, page_size: int) -> tuple[set[int], set[int]]:
-    """What the server may have written and had unmapped since it logs: the IOVAs of pages that are mapped elsewhere by
+def pages_in(start: int, size: int) -> Iterator[int]:
+    """The first byte in each page of a client's that a run of bytes has something of."""
+    return chain((start,), range(start - start % PAGE + PAGE, start + size, PAGE))
+
+
+def unmapped_pages(session: ForwardedSession) -> tuple[set[int], set[int]]:
+    """What the server may have written and had unmapped since it logs: an IOVA in each page that is mapped elsewhere by
     now, and the offsets in the guest's memory file of those that are not.
 
     Raises:
         UserError: it is more than is kept, or than can be written again.
     """
     unmapped = session.model.unmapped if session.model.unmapped is not None else UnmappedMemory()
-    if not unmapped.is_whole or sum(gone.size for gone in unmapped) > MAX_PAGES * page_size:
+    if not unmapped.is_whole or sum(gone.size for gone in unmapped) > MAX_PAGES * PAGE:
         raise UserError(
             "more memory was unmapped while the server logged its writes than can be written again",
             hint="what it wrote there is lost to a migration: try again while the guest maps less",
@@ -77,13 +82,13 @@ def unmapped_pages(session: ForwardedSession, page_size: int) -> tuple[set[int],
     mapped = sorted((os.fstat(one.fd).st_ino, one.offset, one.size, one.iova) for one in maps)
     iovas, offsets = set(), set()
     for inode, start, length in unmapped:
-        for place in range(start, start + length, page_size):
+        for place in pages_in(start, length):
             before = bisect_right(mapped, (inode, place, sys.maxsize)) - 1
             there, offset, size, iova = mapped[before] if before >= 0 else (0, 0, 0, 0)
             if there == inode and place < offset + size:
                 iovas.add(iova + place - offset)
             else:
-                offsets.add(place)
+                offsets.add(place - place % PAGE)
     return iovas, offsets
 
 

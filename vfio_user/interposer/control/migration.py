@@ -14,14 +14,14 @@ from userdev.counted import counted
 from userdev.errors import UserError
 from userdev.interposer.control.answers import Done
 from userdev.interposer.control.command import ControlCommand, Number, Seconds
-from userdev.memory.bitmap import IovaRange, bitmap_size, dirty_pages, dirty_runs
+from userdev.memory.bitmap import IovaRange, bitmap_size, dirty_runs
 from userdev.whole import write_whole
 from vfio_user.interposer import own_calls
 from vfio_user.interposer.control import answers
 from vfio_user.interposer.control.controlled import Controlled
 from vfio_user.interposer.control.values import MAX_DATA, Data, PageSize, Run, Size
 from vfio_user.interposer.migration import migration_of, migration_support
-from vfio_user.interposer.resending import resend, unmapped_pages
+from vfio_user.interposer.resending import pages_in, resend, unmapped_pages
 from vfio_user.interposer.session import ForwardedSession
 from vfio_user.interposer.unmapped import UnmappedMemory
 from vfio_user.wire.constants import MigrationState
@@ -218,11 +218,11 @@ class DmaLoggingReport(ControlCommand[Controlled]):
 
 
 class DmaLoggingResend(ControlCommand[Controlled]):
-    """Take a report, and write a byte of each of its pages back to the client, so that QEMU marks them dirty.
+    """Take a report, and write back a byte of each page of the client's in it, so that QEMU marks them dirty.
 
-    What was unmapped since the log began counts as written. Where it is mapped nowhere any more somebody else has to
-    write it: `unmapped` has its offsets in the guest's memory file, a page each. The guest must stand still: its
-    processors could write in between.
+    The client's have 4 KiB, whatever those of the report. What was unmapped since the log began counts as written.
+    Where it is mapped nowhere any more somebody else has to write it: `unmapped` has its offsets in the guest's memory
+    file, a page each. The guest must stand still: its processors could write in between.
     """
 
     page_size: PageSize = own_calls.PAGE
@@ -237,11 +237,11 @@ class DmaLoggingResend(ControlCommand[Controlled]):
         """
         session = interposer.current()
         migration = await migration_of(session)
-        pages, unmapped = unmapped_pages(session, self.page_size)
+        pages, unmapped = unmapped_pages(session)
         for iova, size in _writable(session):
             found = await migration.report(self.page_size, (iova, size))
-            places = (iova + page * self.page_size for page in dirty_pages(found))
-            pages.update(place for place in places if place < iova + size)
+            for run in dirty_runs(found, iova, size, self.page_size):
+                pages.update(pages_in(*run))
         return {"pages": await resend(session, sorted(pages)), "unmapped": sorted(unmapped)}
 
 
