@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from tests.test_nightly_plan import stage_refusal
 from userdev.errors import UserError
-from vfio_user.avocado_job.no_tests import why_no_tests
+from vfio_user.avocado_job.no_tests import passed_over, why_no_tests
 from vfio_user.cli import test_e2e
 
 IMPORT = "from vfio_user.avocado_test import GuestTest\n"
@@ -64,3 +64,18 @@ def test_a_plan_and_a_run_with_such_a_file_say_so(beside: Path, monkeypatch: pyt
     refused = CliRunner().invoke(test_e2e.command, [str(beside), "--list"]).exception
     assert isinstance(refused, UserError)
     assert str(refused) == expected
+
+
+def test_a_class_that_avocado_passes_over_beside_others_is_told(beside: Path) -> None:
+    """Its tests would never be run, and nothing would ever say so."""
+    alone = CLASS.replace("(GuestTest)", "")
+    for case, (text, told) in {
+        "a base is forgotten": (RIGHT + alone.replace("Mine", "Other"), [f"{beside}:5: no test of Other is run"]),
+        "all are tests": (RIGHT, []),
+        "others derive from it": (f"{IMPORT}{alone}class Other(Mine, GuestTest):\n    pass\n", []),
+        "it has no tests": (RIGHT + alone.replace("Mine", "Other").replace("test_it", "it"), []),
+        "another module may know": (RIGHT + CLASS.replace("Mine(GuestTest)", "Other(mixins.Mixin)"), []),
+        "it is no Python": (NO_COLON, []),
+    }.items():
+        beside.write_text(text)
+        assert [sentence.partition(": it derives")[0] for sentence in passed_over(str(beside))] == told, case

@@ -28,6 +28,24 @@ def why_no_tests(path: str) -> tuple[str, str]:
     return f"{path} has no tests", _HOW
 
 
+def passed_over(path: str) -> list[str]:
+    """Classes with tests of a file that avocado passes over in silence, in sentences with their lines.
+
+    They derive from nothing, and nothing in the file from them: what is for others to derive from is no class of tests.
+    """
+    try:
+        tree = ast.parse(Path(path).read_bytes())
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
+        return []  # which `why_no_tests` tells of
+    classes = [each for each in tree.body if isinstance(each, ast.ClassDef)]
+    bases = {base.id for each in classes for base in each.bases if isinstance(base, ast.Name)}
+    return [
+        f"{path}:{each.lineno}: no test of {each.name} is run: it derives from no class of tests"
+        for each in classes
+        if not each.bases and each.name not in bases and any(_is_test(method) for method in each.body)
+    ]
+
+
 def _missing_bases(tree: ast.Module, folder: Path) -> Iterator[tuple[int, str, str]]:
     """Names from which a class with tests derives, and that there are not: line, what is so, what was perhaps meant."""
     names = _names(tree)

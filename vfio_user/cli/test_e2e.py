@@ -27,6 +27,7 @@ from vfio_user.avocado_job.job import (
     usual_settings,
 )
 from vfio_user.avocado_job.naming import check_tags, name_tests
+from vfio_user.avocado_job.no_tests import passed_over
 from vfio_user.avocado_job.selection import all_tests, filters, package_folders, reference, suite_folder
 from vfio_user.avocado_job.surroundings import prepare_environment, provision
 from vfio_user.avocado_job.whiteboard import tried_by
@@ -135,6 +136,9 @@ def command(
         job = make_job({**config, **settings})
         for suite in job.test_suites:
             name_tests(suite, here)
+        for file in dict.fromkeys(each for each in chosen if ":" not in each):
+            for sentence in passed_over(file):
+                _say(f"warning: {sentence}")
         with Waiting(quiet=quiet) as waiting:
             provision(cell.qemu, waiting.tell)
         _run(
