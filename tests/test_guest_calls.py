@@ -10,7 +10,7 @@ import pytest
 from tests.test_harness_agent import Port
 from userdev.errors import UserError
 from vfio_user.harness.agent import AgentGuest
-from vfio_user.harness.guest import GuestFailure, decode, encode
+from vfio_user.harness.guest import GuestFailure, decode, encode, outcome_of
 
 
 @pytest.fixture
@@ -112,3 +112,23 @@ def named(**given: int) -> dict[str, int]:
 def test_a_functions_arguments_may_be_called_as_they_like(guest: AgentGuest) -> None:
     wanted = {"self": 1, "function": 2, "request": 3, "operation": 4}
     assert guest.call(named, **wanted) == wanted
+
+
+def endless() -> None:
+    import time
+
+    while True:
+        time.sleep(1)
+
+
+def test_a_function_that_takes_too_long_is_told_so(guest: AgentGuest) -> None:
+    with pytest.raises(GuestFailure, match=r"endless\(\) did not end in 0\.1 s"):
+        guest.call(endless, timeout=0.1)
+
+
+def test_more_than_an_agent_keeps_is_told_with_another_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = encode({"value": "x" * (1 << 20)})
+    monkeypatch.setattr("vfio_user.harness.guest.OUTPUT_LIMIT", 1 << 20)
+    with pytest.raises(GuestFailure, match="more than 1 MiB: have it write a file"):
+        outcome_of("f", whole[: 1 << 20])
+    assert outcome_of("f", whole)["value"] == "x" * (1 << 20)

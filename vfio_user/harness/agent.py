@@ -35,6 +35,7 @@ from vfio_user.harness.guest import (
     outcome_of,
     result_of,
 )
+from vfio_user.harness.timeouts import waited
 from vfio_user.harness.troubles import Look, Wait, nothing_wrong
 
 ANSWER_SECONDS = 15.0
@@ -191,15 +192,16 @@ class AgentGuest(Guest):
         """Do one `call` (see `shipped`) by the agent and return its outcome.
 
         Raises:
-            GuestFailure: the process of the function ended without a result.
+            GuestFailure: the process of the function ended without a result, or took too long.
             GuestLost: the agent does not answer.
         """
         future = self._ask("call", **request, timeout=timeout * self.patience)
         answer = self._answer(future, self.waiting(timeout + ANSWER_SECONDS), f"{request['function']}()")
-        if answer.get("result"):
+        if answer.get("result") and not answer.get("timed_out"):
             return outcome_of(request["function"], answer["result"])
         result = result_of(f"{request['function']}()", answer)
-        raise self._failure(f"in the guest, {request['function']}() ended without a result", result)
+        fate = f"did not end in {waited(timeout, self.patience)}" if result.timed_out else "ended without a result"
+        raise self._failure(f"in the guest, {request['function']}() {fate}", result)
 
     def close(self) -> None:
         """Shut the connection down, and join the thread that reads it; those that still wait are told `GuestLost`."""

@@ -360,6 +360,9 @@ def outcome_of(function: object, text: str | bytes) -> dict[str, Any]:
     try:
         outcome = decode(text)
     except ValueError as error:
+        if len(text) >= OUTPUT_LIMIT:
+            more = f"more than {OUTPUT_LIMIT >> 20} MiB: have it write a file, and get that"
+            raise GuestFailure(f"what {function}() came to in the guest is {more}") from None
         raise GuestFailure(f"what {function}() came to in the guest cannot be read: {error}") from None
     if isinstance(outcome, dict):
         failed = [outcome.get("error"), outcome.get("traceback")]
