@@ -79,9 +79,11 @@ def test_a_process_that_gives_back_late_is_asked_again_and_one_that_does_not_is_
     first, more = Holdings(5, 0, 0), Holdings(6, 0, 0)
     holding(monkeypatch, first)
     watched.note(PID, lambda: None)
-    holding(monkeypatch, more, more, more, first)
+    holding(monkeypatch, *[more] * 80, first)
+    monkeypatch.setattr("userdev.fuzz.process.CLOSING_SECONDS", 60)
     watched.check_again(PID, lambda: asked.append(1))
-    assert len(asked) == 3
+    assert len(asked) == 80
+    monkeypatch.setattr("userdev.fuzz.process.CLOSING_SECONDS", 0.01)
     holding(monkeypatch, more)
     with pytest.raises(Found):
         watched.check_again(PID, lambda: asked.append(1))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from userdev.counted import counted
 from userdev.fuzz.finds import Found, Oracle
+from userdev.process import Deadline
 
 DESCRIPTORS = Oracle("descriptors", "a client that has left leaves no descriptor behind")
 MAPPINGS = Oracle("mappings", "a client that has left leaves none of its memory mapped")
@@ -18,8 +19,10 @@ GROWTH = Oracle("growth", "clients that have left leave no memory behind")
 MAX_GROWTH = 64 << 20
 """Bytes by which a process may grow: that of a Python or Go program goes up and down by some MiB."""
 
-LOOKS = 50
-"""How often a process that has more than it had is looked at again: it may be about to close what a client left."""
+CLOSING_SECONDS = 0.2
+"""That a process which has more than it had is looked at again: it may be about to close what a client left, and have
+another thread for that. Each try of a reduction takes so long where it does not.
+"""
 NOTES = 3
 _OF_CLIENTS = ("/memfd:",)
 """How memory that clients share is called in /proc/PID/maps."""
@@ -70,12 +73,13 @@ class Watched:
             ask()
 
     def check_again(self, pid: int | None, ask: Callable[[], object]) -> None:
-        """`check`, until it has no more than it had; it is asked something in between, and has `LOOKS` of them.
+        """`check`, until it has no more than it had, or its time is over; it is asked something in between.
 
         Raises:
             Found: it has more still.
         """
-        for _ in range(LOOKS - 1):
+        deadline = Deadline(CLOSING_SECONDS)
+        while not deadline.passed:
             try:
                 return self.check(pid)
             except Found:
