@@ -15,6 +15,7 @@ import pytest
 from tests.cases import for_each
 from tests.config_space_faults import RegionSays
 from tests.conformance_target import Fault, InProcess, Proceed, Reply, failed, skipped, with_fault
+from tests.descriptors import fd_count
 from tests.everything_device import Everything
 from userdev.errors import ProtocolError, UserError
 from userdev.transport import Stream, close_all
@@ -260,3 +261,19 @@ def test_a_state_without_an_end_is_one_finding(tmp_path: Path, monkeypatch: pyte
         (said,) = failed(results).values()
         assert "no end" in said, dialect.name
         assert Outcome.NOT_JUDGED in {result.outcome for result in results}, dialect.name
+
+
+class BringsDescriptors(Fault):
+    """Each reply but VERSION's has one that nobody asked for."""
+
+    def sent(self, message: Message) -> list[Message]:
+        return (
+            [replace(message, fds=[*message.fds, os.memfd_create("of nobody")])] if message.command != 1 else [message]
+        )
+
+
+def test_descriptors_that_a_server_sends_along_stay_open_behind_no_check(tmp_path: Path) -> None:
+    before = fd_count()
+    with InProcess(tmp_path, Everything, session=with_fault(BringsDescriptors())) as target:
+        target.results("header", "order", "info", "region_info", "irq_info", "set_irqs", "region_read")
+    assert fd_count() == before

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from userdev.transport import close_all
 from vfio_user.client.connection import ClientConnection, at_once
 from vfio_user.client.errors import NoAnswer, RemoteError, none_refused
 from vfio_user.client.eventfd import EventFd
@@ -25,7 +26,13 @@ class IrqCalls(ClientConnection):
         """Those of several, many asked for at once; one that is refused has its error there."""
         for some in at_once(irqs):
             asked = [IRQ_INFO.pack(IRQ_INFO.size, 0, irq, 0) for irq in some]
-            yield from map(self._irq_description, self.gather(self.submit_all(Command.GET_IRQ_INFO, asked)))
+            replies = self.gather(self.submit_all(Command.GET_IRQ_INFO, asked))
+            try:
+                while replies:
+                    yield self._irq_description(replies.pop(0))
+            finally:
+                for reply in replies:
+                    close_all(reply.fds)
 
     def _irq_description(self, reply: Message) -> VfioIrqInfo | RemoteError:
         try:

@@ -11,9 +11,9 @@ from userdev.conformance import Check, Level, require
 from userdev.counted import counted
 from userdev.fuzz import Answer, Found, Journal
 from userdev.fuzz.levels import DEFAULT, LEVELS, Tolerated, judge
-from userdev.transport import close_all
 from vfio_user.client import Client, EventFd
 from vfio_user.client.conformance import CATALOGUE, Bench
+from vfio_user.client.conformance.bench import closed
 from vfio_user.client.errors import Disconnected, NoAnswer
 from vfio_user.fuzz.ground import Ground
 from vfio_user.fuzz.memory import GuardedMemory
@@ -87,7 +87,7 @@ class Encounter:
         number = self.client.dialect.number(command)
         reply = self.client.raw(number, payload, fds)
         assert reply is not None
-        close_all(reply.fds)
+        closed(reply)
         check_header(reply, number, command.value)
         return reply
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vfio_user.client import Client
+from vfio_user.client.conformance.bench import closed
 from vfio_user.client.description import Description, IrqFacts, RegionFacts, describe
 from vfio_user.wire import Command
 from vfio_user.wire.constants import RegionIndex
@@ -53,4 +54,4 @@ def survey(client: Client) -> Ground:
     """
     answer = client.raw(client.dialect.number(Command.DMA_MAP), b"\0")
     assert answer is not None
-    return Ground(describe(client), answer.failed)
+    return Ground(describe(client), closed(answer).failed)

@@ -8,9 +8,9 @@ from userdev.conformance import Level
 from userdev.errors import ProtocolError, UserError
 from userdev.fuzz import Blob, Found, Kind, Number, Pick, Several
 from userdev.fuzz.levels import LEVELS
-from userdev.transport import close_all
 from vfio_user.client import Client
 from vfio_user.client.conformance import CATALOGUE, Bench, Check
+from vfio_user.client.conformance.bench import closed
 from vfio_user.client.errors import Disconnected, NoAnswer, RemoteError
 from vfio_user.fuzz.encounter import Encounter
 from vfio_user.fuzz.ground import Ground
@@ -59,8 +59,7 @@ def send_rubbish(encounter: Encounter, command: int, flags: int, payload: str) -
         return
     reply = encounter.client.raw(command, bytes.fromhex(payload), flags=flags | 2 if command in known else flags)
     assert reply is not None
-    close_all(reply.fds)
-    encounter.refused(reply, "a message that is none")
+    encounter.refused(closed(reply), "a message that is none")
 
 
 def send_reply(encounter: Encounter, id: int) -> None:

@@ -223,18 +223,19 @@ class Bench:
         """The reply to a request, good or bad; its descriptors are closed."""
         reply = (client or self.client).raw(self.dialect.number(command), payload, fds)
         assert reply is not None
-        close_all(reply.fds)
-        return reply
+        return closed(reply)
 
     def refused(self, reply: Message, accepted: Sequence[int], what: str) -> None:
-        """`reply` has to be an error with one of these errnos."""
+        """`reply`, whose descriptors are closed, has to be an error with one of these errnos."""
+        closed(reply)
         names = " or ".join(errnos.errorcode[number] for number in accepted)
         require(reply.failed, f"{what} succeeded instead of failing with {names}")
         got = errnos.errorcode.get(reply.errno, str(reply.errno))
         require(reply.errno in accepted, f"{what} failed with {got} instead of {names}")
 
     def good(self, reply: Message, what: str) -> Message:
-        """`reply` has to be no error."""
+        """`reply`, whose descriptors are closed, has to be no error."""
+        closed(reply)
         got = errnos.errorcode.get(reply.errno, str(reply.errno))
         require(not reply.failed, f"{what} failed with {got}")
         return reply
@@ -277,6 +278,13 @@ class Bench:
         after = self.snapshot()
         changed = [name for name, value in before.items() if after.get(name) != value]
         require(not changed, f"{what} changed {', '.join(changed)}")
+
+
+def closed(reply: Message) -> Message:
+    """The reply, with its descriptors closed and none left: what a server sends along is no check's to keep."""
+    fds, reply.fds = reply.fds, []
+    close_all(fds)
+    return reply
 
 
 def keeps_its_line(client: Client) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import mmap
 
 from userdev.conformance.check import Group, Level, Skip, require
-from userdev.transport import close_all
 from vfio_user.client.conformance.bench import DESCRIBED, Bench
 from vfio_user.client.conformance.dialects import CURRENT_FAMILY, DRAFT
 from vfio_user.client.conformance.refusals import SINCE_2022, Bad, enter
@@ -116,13 +115,13 @@ def two_steps(bench: Bench) -> None:
             bench.dialect.number(Command.GET_REGION_INFO), REGION_INFO.pack(argsz, 0, region.index, 0, 0, 0)
         )
         assert reply is not None
-        close_all(reply.fds)
+        descriptors = len(reply.fds)
         bench.good(reply, f"argsz {argsz}")
         got = REGION_INFO.unpack(reply.payload)
         require(len(reply.payload) == argsz, f"argsz {argsz} is answered with {len(reply.payload)} bytes")
         require(got.argsz == needed, f"argsz {argsz} is answered with argsz {got.argsz} instead of {needed}")
         require(not got.flags & RegionFlags.CAPS, f"argsz {argsz} is answered with the CAPS flag and no capabilities")
-        require(not reply.fds, f"a reply that was cut to {argsz} bytes came with a descriptor")
+        require(not descriptors, f"a reply that was cut to {argsz} bytes came with a descriptor")
 
 
 @region_info.check("complete-with-room", dialects=CURRENT_FAMILY, rule="spec: VFIO region info, argsz and cap_offset")

@@ -6,8 +6,7 @@ import errno
 from collections.abc import Sequence
 
 from userdev.conformance.check import Group, Level, require
-from userdev.transport import close_all
-from vfio_user.client.conformance.bench import INTERRUPT_LINE, Bench
+from vfio_user.client.conformance.bench import INTERRUPT_LINE, Bench, closed
 from vfio_user.client.conformance.refusals import SINCE_2022
 from vfio_user.client.errors import Disconnected
 from vfio_user.wire import ERROR, HEADER, NO_REPLY, REPLY, Command, Message
@@ -35,7 +34,9 @@ def id_echoed(bench: Bench) -> None:
     """The reply has the id of its request, whatever it is."""
     number = bench.dialect.number(Command.REGION_READ)
     for id in (0, 1, 0x7FFF, 0x8000, 0xFFFF):
-        bench.client.raw(number, _read(), id=id)
+        reply = bench.client.raw(number, _read(), id=id)
+        assert reply is not None
+        closed(reply)
 
 
 @header.check("command-echoed", level=Level.REFERENCE)
@@ -254,7 +255,7 @@ def no_reply_on_any_command(bench: Bench) -> None:
         client.channel.send_bytes(Message(0x5252, bench.dialect.number(command), NO_REPLY, 0, payload).encode())
         client.config_read(0, 4)
         if answer.reply is not None:
-            close_all(answer.reply.fds)
+            closed(answer.reply)
         require(answer.reply is None, f"{command.value} with No_reply was answered")
 
 
@@ -266,7 +267,7 @@ def error_does_not_stop(bench: Bench) -> None:
     payloads = (_read(), _PAST_THE_END, _read())
     pending = [client.channel.expect(8, "REGION_READ") for _ in payloads]
     client.channel.send_bytes(b"".join(Message(8, number, payload=payload).encode() for payload in payloads))
-    failed = [reply.failed for reply in client.gather(pending)]
+    failed = [closed(reply).failed for reply in client.gather(pending)]
     require(failed == [False, True, False], f"good, bad and good reads are answered with failures {failed}")
 
 

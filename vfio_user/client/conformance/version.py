@@ -6,9 +6,8 @@ import errno
 import json
 
 from userdev.conformance.check import CheckFailed, Group, Level, Skip, require
-from userdev.transport import close_all
 from vfio_user.client.client import Client
-from vfio_user.client.conformance.bench import Bench
+from vfio_user.client.conformance.bench import Bench, closed
 from vfio_user.client.conformance.dialects import CURRENT_FAMILY
 from vfio_user.client.errors import Disconnected
 from vfio_user.wire import HEADER, NO_REPLY, REPLY, Command, Message
@@ -39,7 +38,6 @@ def _accepted(bench: Bench, data: bytes, what: str, *, minor: int = 0, flags: in
     reply = _propose(client, data, minor=minor, flags=flags)
     if reply is None:
         raise CheckFailed(f"the server closes the connection after {what}")
-    close_all(reply.fds)
     bench.good(reply, what)
     client.device_info()
     client.close()
@@ -103,8 +101,9 @@ def no_unasked_fds(bench: Bench) -> None:
     reply = _propose(bench.stranger(), b"{}\0")
     require(reply is not None, "the server closes the connection after a proposal of {}")
     assert reply is not None
-    close_all(reply.fds)
-    require(not reply.fds, f"{len(reply.fds)} descriptors came with the reply")
+    descriptors = len(reply.fds)
+    closed(reply)
+    require(not descriptors, f"{descriptors} descriptors came with the reply")
 
 
 @version.check("twin-socket", rule="protocol.md 3.6: Twin socket", dialects=frozenset({"current"}))
@@ -158,7 +157,6 @@ def _refuses(bench: Bench, what: str, data: bytes, major: int = 0) -> None:
     client = bench.stranger()
     reply = _propose(client, data, major=major)
     if reply is not None:
-        close_all(reply.fds)
         bench.refused(reply, (errno.EINVAL,), what)
         bench.ends(client, what)
     bench.alive()
