@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from vfio_user.client import Client, GuestMemory, RemoteError
 from vfio_user.harness.device import Device
 from vfio_user.harness.interposition import Interposition
 from vfio_user.interposer.capture import CaptureDma
-from vfio_user.interposer.replay import replay
+from vfio_user.interposer.replay import load_script, replay
 from vfio_user.interposer.replay.outcome import What
 from vfio_user.interposer.replay.player import Player
 from vfio_user.interposer.replay.script import Script
@@ -88,6 +89,15 @@ def test_what_was_captured_is_replayed_without_a_difference(tmp_path: Path) -> N
     outcome = replay(tmp_path / "device.trace", command)
     assert not outcome.differences
     assert len(outcome.dma_writes) == 20
+    recorded = channels(load_script(tmp_path / "device.trace"))
+    assert recorded["twin"] == 80
+    for script in (load_script(tmp_path / "device.trace"), outcome.played):
+        script.write(tmp_path / "written.trace")
+        assert channels(load_script(tmp_path / "written.trace")) == recorded, "each is on the socket that it was on"
+
+
+def channels(script: Script) -> Counter[str]:
+    return Counter(step.channel for step in script.steps)
 
 
 def test_what_is_no_message_is_told_in_a_replay_on_whichever_socket_it_comes() -> None:

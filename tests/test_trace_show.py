@@ -165,6 +165,18 @@ def test_values_are_numbers_for_programs(trace: Path) -> None:
     assert [line.get("value") for line in shown(trace, "--region", "BAR0")] == [None, 0x12345678, 0x80, None]
 
 
+def test_nothing_that_somebody_says_makes_a_line_of_its_own(tmp_path: Path) -> None:
+    """A mark, or a name in what a peer offers, could look like a message that never was."""
+    forged = "here\n      9      0.000100 -> REGION_WRITE"
+    with Written(tmp_path / "trace") as written:
+        written.writer.note("mark", text=forged)
+        written.writer.note(forged)
+        offered = at.VERSION.pack(0, 0, tail=json.dumps({forged: forged}).encode() + b"\0")
+        written.ask(request(Command.VERSION, offered), offered)
+    lines = run("show", written.path).splitlines()
+    assert [int(line.split()[0]) for line in lines] == [2, 3, 4, 5]
+
+
 def test_an_interrupt_is_shown_by_its_name(tmp_path: Path) -> None:
     flag_at_work(tmp_path / "t", 1)
     assert "** interrupt index=MSIX vector=0 count=1" in run("show", tmp_path / "t")

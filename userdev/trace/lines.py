@@ -186,7 +186,8 @@ def text(line: TraceLine, began: int) -> str:
     """One line of text: number, seconds since the beginning, direction, what."""
     entry = line.entry
     arrow = " " if isinstance(entry, Note | Header) else _ARROWS[entry.direction][bool(entry.channel)]
-    return f"{entry.number:>7} {(entry.time - began) / 1e9:>13.6f} {arrow:2} {_what(line)}"
+    what = _what(line).replace("\n", "\\n")  # what peers and marks say makes no line of its own
+    return f"{entry.number:>7} {(entry.time - began) / 1e9:>13.6f} {arrow:2} {what}"
 
 
 def as_json(line: TraceLine, began: int) -> dict[str, Any]:

@@ -36,6 +36,7 @@ from vfio_user.interposer.replay.steps import (
     vector_of,
 )
 from vfio_user.interposer.trace import MessageRecord, Note, Raw
+from vfio_user.interposer.trace.files import CHANNELS, TWIN
 from vfio_user.interposer.trace.registers import RegisterMap, registers_of
 from vfio_user.interposer.twin import place_of_twin
 from vfio_user.wire import MAX_DATA, Command, Message
@@ -460,7 +461,8 @@ class Player:
         if request.command == self._dialect.number(Command.DMA_WRITE):
             self.outcome.dma_writes.append(request.payload)
         record = self._comparison.request(request)
-        number = self._played.asked(request, record)
+        channel = CHANNELS[TWIN] if twin is not None else ""
+        number = self._played.asked(request, record, channel)
         if record is not None:
             self._arrived.add(record.number)
         if not request.wants_reply:
@@ -473,7 +475,7 @@ class Player:
             self._send(answer.encode(), [])
         else:
             twin.send(answer.encode())
-        self._played.answered(answer, number)
+        self._played.answered(answer, number, channel)
 
     def _from_memory(self, request: Message) -> Message:
         """The answer to a request that was not recorded: memory as far as it is known."""

@@ -39,15 +39,15 @@ class Played:
         number = recorded.number if recorded is not None else self._new()
         self._message(number, Direction.TO_CLIENT, reply, request, fds)
 
-    def asked(self, request: Message, recorded: MessageRecord | None) -> int:
-        """The server has asked this; the number that it has."""
+    def asked(self, request: Message, recorded: MessageRecord | None, channel: str) -> int:
+        """The server has asked this on a channel; the number that it has."""
         number = recorded.number if recorded is not None else self._new()
-        self._message(number, Direction.TO_CLIENT, request, 0)
+        self._message(number, Direction.TO_CLIENT, request, 0, channel=channel)
         return number
 
-    def answered(self, reply: Message, request: int) -> None:
-        """The client has answered the server's request of this number."""
-        self._message(self._new(), Direction.TO_SERVER, reply, request)
+    def answered(self, reply: Message, request: int, channel: str) -> None:
+        """The client has answered the server's request of this number, which came on that channel."""
+        self._message(self._new(), Direction.TO_SERVER, reply, request, channel=channel)
 
     def interrupt(self, where: tuple[int, int], count: int) -> None:
         """An interrupt has come."""
@@ -66,7 +66,14 @@ class Played:
         return self._next
 
     def _message(
-        self, number: int, direction: Direction, message: Message, pair: int, fds: tuple[FdInfo, ...] = ()
+        self,
+        number: int,
+        direction: Direction,
+        message: Message,
+        pair: int,
+        fds: tuple[FdInfo, ...] = (),
+        channel: str = "",
     ) -> None:
         kept = replace(message, fds=[])
-        self._steps.append(MessageRecord(number, time.monotonic_ns(), direction, BOTH, kept, fds, pair))
+        now = time.monotonic_ns()
+        self._steps.append(MessageRecord(number, now, direction, BOTH, kept, fds, pair, channel=channel))

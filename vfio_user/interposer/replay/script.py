@@ -12,10 +12,11 @@ from userdev.descriptors import FdInfo, FdKind
 from userdev.errors import UserError, about
 from userdev.relay.direction import Direction
 from userdev.trace.cutting import EXTRACT, FIRST, PART
-from userdev.trace.format import BOTH, MAGIC, encode_body, encode_json, encode_message
+from userdev.trace.format import BOTH, MAGIC, encode_body, encode_json, encode_message, towards
 from vfio_user.interposer.replay.causes import Causes
 from vfio_user.interposer.replay.steps import ScriptStep, is_doing, is_interrupt
 from vfio_user.interposer.trace import Entry, Header, MessageRecord, Note, Raw, RecordKind, View, read_trace
+from vfio_user.interposer.trace.files import CHANNELS
 from vfio_user.wire import Command, Dialect, Message
 from vfio_user.wire.dialects import dialect_named
 
@@ -219,10 +220,11 @@ def _renumbered(step: ScriptStep, numbers: dict[int, int]) -> ScriptStep:
 
 
 def _encoded(step: ScriptStep) -> bytes:
+    place = towards(step.direction, CHANNELS.index(step.channel))
     match step:
         case MessageRecord():
-            return encode_message(step.direction, step.view, step.time, step.pair, step.message, step.fds)
+            return encode_message(place, step.view, step.time, step.pair, step.message, step.fds)
         case Raw():
-            return encode_body(RecordKind.BYTES, step.direction, step.view, step.time, step.data)
+            return encode_body(RecordKind.BYTES, place, step.view, step.time, step.data)
         case Note():
             return encode_json(RecordKind.NOTE, step.time, {"event": step.event, **step.details})
