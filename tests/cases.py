@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,16 @@ Check = Callable[..., None]
 Names = Iterable[str] | Callable[[Any], object]
 
 
-def for_each_row(rows: Iterable[Iterable[Any]], ids: Names | None = None) -> Callable[[Check], Callable[..., None]]:
+def for_each_row(
+    rows: Mapping[str, Iterable[Any]] | Iterable[Iterable[Any]], ids: Names | None = None
+) -> Callable[[Check], Callable[..., None]]:
     """Make a check of a row's columns the test of all rows.
 
     What the check takes beyond them are fixtures: each row has a folder, a monkeypatch and a log of its own, and
-    others are the same for all. `ids` name rows as those of pytest's `parametrize` do.
+    others are the same for all. `ids` name rows as those of pytest's `parametrize` do; rows may be by their names.
     """
+    if isinstance(rows, Mapping):
+        ids, rows = rows, rows.values()
     table = [tuple(row) for row in rows]
     assert table, "there is nothing to be tried"
     names = _names(table, ids)

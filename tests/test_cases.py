@@ -47,6 +47,16 @@ def test_cases_have_the_names_that_they_are_given(ids: list[str] | Callable[[str
     assert failure.value.__notes__ == [note]
 
 
+def test_rows_may_be_by_their_names() -> None:
+    @for_each_row({"a good one": (1,), "a bad one": (2,)})
+    def check(number: int) -> None:
+        assert number == 1
+
+    with pytest.raises(AssertionError) as failure:
+        check()
+    assert failure.value.__notes__ == ["with a bad one"]
+
+
 @for_each([1, 2])
 def test_each_case_begins_as_a_test_does(
     number: int,

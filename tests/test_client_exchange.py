@@ -284,9 +284,8 @@ def test_interrupt_messages_of_the_draft_are_kept_in_order() -> None:
 # VERSION
 
 
-@pytest.mark.parametrize("dialect", DIALECTS.values(), ids=DIALECTS)
-@pytest.mark.parametrize("said", [64, 32, 0], ids=["what it needs", "what it sent", "nothing"])
-def test_a_region_that_has_capabilities_and_shows_none_is_asked_for_again(dialect: Dialect, said: int) -> None:
+@for_each(DIALECTS, [64, 32, 0])  # it says what it needs, what it sent, nothing
+def test_a_region_that_has_capabilities_and_shows_none_is_asked_for_again(name: str, said: int) -> None:
     """Taken for all there is, it would be a region of which everything may be mapped."""
     region = RegionDescription(2, 0x4000, RegionFlags.READ | RegionFlags.MMAP, sparse=((0x1000, 0x1000),))
     rooms = []
@@ -297,7 +296,7 @@ def test_a_region_that_has_capabilities_and_shows_none_is_asked_for_again(dialec
             return message.reply(REGION_INFO.pack(said, region.flags | RegionFlags.CAPS, 2, 0, region.size, 0))
         return message.reply(encode_region_info(region, rooms[-1])[0])
 
-    with talking(in_two_steps, dialect=dialect) as (client, _):
+    with talking(in_two_steps, dialect=DIALECTS[name]) as (client, _):
         assert client.region_info(2).mappable == ((0x1000, 0x1000),)
     assert len(rooms) == 2
 

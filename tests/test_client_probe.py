@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.cases import for_each_row
+from tests.cases import for_each, for_each_row
 from tests.everything_device import Everything
 from vfio_user.client import Client
 from vfio_user.client.config_space import ConfigSpaceDump, FoundCapability
@@ -257,25 +257,27 @@ class Wrong:
         self.vectors = {index: vectors for index, vectors in self.vectors.items() if index < irqs}
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        pytest.param(lambda wrong: None, id="nothing"),
-        pytest.param(lambda wrong: wrong.only(regions=8), id="as many regions as QEMU wants"),
-        pytest.param(lambda wrong: wrong.only(irqs=3), id="as many interrupt types as QEMU wants"),
-        pytest.param(lambda wrong: wrong.region(7, 0x100), id="a config space of PCI"),
-        pytest.param(lambda wrong: wrong.region(8, 0x180), id="a region that is no BAR may have any size"),
-        pytest.param(lambda wrong: wrong.region(0, 0x2000, 7, sparse=((0x1000, 0x1000),)), id="its last page mapped"),
-        pytest.param(lambda wrong: wrong.region(1, 256), id="a large I/O BAR"),
-        pytest.param(lambda wrong: wrong.region(2, 0x4000, descriptors=1), id="a descriptor"),
-        pytest.param(lambda wrong: wrong.vectors.update({1: 5, 2: 5}), id="more vectors than the capabilities"),
-        pytest.param(
-            lambda wrong: (wrong.store(0x100, "<I", 0x14010005), wrong.store(0x140, "<I", 0x00010011)),
-            id="extended capabilities with the numbers of MSI and MSI-X",
-        ),
-    ],
-)
-def test_what_is_right_is_no_problem(change: Callable[[Wrong], None]) -> None:
+def with_extended(wrong: Wrong) -> None:
+    wrong.store(0x100, "<I", 0x14010005)
+    wrong.store(0x140, "<I", 0x00010011)
+
+
+RIGHT: dict[str, Callable[[Wrong], object]] = {
+    "nothing": lambda wrong: None,
+    "as many regions as QEMU wants": lambda wrong: wrong.only(regions=8),
+    "as many interrupt types as QEMU wants": lambda wrong: wrong.only(irqs=3),
+    "a config space of PCI": lambda wrong: wrong.region(7, 0x100),
+    "a region that is no BAR may have any size": lambda wrong: wrong.region(8, 0x180),
+    "its last page mapped": lambda wrong: wrong.region(0, 0x2000, 7, sparse=((0x1000, 0x1000),)),
+    "a large I/O BAR": lambda wrong: wrong.region(1, 256),
+    "a descriptor": lambda wrong: wrong.region(2, 0x4000, descriptors=1),
+    "more vectors than the capabilities": lambda wrong: wrong.vectors.update({1: 5, 2: 5}),
+    "extended capabilities with the numbers of MSI and MSI-X": with_extended,
+}
+
+
+@for_each(RIGHT.values(), ids=RIGHT)
+def test_what_is_right_is_no_problem(change: Callable[[Wrong], object]) -> None:
     wrong = Wrong()
     change(wrong)
     assert wrong.problems() == []

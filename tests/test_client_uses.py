@@ -11,7 +11,7 @@ from functools import partial
 
 import pytest
 
-from tests.cases import for_each
+from tests.cases import for_each, for_each_row
 from tests.descriptors import fd_count
 from tests.device_kit import descriptors_left
 from tests.scripted_server import ScriptedServer
@@ -53,14 +53,7 @@ ASKED: dict[Command, list[Callable[[Client], object]]] = {
 }
 
 
-@pytest.mark.parametrize(
-    ("command", "ask"),
-    [
-        pytest.param(command, ask, id=f"{command.value}-{n}")
-        for command, asks in ASKED.items()
-        for n, ask in enumerate(asks)
-    ],
-)
+@for_each_row({f"{command.value}-{n}": (command, ask) for command, asks in ASKED.items() for n, ask in enumerate(asks)})
 def test_a_refusal_is_of_the_command_that_was_asked_whatever_asked_it(
     command: Command, ask: Callable[[Client], object]
 ) -> None:

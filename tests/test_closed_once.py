@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cases import for_each
 from tests.device_kit import descriptors_left, open_fds
 from tests.everything_device import Everything
 from userdev.control.lines import LineReader
@@ -84,7 +85,7 @@ OWNERS: dict[str, Callable[[Path], Close]] = {
 }
 
 
-@pytest.mark.parametrize("owner", OWNERS)
+@for_each(OWNERS)
 def test_what_is_closed_again_closes_nothing_of_others(owner: str, tmp_path: Path) -> None:
     before = open_fds()
     close = OWNERS[owner](tmp_path)

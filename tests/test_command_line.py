@@ -150,8 +150,7 @@ def test_modules_are_all_that_were_named_however_often_and_with_whatever_between
     assert given == [(), ("a", "b"), ("a", "b", "c"), ()]
 
 
-@pytest.mark.parametrize(
-    ("program", "words", "hint"),
+@for_each_row(
     [
         ("vfio-user", ["bot"], "did you mean 'boot'?"),
         ("vfio-user", ["peer", "passt"], "`vhost-user peer`"),
@@ -172,10 +171,10 @@ def test_modules_are_all_that_were_named_however_often_and_with_whatever_between
         ("vfio-user", ["migrate", "--mode", "coordinatd"], "did you mean 'coordinated'?"),
         ("vfio-user", ["probe", "--dialect", "draft-v7"], "did you mean 'draft-v6'?"),
         ("vhost-user", ["peer", "virtiofs"], "did you mean 'virtiofsd'?"),
-    ],
+    ]
 )
 def test_a_word_that_is_nearly_right_is_told_what_was_meant(
-    say: Say, program: str, words: list[str], hint: str
+    program: str, words: list[str], hint: str, say: Say
 ) -> None:
     done = say(*words, program=program)
     assert done.status == 2, done.stderr
@@ -207,8 +206,7 @@ def test_a_file_in_a_folder_that_may_not_be_written_to_is_told_with_the_folder(
     assert f"may not write to {tmp_path}:" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("program", "words", "what"),
+@for_each_row(
     [
         ("vfio-user", ["conformance", "--json"], "--json FILE: Write JSON; - is the standard output"),
         ("vhost-user", ["conformance", "s", "--json"], "--json FILE: Write JSON; - is the standard output"),
@@ -216,10 +214,10 @@ def test_a_file_in_a_folder_that_may_not_be_written_to_is_told_with_the_folder(
         ("vfio-user", ["serve", "edu", "--msix"], "--msix INT: "),
         ("vhost-user", ["serve", "blk", "--socket-path", "s", "--image"], "image"),
         ("vfio-user", ["trace", "export", "x", "--registers"], "Names of registers"),
-    ],
+    ]
 )
 def test_an_option_without_its_argument_is_told_what_that_would_be(
-    say: Say, program: str, words: list[str], what: str
+    program: str, words: list[str], what: str, say: Say
 ) -> None:
     done = say(*words, program=program)
     assert done.status == 2
@@ -250,8 +248,7 @@ def test_a_device_has_the_same_name_where_it_is_served_and_where_it_is_plugged_i
     assert by_either[0].stdout == by_either[1].stdout != ""
 
 
-@pytest.mark.parametrize(
-    ("words", "why"),
+@for_each_row(
     [
         (["--device", "edu"], "behind --"),
         (["minimal", "uname", "-r"], "behind --"),
@@ -260,10 +257,10 @@ def test_a_device_has_the_same_name_where_it_is_served_and_where_it_is_plugged_i
         (["--timeout", "0", "--", "true"], "--timeout"),
         (["no-such-image", "--", "true"], "no-such-image"),
         (["--device", "no-such-device", "--", "true"], "no-such-device"),
-    ],
+    ]
 )
 def test_what_was_not_run_in_a_guest_ends_with_a_status_of_its_own(
-    say: Say, monkeypatch: pytest.MonkeyPatch, words: Sequence[str], why: str, tmp_path: Path
+    words: Sequence[str], why: str, say: Say, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("VFIO_USER_RESULTS", str(tmp_path))
     done = say("exec", *words)
@@ -281,26 +278,28 @@ def completed(monkeypatch: pytest.MonkeyPatch, shell: str, *words: str, program:
     return re.split("[,\t\n]", made(ROOTS[program], {}, program, "_VFIO_USER_COMPLETE").complete())
 
 
-@pytest.mark.parametrize("shell", SHELLS)
-@pytest.mark.parametrize(
-    ("words", "wanted"),
+@for_each_row(
     [
-        (["mig"], "migrate"),
-        (["boot", "--root"], "--root-bus"),
-        (["boot", "--device", "vhost-user-b"], "vhost-user-blk"),
-        (["run", "--image", "sto"], "storage"),
-        (["exec", "min"], "minimal"),
-        (["migrate", "--to-qemu", "for"], "forky"),
-        (["qemu", "install", "def"], "default"),
-        (["serve", "gp"], "gpio"),
-        (["serve", "edu", "--dia"], "--dialect"),
-        (["test-e2e", "interru"], "interrupts"),
-        (["known-issues", "eject-tw"], "eject-twice"),
-        (["run", "--hel"], "--help"),
-    ],
+        (shell, *row)
+        for shell in SHELLS
+        for row in [
+            (["mig"], "migrate"),
+            (["boot", "--root"], "--root-bus"),
+            (["boot", "--device", "vhost-user-b"], "vhost-user-blk"),
+            (["run", "--image", "sto"], "storage"),
+            (["exec", "min"], "minimal"),
+            (["migrate", "--to-qemu", "for"], "forky"),
+            (["qemu", "install", "def"], "default"),
+            (["serve", "gp"], "gpio"),
+            (["serve", "edu", "--dia"], "--dialect"),
+            (["test-e2e", "interru"], "interrupts"),
+            (["known-issues", "eject-tw"], "eject-twice"),
+            (["run", "--hel"], "--help"),
+        ]
+    ]
 )
 def test_a_shell_completes_what_there_is(
-    monkeypatch: pytest.MonkeyPatch, shell: str, words: list[str], wanted: str
+    shell: str, words: list[str], wanted: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert wanted in completed(monkeypatch, shell, *words)
 
@@ -422,8 +421,7 @@ def test_the_shell_is_the_one_in_use_where_none_is_named(say: Say, monkeypatch: 
     assert "tcsh" in done.stderr
 
 
-@pytest.mark.parametrize(
-    ("program", "words", "shown"),
+@for_each_row(
     [
         ("vfio-user", ["probe", "--device", "edu --msix 0"], "1234:11e8"),
         ("vfio-user", ["conformance", "--device", "edu", "--only", "info", "--quiet"], "\n6 checks: 6 passed"),
@@ -433,7 +431,7 @@ def test_the_shell_is_the_one_in_use_where_none_is_named(say: Say, monkeypatch: 
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
 def test_a_device_is_named_where_a_server_is_as_where_guests_have_it(
-    say: Say, program: str, words: list[str], shown: str
+    program: str, words: list[str], shown: str, say: Say
 ) -> None:
     done = say(*words, program=program)
     assert (done.status, done.stderr) == (0, "")
@@ -441,8 +439,7 @@ def test_a_device_is_named_where_a_server_is_as_where_guests_have_it(
     assert "--quiet" not in words or done.stdout.count("\n") == 2, "what is right is not shown"
 
 
-@pytest.mark.parametrize(
-    ("program", "words", "why"),
+@for_each_row(
     [
         ("vfio-user", ["probe"], "one server"),
         ("vfio-user", ["probe", "s", "--device", "edu"], "one server"),
@@ -461,7 +458,7 @@ def test_a_device_is_named_where_a_server_is_as_where_guests_have_it(
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_one_server_of_the_right_protocol_is_asked_for(say: Say, program: str, words: list[str], why: str) -> None:
+def test_one_server_of_the_right_protocol_is_asked_for(program: str, words: list[str], why: str, say: Say) -> None:
     done = say(*words, program=program)
     assert done.status == 2
     assert why in done.stderr

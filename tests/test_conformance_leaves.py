@@ -20,14 +20,14 @@ from vfio_user.wire import CURRENT, Command, Message
 
 CHECKS = {check.id: check for check in CATALOGUE}
 WRITING = [
-    pytest.param(check, id=check.id)
+    check
     for check in CATALOGUE
     if check.group in ("region_read", "region_write", "config")
     and (check.dialects is None or CURRENT.name in check.dialects)
 ]
 
 
-@pytest.mark.parametrize("check", WRITING)
+@for_each(WRITING, ids=lambda check: check.id)
 def test_a_check_leaves_config_space_as_it_was(check: Check[Bench], tmp_path: Path) -> None:
     """The next one, and a device that somebody goes on with, count on what was written there."""
     with InProcess(tmp_path, Everything) as target:

@@ -15,6 +15,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
+from tests.cases import for_each, for_each_row
 from userdev.conformance import Check, CheckFailed, CheckResult, Level, Outcome
 from userdev.errors import UserdevError, UserError, VerdictError
 from userdev.fuzz import Find, Found, Kind, Oracle, Step
@@ -185,15 +186,14 @@ def test_where_nothing_can_be_asked_of_a_server_of_ours_what_it_complains_of_is_
         assert ("said" in refused.value.evidence) is bool(words), said
 
 
-@pytest.mark.parametrize("how", [[], ["--quiet"], ["--json", "-"], ["--json", "x"], ["--junit", "x"]], ids=" ".join)
-@pytest.mark.parametrize("outcome", Outcome)
+@for_each(Outcome, [[], ["--quiet"], ["--json", "-"], ["--json", "x"], ["--junit", "x"]])
 def test_only_what_failed_is_a_bad_verdict(outcome: Outcome, how: list[str], tmp_path: Path) -> None:
     result = told(*(str(tmp_path / word) if word == "x" else word for word in how), outcomes=[Outcome.PASS, outcome])
     assert isinstance(result.exception, VerdictError) is (outcome is Outcome.FAIL)
     assert isinstance(result.exception, UserError) is (outcome is Outcome.BROKEN)
 
 
-@pytest.mark.parametrize("outcome", Outcome)
+@for_each(Outcome)
 def test_an_outcome_is_shown_with_what_the_server_did(outcome: Outcome) -> None:
     lines = told(outcomes=[outcome]).stdout
     assert f"{outcome.name.lower()}: It does {outcome.name.lower()}" in lines
@@ -202,7 +202,7 @@ def test_an_outcome_is_shown_with_what_the_server_did(outcome: Outcome) -> None:
     assert "it closes each connection" in lines
 
 
-@pytest.mark.parametrize("outcome", Outcome)
+@for_each(Outcome)
 def test_quiet_shows_what_is_not_as_it_should_be_and_the_count(outcome: Outcome) -> None:
     lines = told("--quiet", outcomes=[outcome]).stdout
     is_shown = outcome in (Outcome.FAIL, Outcome.DIFFERS, Outcome.BROKEN)
@@ -271,21 +271,19 @@ def test_json_on_stdout_is_alone_there_and_has_every_outcome() -> None:
     assert {one["revision"] for one in checks.values()} == {""}, "what a check does not say no program is told"
 
 
-@pytest.mark.parametrize("json_too", [[], ["--json", "-"]], ids=["alone", "and JSON"])
-@pytest.mark.parametrize(
-    ("outcome", "tag"),
-    [
-        (Outcome.PASS, None),
-        (Outcome.FAIL, "failure"),
-        (Outcome.DIFFERS, "system-out"),
-        (Outcome.SKIP, "skipped"),
-        (Outcome.NOT_JUDGED, "skipped"),
-        (Outcome.BROKEN, "error"),
-    ],
-)
-def test_a_ci_is_told_each_outcome_in_its_own_words(
-    outcome: Outcome, tag: str | None, json_too: list[str], tmp_path: Path
-) -> None:
+TAGS: dict[Outcome, str | None] = {
+    Outcome.PASS: None,
+    Outcome.FAIL: "failure",
+    Outcome.DIFFERS: "system-out",
+    Outcome.SKIP: "skipped",
+    Outcome.NOT_JUDGED: "skipped",
+    Outcome.BROKEN: "error",
+}
+
+
+@for_each(TAGS, [[], ["--json", "-"]])
+def test_a_ci_is_told_each_outcome_in_its_own_words(outcome: Outcome, json_too: list[str], tmp_path: Path) -> None:
+    tag = TAGS[outcome]
     told("--junit", str(tmp_path / "x.xml"), *json_too, outcomes=[outcome])
     [case] = ElementTree.parse(tmp_path / "x.xml").getroot().iter("testcase")
     assert [each.tag for each in case] == ([tag] if tag else [])
@@ -305,16 +303,18 @@ def test_a_level_has_those_below_it_too(level: str, left: list[str]) -> None:
     assert [line.split()[0] for line in lines if line.startswith("group/")] == [f"group/{name}" for name in left]
 
 
-@pytest.mark.parametrize("how", [[], ["--list"], ["--json", "-"]], ids=" ".join)
-@pytest.mark.parametrize(
-    ("words", "catalogue"),
+@for_each_row(
     [
-        (["--only", "group/open", "--level", "must"], BY_LEVEL),
-        (["--only", "group/new"], [check("old"), check("new", dialects=frozenset({"another"}))]),
-        ([], [check("new", dialects=frozenset({"another"}))]),
-    ],
+        (how, *row)
+        for how in [[], ["--list"], ["--json", "-"]]
+        for row in [
+            (["--only", "group/open", "--level", "must"], BY_LEVEL),
+            (["--only", "group/new"], [check("old"), check("new", dialects=frozenset({"another"}))]),
+            ([], [check("new", dialects=frozenset({"another"}))]),
+        ]
+    ]
 )
-def test_a_run_of_no_check_at_all_is_refused(words: list[str], catalogue: list[Check[Bench]], how: list[str]) -> None:
+def test_a_run_of_no_check_at_all_is_refused(how: list[str], words: list[str], catalogue: list[Check[Bench]]) -> None:
     """It would be a good verdict of nothing."""
     result = told(*words, *how, catalogue=catalogue)
     assert isinstance(result.exception, UserError)

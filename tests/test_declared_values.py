@@ -65,8 +65,7 @@ def test_garbage_raises_nothing_but_the_protocol_error(data: bytes) -> None:
     assert same(decode(encode(value)), value)
 
 
-@pytest.mark.parametrize(
-    "data",
+@for_each(
     [b"?", b"s\xff\xff\xff\xff\x07", b"l\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff", b"d\x01l\x00n", b"d\x02nnnn"],
     ids=["unknown tag", "length beyond the input", "length without end", "a list as key", "a key twice"],
 )
@@ -96,7 +95,7 @@ TOO_LARGE: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.usefixtures("small")
-@pytest.mark.parametrize("make", TOO_LARGE.values(), ids=TOO_LARGE)
+@for_each(TOO_LARGE.values(), ids=TOO_LARGE)
 def test_what_is_too_large_is_refused_both_ways(make: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
     value = make()
     with pytest.raises(TypeError):
@@ -152,7 +151,7 @@ def test_deep_nesting_is_refused_both_ways() -> None:
         decode(b"l\x01" * 100_000 + b"n")
 
 
-@pytest.mark.parametrize("value", [object(), {1, 2}, 1j, print])
+@for_each([object(), {1, 2}, 1j, print])
 def test_other_types_cannot_be_saved(value: Any) -> None:
     with pytest.raises(TypeError):
         encode({"value": [value]})

@@ -195,7 +195,7 @@ def next_client(device: PciDevice) -> Iterator[tuple[RecordingLink, Vectors]]:
         wires.close()
 
 
-@pytest.mark.parametrize("leave", LEFT_BEHIND.values(), ids=LEFT_BEHIND)
+@for_each(LEFT_BEHIND.values(), ids=LEFT_BEHIND)
 def test_the_next_client_finds_nothing_of_the_one_before_it(leave: Callable[[PciDevice], None]) -> None:
     device = Everything()
     before = open_fds()

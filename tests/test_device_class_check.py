@@ -84,20 +84,18 @@ def test_a_register_may_be_called_as_what_serves_the_device(tmp_path: Path) -> N
     assert states[0] == states[1]
 
 
-@pytest.mark.parametrize("name", AUTHORS_HALF)
-@pytest.mark.parametrize(
-    "declaration",
-    [
-        "@register(bar=0, offset=4, width=4)\ndef {}(self) -> int: return 0",
-        "\n{}: int = stored_register(bar=0, offset=4, width=4)",
-        "\n{}: int = state(0)",
-        "\n{}: memoryview = memory(64)",
-    ],
-    ids=["register", "stored register", "state", "memory"],
-)
-def test_nothing_declared_takes_a_name_of_the_frameworks(name: str, declaration: str, tmp_path: Path) -> None:
+DECLARED = {
+    "register": "@register(bar=0, offset=4, width=4)\ndef {}(self) -> int: return 0",
+    "stored register": "\n{}: int = stored_register(bar=0, offset=4, width=4)",
+    "state": "\n{}: int = state(0)",
+    "memory": "\n{}: memoryview = memory(64)",
+}
+
+
+@for_each(DECLARED, AUTHORS_HALF)
+def test_nothing_declared_takes_a_name_of_the_frameworks(kind: str, name: str, tmp_path: Path) -> None:
     with pytest.raises(DeclarationError) as refused:
-        make(declaration.format(name), tmp_path)
+        make(DECLARED[kind].format(name), tmp_path)
     assert f"D.{name} " in str(refused.value)
     assert "nic.py:" in str(refused.value)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.cases import for_each_row
 from userdev.errors import DeclarationError
 from vfio_user import (
     PciDevice,
@@ -43,8 +44,7 @@ def test_what_a_mixin_declares_is_the_devices() -> None:
     assert "count" in function_of(device).digests()
 
 
-@pytest.mark.parametrize(("mixin", "name"), [(Digesting, "digest"), (Closing, "close")])
-@pytest.mark.parametrize("first", [True, False])
+@for_each_row([(*row, first) for row in [(Digesting, "digest"), (Closing, "close")] for first in [True, False]])
 def test_a_mixin_is_looked_at_too(mixin: type, name: str, first: bool) -> None:
     bases = (mixin, PciDevice) if first else (PciDevice, mixin)
     with pytest.raises(DeclarationError, match=rf"^D\.{name} "):

@@ -167,14 +167,14 @@ def test_random_bytes_that_cannot_be_given_again_are_refused(tmp_path: Path) -> 
     os.close(writer)
 
 
-TAKEN = [
-    pytest.param(serving, base, words, name, id=f"{base.__name__}-{name}")
+TAKEN = {
+    f"{base.__name__}-{name}": (serving, base, words, name)
     for serving, base, words in ((pci.SERVING, Optioned, {}), (vhost.SERVING, VhostDevice, {"abstract": True}))
     for name in ("help", *(setting.name for setting in serving.settings))
-]
+}
 
 
-@pytest.mark.parametrize(("serving", "base", "words", "name"), TAKEN)
+@for_each_row(TAKEN)
 def test_an_option_of_serve_itself_is_no_devices(
     serving: Serving[Any], base: type, words: dict[str, bool], name: str
 ) -> None:

@@ -235,10 +235,9 @@ def test_a_negative_value_is_its_twos_complement(value: int, read: int, caplog: 
     assert not caplog.records
 
 
-@pytest.mark.parametrize(("offset", "width"), [(0xC0, 4), (0xC0, 2), (0xBE, 8), (0xC8, 2)])
-@pytest.mark.parametrize(("value", "read"), TOO_WIDE.items())
+@for_each_row([(*row0, *row1) for row0 in [(0xC0, 4), (0xC0, 2), (0xBE, 8), (0xC8, 2)] for row1 in TOO_WIDE.items()])
 def test_a_value_that_is_too_wide_for_its_register_is_cut_and_said_once(
-    value: int, read: int, offset: int, width: int, caplog: pytest.LogCaptureFixture
+    offset: int, width: int, value: int, read: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     device = Careless()
     device.value = value

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.cases import for_each
+from tests.cases import for_each, for_each_row
 from userdev.errors import ProtocolError
 from userdev.memory.bitmap import bitmap_size
 from vfio_user.migration import dirty_log
@@ -140,9 +140,8 @@ def test_a_granule_makes_every_page_dirty_that_it_has_bytes_in(
     assert pages_in(log.take(address, length, 1 << shift)) == expected
 
 
-@pytest.mark.parametrize(
-    ("asked", "kept"),
-    [(512, GRANULE), (GRANULE, GRANULE), (1 << 16, 1 << 16), (2 << 20, 2 << 20), (GIB, 2 << 20), (1 << 63, 2 << 20)],
+@for_each_row(
+    [(512, GRANULE), (GRANULE, GRANULE), (1 << 16, 1 << 16), (2 << 20, 2 << 20), (GIB, 2 << 20), (1 << 63, 2 << 20)]
 )
 def test_a_log_is_kept_in_the_pages_that_its_client_asked_for(asked: int, kept: int) -> None:
     """A report in them is a copy, and need not look at what each is made of."""
@@ -152,7 +151,7 @@ def test_a_log_is_kept_in_the_pages_that_its_client_asked_for(asked: int, kept: 
     }
 
 
-@pytest.mark.parametrize("granules", [1, 63, 64, 65, 129])
+@for_each([1, 63, 64, 65, 129])
 def test_a_report_of_all_is_whole_words_and_its_readers_own(granules: int) -> None:
     log = marked(0, granules * GRANULE, [(0, 1)])
     first = log.take(0, granules * GRANULE, GRANULE)
@@ -174,8 +173,7 @@ def test_a_granule_beside_the_border_of_two_large_pages_is_in_one_of_them(before
             assert pages_in(early.take(0, size, large)) == {page - (beside < 0)}
 
 
-@pytest.mark.parametrize("place", [0, 1 << 20, (1 << 33) + 1])
-@pytest.mark.parametrize("shift", [30, 40, 46, 61])
+@for_each([0, 1 << 20, (1 << 33) + 1], [30, 40, 46, 61])
 def test_large_pages_cost_no_more_than_small_ones(place: int, shift: int) -> None:
     """They took gigabytes, and ten seconds, for one page's bit."""
     log = marked(place * GRANULE, GRANULE, [(place * GRANULE, 1)])
@@ -249,13 +247,13 @@ def test_a_tebibyte_is_logged_in_bits() -> None:
     assert pages_in(log.take(0, TIB, GIB)) == touched(written, 0, TIB, GIB)
 
 
-@pytest.mark.parametrize("page_size", [0, -4096, 3, 4095, 4097, 12288])
+@for_each([0, -4096, 3, 4095, 4097, 12288])
 def test_only_powers_of_two_are_page_sizes(page_size: int) -> None:
     with pytest.raises(ProtocolError):
         check_page_size(page_size)
 
 
-@pytest.mark.parametrize("shift", [0, 1, 12, 30, 63])
+@for_each([0, 1, 12, 30, 63])
 def test_each_power_of_two_is_a_page_size(shift: int) -> None:
     check_page_size(1 << shift)
 
@@ -315,7 +313,7 @@ def test_no_page_is_lost_that_is_written_while_the_log_is_read(at_once: int, mon
     assert all(memory)
 
 
-@pytest.mark.parametrize("rest", [1, 100, GRANULE - 1, 0])
+@for_each([1, 100, GRANULE - 1, 0])
 def test_the_last_granule_of_memory_of_no_whole_pages_is_clean_once_it_was_reported(rest: int) -> None:
     """Asked for beside others, and alone: what is behind it nobody has."""
     size = 5 * GRANULE + rest

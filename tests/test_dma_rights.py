@@ -123,17 +123,15 @@ class Memory:
         os.close(self.file)
 
 
-EVERY_MEMORY = [pytest.param(mode, rights, id=f"{mode}-{name}") for mode in MODES for name, rights in RIGHTS.items()]
+EVERY_MEMORY = {f"{mode}-{name}": (mode, rights) for mode in MODES for name, rights in RIGHTS.items()}
+PLACES = {"inside": AT, "across": SIZE - 3, "to the border": SIZE - COUNT, "behind": SIZE}
 
 
-@pytest.mark.parametrize(("mode", "rights"), EVERY_MEMORY)
-@pytest.mark.parametrize("at", [AT, SIZE - 3, SIZE - COUNT, SIZE], ids=["inside", "across", "to the border", "behind"])
-def test_an_access_is_what_the_client_granted_or_eperm_and_marks_what_it_writes(
-    mode: str, rights: int, at: int
-) -> None:
+@for_each(EVERY_MEMORY, PLACES)
+def test_an_access_is_what_the_client_granted_or_eperm_and_marks_what_it_writes(kind: str, place: str) -> None:
     for name in ACCESSES:
-        with contextlib.closing(Memory(mode, rights)) as memory:
-            _is_what_was_granted(memory, name, at)
+        with contextlib.closing(Memory(*EVERY_MEMORY[kind])) as memory:
+            _is_what_was_granted(memory, name, PLACES[place])
 
 
 def _is_what_was_granted(memory: Memory, name: str, at: int) -> None:
@@ -182,10 +180,9 @@ def _put_back(memory: Memory) -> None:
     os.pwrite(memory.file, memory.content, 0)
 
 
-@pytest.mark.parametrize("writes", [False, True], ids=["reads", "writes"])
-@pytest.mark.parametrize(("mode", "rights"), EVERY_MEMORY)
-def test_rights_are_asked_for_behind_a_range_of_no_bytes_too(mode: str, rights: int, writes: bool) -> None:
-    with contextlib.closing(Memory(mode, rights)) as memory:
+@for_each(EVERY_MEMORY, [False, True])
+def test_rights_are_asked_for_behind_a_range_of_no_bytes_too(kind: str, writes: bool) -> None:
+    with contextlib.closing(Memory(*EVERY_MEMORY[kind])) as memory:
         _rights_are_asked_for(memory, writes)
 
 

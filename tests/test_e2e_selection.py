@@ -27,8 +27,7 @@ def _surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, os.environ.get(name, ""))
 
 
-@pytest.mark.parametrize(
-    ("tags", "chosen"),
+@for_each_row(
     [
         ((), ["-nightly"]),
         (("irq",), ["irq,-nightly"]),
@@ -36,7 +35,7 @@ def _surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
         (("nightly",), ["nightly"]),
         (("nvme,nightly",), ["nvme,nightly"]),
         (("nightly-build",), ["nightly-build,-nightly"]),
-    ],
+    ]
 )
 def test_nightly_tests_are_left_out_unless_they_are_asked_for(tags: tuple[str, ...], chosen: list[str]) -> None:
     assert filters(tags, everything=False) == chosen
@@ -152,14 +151,13 @@ def test_a_test_file_that_is_nearly_one_beside_the_plan_is_told(tmp_path: Path) 
     assert "did you mean 'my_tests.py'?" in refused.value.hint
 
 
-@pytest.mark.parametrize(
-    ("words", "meant"),
+@for_each_row(
     [
         (["registers:Registers.test_factorail"], "did you mean 'Registers.test_factorial'?"),
         (["registers:Registrs"], "did you mean 'Registers'?"),
         (["registers", "-t", "edu", "-t", "edo"], "did you mean 'edu'?"),
         ([str(Path(__file__).parent / "flag.py")], "GuestTest"),
-    ],
+    ]
 )
 def test_a_test_or_tag_that_there_is_not_is_told_with_what_was_meant(words: list[str], meant: str) -> None:
     error = CliRunner().invoke(cli, ["test-e2e", "--list", *words]).exception

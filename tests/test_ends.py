@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cases import for_each
 from tests.device_kit import open_fds
 from userdev.serving import program
 from userdev.serving.background import THREADS, Background
@@ -47,8 +48,7 @@ POSTS = {
 }
 
 
-@pytest.mark.parametrize("before", POSTS)
-@pytest.mark.parametrize("meanwhile", POSTS)
+@for_each(POSTS, POSTS)
 def test_a_worker_that_is_closed_ends_behind_what_it_is_at(before: str, meanwhile: str) -> None:
     descriptors = open_fds()
     held, done = Held(), list[str]()

@@ -60,8 +60,7 @@ ADDING: list[tuple[Any, Callable[[FaultPlan[Message]], object], object]] = [
 ]
 
 
-@pytest.mark.parametrize(("act", "of", "twice"), ADDING, ids=[next(iter(act)) for act, *_ in ADDING])
-@pytest.mark.parametrize("rules", [1, 2])
+@for_each_row([(*row, rules) for row in ADDING for rules in [1, 2]])
 def test_what_is_done_twice_to_a_message_adds_up(
     act: Any, of: Callable[[FaultPlan[Message]], object], twice: object, rules: int
 ) -> None:

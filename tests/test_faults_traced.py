@@ -5,25 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pytest
-
+from tests.cases import for_each_row
 from tests.interposer_bench import write
 from tests.test_faults_acts import Faulty
 from userdev.trace import Raw, View
 from vfio_user.interposer.trace import MessageRecord, read_trace
 
 
-@pytest.mark.parametrize(
-    ("act", "messages"),
-    [
-        pytest.param({"corrupt": {"at": 32, "xor": 0xFF}}, 1, id="corrupt"),
-        pytest.param({"duplicate": 2}, 3, id="duplicate"),
-        pytest.param("wrong-id", 1, id="wrong-id"),
-        pytest.param({"truncate": {"to": 20}}, 1, id="truncate"),
-        pytest.param({"extra-fd": 1}, 1, id="extra-fd"),
-        pytest.param({"truncate": {"to": 20, "size": "keep"}}, 0, id="truncate and keep the size"),
-        pytest.param({"wrong-size": {"by": 4}}, 0, id="wrong-size"),
-    ],
+@for_each_row(
+    {
+        "corrupt": ({"corrupt": {"at": 32, "xor": 0xFF}}, 1),
+        "duplicate": ({"duplicate": 2}, 3),
+        "wrong-id": ("wrong-id", 1),
+        "truncate": ({"truncate": {"to": 20}}, 1),
+        "extra-fd": ({"extra-fd": 1}, 1),
+        "truncate and keep the size": ({"truncate": {"to": 20, "size": "keep"}}, 0),
+        "wrong-size": ({"wrong-size": {"by": 4}}, 0),
+    }
 )
 def test_what_a_fault_makes_of_a_message_is_in_the_trace_as_a_message_if_it_is_one(
     act: Any, messages: int, tmp_path: Path

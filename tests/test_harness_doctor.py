@@ -12,6 +12,7 @@ from typing import cast
 import pytest
 from click.testing import CliRunner, Result
 
+from tests.cases import for_each_row
 from userdev.errors import UserError
 from vfio_user.cli.doctor import command
 from vfio_user.harness import accelerator, cache, doctor, qemu, remedies
@@ -153,10 +154,7 @@ def test_a_check_that_fails_is_a_finding_and_the_rest_is_still_asked(
     assert str(error) in first.detail
 
 
-@pytest.mark.parametrize(
-    ("state", "works"),
-    [(Readiness.GOOD, True), (Readiness.LATER, True), (Readiness.ABSENT, True), (Readiness.BAD, False)],
-)
+@for_each_row([(Readiness.GOOD, True), (Readiness.LATER, True), (Readiness.ABSENT, True), (Readiness.BAD, False)])
 def test_only_what_is_bad_keeps_guests_from_running(state: Readiness, works: bool) -> None:
     assert can_run([Finding("one", Readiness.GOOD, ""), Finding("other", state, "")]) is works
 

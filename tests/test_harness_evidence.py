@@ -19,6 +19,7 @@ from typing import cast
 
 import pytest
 
+from tests.cases import for_each_row
 from tests.interposer_bench import Bench as InterposerBench
 from tests.pages import happened
 from tests.vhost.between import Between
@@ -173,8 +174,7 @@ def test_a_core_that_another_has_just_taken_hides_none(tmp_path: Path, monkeypat
     assert coredump.find_core(2, 0.0, tmp_path) == ours
 
 
-@pytest.mark.parametrize(
-    ("log", "said"),
+@for_each_row(
     [
         ("Edu is listening\nerror: cannot map it\n  make room, and try again\n", "error: cannot map it"),
         ("Traceback (most recent call last):\n  File x\nValueError: 5\n", "ValueError: 5"),
@@ -187,7 +187,7 @@ def test_a_core_that_another_has_just_taken_hides_none(tmp_path: Path, monkeypat
         ("  only this\n", "only this"),
         ("Edu is listening on unix:/run/edu.sock\n", ""),
         ("", ""),
-    ],
+    ]
 )
 def test_a_cause_is_what_went_wrong_and_neither_a_hint_nor_noise(log: str, said: str) -> None:
     assert last_words.reason(log) == said

@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 from packaging.version import Version
 
+from tests.cases import for_each_row
 from userdev.errors import UserError
 from vfio_user.cli.qemu import command
 from vfio_user.harness import cache, qemu
@@ -60,14 +61,13 @@ def in_cache(tmp_path: Path, name: str, version: str) -> None:
     (root / "install.json").write_text(json.dumps({"digest": f"digest of {name} {version}", "packages": []}))
 
 
-@pytest.mark.parametrize(
-    ("text", "version"),
+@for_each_row(
     [
         ("QEMU emulator version 11.1.3 (Debian 1:11.1.3+ds-1~bpo13+1)", Version("11.1.3")),
         ("QEMU emulator version 10.1.0", Version("10.1.0")),
         ("QEMU emulator version 10.2.91 (v10.2.0-rc1-dirty)", Version("10.2.91")),
         ("10.1", Version("10.1.0")),
-    ],
+    ]
 )
 def test_versions_are_read_as_qemu_prints_them(text: str, version: Version) -> None:
     assert qemu.parse_version(text) == version
@@ -117,17 +117,16 @@ def test_when_there_is_only_an_old_one_both_versions_are_named(machine: Path) ->
         find_qemu()
 
 
-@pytest.mark.parametrize(
-    ("content", "complaint"),
+@for_each_row(
     [
         ("#!/bin/sh\necho QEMU emulator version 7.2.22", "too old"),
         ("#!/bin/sh\necho QEMU emulator version 11.1.3", "without vfio-user-pci"),
         ("#!/bin/sh\necho true 9.1", "not a QEMU"),
         ("#!/bin/sh\necho no library >&2; exit 127", "no library"),
         ("#!/no/such/interpreter\n", "cannot be run"),
-    ],
+    ]
 )
-def test_a_chosen_qemu_has_to_be_good(tmp_path: Path, content: str, complaint: str) -> None:
+def test_a_chosen_qemu_has_to_be_good(content: str, complaint: str, tmp_path: Path) -> None:
     program = tmp_path / "program"
     program.write_text(content)
     program.chmod(0o755)

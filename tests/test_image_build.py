@@ -14,6 +14,7 @@ import pytest
 import zstandard
 from click.testing import CliRunner
 
+from tests.cases import for_each_row
 from tests.test_image_parts import bz_image, kernel_object, members
 from userdev.errors import UserError
 from vfio_user.cli.image import command
@@ -443,40 +444,38 @@ def test_what_a_recipe_says_itself_is_said_over_what_it_extends(tmp_path: Path) 
     assert second.kernel == first.kernel == load_recipe("minimal").kernel
 
 
-@pytest.mark.parametrize(
-    ("text", "named"),
-    [
-        pytest.param("extends: minimal\npackage: [x]\n", "package", id="unknown field"),
-        pytest.param("extends: minimal\nown_file: {}\n", r"bad\.yaml:2: .*did you mean 'own_files'", id="a key's typo"),
-        pytest.param("extends: minimal\nmodules: nvme\n", "modules", id="no list"),
-        pytest.param("description: x\n", "suites", id="missing field"),
-        pytest.param("extends: bad\ndescription: x\n", "extends itself", id="extends itself"),
-        pytest.param("extends: nothing\ndescription: x\n", "no recipe 'nothing'", id="extends nothing"),
-        pytest.param("{", "not YAML", id="no YAML"),
-        pytest.param("- a\n", "table", id="no table"),
-        pytest.param("[" * 20_000, "levels", id="levels"),
-        pytest.param("extends: minimal\ndescription: 2001-99-99\n", "month", id="no date"),
-        pytest.param("extends: minimal\nname: x\nservices: {a: 9" + "9" * 5000 + "}\n", "digits", id="digits"),
-        pytest.param("extends: [minimal]\n", "recipe's name", id="extends a list"),
-        pytest.param("extends: ../minimal\n", "recipe's name", id="extends a path"),
-        pytest.param("extends: minimal\n1: 2\n", "1", id="a number for a field"),
-        pytest.param('extends: minimal\nservices: {a: "b\\nc"}\n', "services", id="two lines"),
-        pytest.param("extends: minimal\npackages: [../secret]\nfiles: [a]\n", "packages", id="a path for a package"),
-        pytest.param("extends: minimal\npackages: [gdb]\n", "without `files`", id="packages of which nothing is taken"),
-        pytest.param("extends: minimal\nservices: {../a: b}\n", "services", id="a path for a service"),
-        pytest.param(
+@for_each_row(
+    {
+        "unknown field": ("extends: minimal\npackage: [x]\n", "package"),
+        "a key's typo": ("extends: minimal\nown_file: {}\n", r"bad\.yaml:2: .*did you mean 'own_files'"),
+        "no list": ("extends: minimal\nmodules: nvme\n", "modules"),
+        "missing field": ("description: x\n", "suites"),
+        "extends itself": ("extends: bad\ndescription: x\n", "extends itself"),
+        "extends nothing": ("extends: nothing\ndescription: x\n", "no recipe 'nothing'"),
+        "no YAML": ("{", "not YAML"),
+        "no table": ("- a\n", "table"),
+        "levels": ("[" * 20_000, "levels"),
+        "no date": ("extends: minimal\ndescription: 2001-99-99\n", "month"),
+        "digits": ("extends: minimal\nname: x\nservices: {a: 9" + "9" * 5000 + "}\n", "digits"),
+        "extends a list": ("extends: [minimal]\n", "recipe's name"),
+        "extends a path": ("extends: ../minimal\n", "recipe's name"),
+        "a number for a field": ("extends: minimal\n1: 2\n", "1"),
+        "two lines": ('extends: minimal\nservices: {a: "b\\nc"}\n', "services"),
+        "a path for a package": ("extends: minimal\npackages: [../secret]\nfiles: [a]\n", "packages"),
+        "packages of which nothing is taken": ("extends: minimal\npackages: [gdb]\n", "without `files`"),
+        "a path for a service": ("extends: minimal\nservices: {../a: b}\n", "services"),
+        "no file": (
             "extends: minimal\nown_files: {/a: nothing}\n",
             r"bad\.yaml:2: own_files: /a: there is no file 'nothing'",
-            id="no file",
         ),
-        pytest.param("extends: minimal\nown_files: {/a: [b]}\n", r"bad\.yaml:2: own_files", id="a list for a file"),
-        pytest.param("extends: minimal\nown_files: {a: bad.yaml}\n", "begins with /", id="nowhere in the guest"),
-        pytest.param("extends: minimal\nown_files: [bad.yaml]\n", "own_files", id="a list of files"),
-        pytest.param("extends: minimal\nown_kernel: {image: bad.yaml}\n", "modules", id="a kernel without modules"),
-        pytest.param("extends: minimal\nown_kernel: bad.yaml\n", "own_kernel", id="a kernel that is a file alone"),
-    ],
+        "a list for a file": ("extends: minimal\nown_files: {/a: [b]}\n", r"bad\.yaml:2: own_files"),
+        "nowhere in the guest": ("extends: minimal\nown_files: {a: bad.yaml}\n", "begins with /"),
+        "a list of files": ("extends: minimal\nown_files: [bad.yaml]\n", "own_files"),
+        "a kernel without modules": ("extends: minimal\nown_kernel: {image: bad.yaml}\n", "modules"),
+        "a kernel that is a file alone": ("extends: minimal\nown_kernel: bad.yaml\n", "own_kernel"),
+    }
 )
-def test_a_mistake_in_a_recipe_is_named(tmp_path: Path, text: str, named: str) -> None:
+def test_a_mistake_in_a_recipe_is_named(text: str, named: str, tmp_path: Path) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text(text)
     with pytest.raises(UserError, match=named):

@@ -164,12 +164,10 @@ def test_memory_is_read_where_the_server_has_it_mapped() -> None:
     os.close(memory)
 
 
-@pytest.mark.parametrize("capture", [CaptureDma, CaptureInterrupts], ids=lambda capture: capture.__name__)
-@pytest.mark.parametrize("posted", [False, True], ids=["", "posted"])
-@pytest.mark.parametrize(
-    "act",
+@for_each(
+    [CaptureDma, CaptureInterrupts],
+    [False, True],
     ["drop", {"reply": "EIO"}, {"truncate": {"to": 20, "size": "keep"}}, {"wrong-size": 9}, "stall-after-header"],
-    ids=str,
 )
 def test_what_a_fault_keeps_from_the_server_changes_nothing(capture: Any, posted: bool, act: Any) -> None:
     """Not sent, or not as what it was: nothing of it is kept, though no answer comes."""
@@ -210,9 +208,7 @@ def test_what_comes_in_pieces_behind_a_message_that_nothing_follows_changes_noth
         assert fd_count(collect=True) == before
 
 
-@pytest.mark.parametrize(
-    "act", [None, "hold", {"delay": 60}, {"delay": {"seconds": 60, "overtake": True}}, {"reorder": 5}], ids=str
-)
+@for_each([None, "hold", {"delay": 60}, {"delay": {"seconds": 60, "overtake": True}}, {"reorder": 5}], ids=str)
 def test_what_is_kept_until_later_is_closed_with_the_session(act: Any) -> None:
     """Held on request, or by a fault in each of its ways."""
     with Bench() as bench:

@@ -202,7 +202,7 @@ def test_random_bytes_both_ways_neither_crash_nor_change(seed: int) -> None:
             assert receiver.receive_bytes(len(noise)) == noise
 
 
-@pytest.mark.parametrize("dialect", DIALECTS.values(), ids=lambda dialect: dialect.name)
+@for_each(DIALECTS.values(), ids=lambda dialect: dialect.name)
 def test_nearly_right_messages_with_everything_on_raise_nothing_and_leave_nothing_open(dialect: Dialect) -> None:
     gc.collect()
     before = fd_count()

@@ -199,8 +199,7 @@ def test_what_is_unanswered_keeps_its_order() -> None:
     assert len(journal) == 3
 
 
-@pytest.mark.parametrize("posted", [True, False], ids=["posted", "answered"])
-@pytest.mark.parametrize("end", ["answer", "confirm", "close", "take"])
+@for_each([True, False], ["answer", "confirm", "close", "take"])
 def test_what_is_done_keeps_no_descriptor(posted: bool, end: str) -> None:
     before = open_fds()
     journal = RequestJournal()
@@ -224,10 +223,9 @@ def test_what_is_done_keeps_no_descriptor(posted: bool, end: str) -> None:
     assert open_fds() == before
 
 
-@pytest.mark.parametrize("posted", [False, True], ids=["answered", "posted"])
-@pytest.mark.parametrize("bound", ["MAX_ENTRIES", "MAX_BYTES"])
+@for_each([False, True], ["MAX_ENTRIES", "MAX_BYTES"])
 def test_a_server_that_takes_all_and_answers_nothing_does_not_fill_the_memory(
-    monkeypatch: pytest.MonkeyPatch, bound: str, posted: bool
+    posted: bool, bound: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What it does answer at last makes room again, to the byte."""
     size = write(0, 0, bytes(16)).size

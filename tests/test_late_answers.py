@@ -14,6 +14,7 @@ from typing import cast
 
 import pytest
 
+from tests.cases import for_each
 from userdev.control import ControlClient, ControlError
 from userdev.transport import Listener
 from vfio_user.harness.qtest import QTest, QTestError
@@ -182,10 +183,7 @@ def ask_two(qtest: QTest) -> None:
     qtest.ask_all(["inl 0x1", "inl 0x2"])
 
 
-@pytest.mark.parametrize("ask", [post_two, fail_in_between, out_of_time, ask_two])
-@pytest.mark.parametrize(
-    "answers", [b"", b"OK\n", b"FAIL\nOK 0x5\n", b"OK 0x4\nFAIL\n"], ids=["none", "one", "the first no", "the last no"]
-)
+@for_each([post_two, fail_in_between, out_of_time, ask_two], [b"", b"OK\n", b"FAIL\nOK 0x5\n", b"OK 0x4\nFAIL\n"])
 def test_lines_that_were_sent_together_are_all_answered_before_the_next(
     ask: Callable[[QTest], object], answers: bytes
 ) -> None:

@@ -133,7 +133,7 @@ OPENED: dict[str, Begin] = {
 }
 
 
-@pytest.mark.parametrize("what", OPENED)
+@for_each(OPENED)
 def test_no_child_has_what_was_opened(what: str, tmp_path: Path) -> None:
     before = open_fds()
     with ExitStack() as held:

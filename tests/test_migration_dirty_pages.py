@@ -183,8 +183,7 @@ BAD_RANGES = {
 }
 
 
-@pytest.mark.parametrize("bad", BAD_RANGES)
-@pytest.mark.parametrize("first", [True, False], ids=["first", "behind a good one"])
+@for_each(BAD_RANGES, [True, False])
 def test_a_range_that_is_refused_takes_no_page_of_the_others(bad: str, first: bool) -> None:
     """A client that is refused has no bitmap: what was taken for it would be written and never copied."""
     migration = logging(5)

@@ -306,8 +306,7 @@ def stage_refusal(path: Path) -> str:
     return f"{refused.value}\n{refused.value.hint}"
 
 
-@pytest.mark.parametrize(
-    ("right", "wrong", "file", "meant"),
+@for_each_row(
     [
         (
             "[AnyDevice.test_the_guest_resets_it]",
@@ -319,7 +318,7 @@ def stage_refusal(path: Path) -> str:
         ("[AnyDevice.test_the_guest_resets_it]", "[dmaa:Dma.test_phys]", "servers", "did you mean 'dma'?"),
         ("Registers.test_factorial", "Registers.test_factorail", "plan", "did you mean 'Registers.test_factorial'?"),
         ("tests: [dma]", "tests: ['dma:Dmaa']", "plan", "did you mean 'Dma'?"),
-    ],
+    ]
 )
 def test_a_test_that_there_is_not_is_told_with_its_line_and_what_was_meant(
     right: str, wrong: str, file: str, meant: str, tmp_path: Path

@@ -39,25 +39,24 @@ WRONG_REPLY = Difference(What.REPLY, 5, evidence=b"wrong")
 STRAY = Difference(What.INTERRUPT_UNEXPECTED, 0, evidence=(2, 0), after=5)
 
 
-@pytest.mark.parametrize(
-    ("wanted", "found", "spared"),
-    [
-        pytest.param(WRONG_REPLY, [], True, id="it did all right"),
-        pytest.param(WRONG_REPLY, [WRONG_REPLY], False, id="the same"),
-        pytest.param(WRONG_REPLY, [replace(WRONG_REPLY, evidence=b"other")], False, id="the same record otherwise"),
-        pytest.param(WRONG_REPLY, [replace(WRONG_REPLY, record=7)], True, id="another record"),
-        pytest.param(WRONG_REPLY, [STRAY], True, id="an interrupt instead of a wrong reply"),
-        pytest.param(WRONG_REPLY, [replace(STRAY, evidence=b"wrong")], True, id="the same in another way"),
-        pytest.param(STRAY, [STRAY], False, id="the same interrupt"),
-        pytest.param(STRAY, [replace(STRAY, after=9)], False, id="the same interrupt elsewhere"),
-        pytest.param(STRAY, [replace(STRAY, evidence=(2, 1))], True, id="another interrupt"),
-        pytest.param(STRAY, [replace(WRONG_REPLY, evidence=(2, 0))], True, id="a wrong reply"),
-        *(
-            pytest.param(wanted, [Difference(gone, 9)], False, id=f"{gone.value} and {wanted.what.value}")
+@for_each_row(
+    {
+        "it did all right": (WRONG_REPLY, [], True),
+        "the same": (WRONG_REPLY, [WRONG_REPLY], False),
+        "the same record otherwise": (WRONG_REPLY, [replace(WRONG_REPLY, evidence=b"other")], False),
+        "another record": (WRONG_REPLY, [replace(WRONG_REPLY, record=7)], True),
+        "an interrupt instead of a wrong reply": (WRONG_REPLY, [STRAY], True),
+        "the same in another way": (WRONG_REPLY, [replace(STRAY, evidence=b"wrong")], True),
+        "the same interrupt": (STRAY, [STRAY], False),
+        "the same interrupt elsewhere": (STRAY, [replace(STRAY, after=9)], False),
+        "another interrupt": (STRAY, [replace(STRAY, evidence=(2, 1))], True),
+        "a wrong reply": (STRAY, [replace(WRONG_REPLY, evidence=(2, 0))], True),
+        **{
+            f"{gone.value} and {wanted.what.value}": (wanted, [Difference(gone, 9)], False)
             for wanted in (WRONG_REPLY, STRAY)
             for gone in (What.CLOSED, What.NO_REPLY)
-        ),
-    ],
+        },
+    }
 )
 def test_a_reference_did_right_where_nothing_of_it_is_alike(
     wanted: Difference, found: list[Difference], spared: bool

@@ -132,23 +132,22 @@ def test_a_server_that_was_changed_or_is_not_here_is_said(tmp_path: Path, monkey
     assert f"/nowhere/helper: {'2' * 12} -> nothing" in output
 
 
-@pytest.mark.parametrize(
-    ("outcomes", "words", "verdicts", "status"),
+@for_each_row(
     [
         ((FAILED,), ["--times", "3"], ["FAIL"] * 3, 0),
         ((FAILED, PASSED), ["--times", "3"], ["FAIL", "PASS", "FAIL"], 1),
         ((PASSED, PASSED, FAILED), ["--until", "FAIL"], ["PASS", "PASS", "FAIL"], 0),
         ((PASSED,), ["--until", "fail", "--times", "2"], ["PASS", "PASS"], 1),
         ((FAILED, PASSED), ["--until", "PASS"], ["FAIL", "PASS"], 0),
-    ],
+    ]
 )
 def test_it_is_done_as_often_as_was_said(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     outcomes: tuple[Outcome, ...],
     words: list[str],
     verdicts: list[str],
     status: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     make_bundle(tmp_path / "kept")
     result = repeated(monkeypatch, tmp_path / "kept", *words, "--json", guests=Guests(*outcomes))

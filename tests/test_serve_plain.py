@@ -11,6 +11,7 @@ from typing import Any
 import click
 import pytest
 
+from tests.cases import for_each
 from userdev.serving.command_line import Given, Serving
 from vfio_user.cli import cli, vhost_user_cli
 from vfio_user.server import command_line as vfio_user
@@ -61,7 +62,7 @@ def plainly(serving: Serving[Any], device: str, words: Sequence[str], monkeypatc
     return seen[0] if seen else None
 
 
-@pytest.mark.parametrize("line", PLAIN)
+@for_each(PLAIN)
 def test_a_plain_command_line_means_what_click_takes_it_for(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     words = line.split()
     assert plainly(vfio_user.SERVING, "edu", words, monkeypatch) == by_click(cli, "edu", words, monkeypatch)
@@ -74,7 +75,7 @@ def test_so_does_one_of_vhost_user(line: str, monkeypatch: pytest.MonkeyPatch) -
     assert found == by_click(vhost_user_cli, "blk", words, monkeypatch)
 
 
-@pytest.mark.parametrize("line", NOT_PLAIN)
+@for_each(NOT_PLAIN)
 def test_help_and_mistakes_are_clicks(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert plainly(vfio_user.SERVING, "edu", line.split(), monkeypatch) is None
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cases import for_each, for_each_row
 from tests.interposer_bench import Bench, answer, dma_map, read, request, write
 from userdev.descriptors import FdKind
 from userdev.errors import UserError
@@ -122,23 +123,22 @@ def test_a_damaged_length_ends_the_reading(tmp_path: Path) -> None:
     assert len([entry for entry in trace.entries if isinstance(entry, MessageRecord)]) == 1
 
 
-@pytest.mark.parametrize(
-    ("kind", "direction", "view", "time", "body"),
-    [
-        pytest.param(9, 0, 3, 1, bytes(16), id="of no kind"),
-        pytest.param(RecordKind.MESSAGE, 0, 0, 1, bytes(16), id="seen on no side"),
-        pytest.param(RecordKind.MESSAGE, 4, 3, 1, bytes(16), id="in no direction"),
-        pytest.param(RecordKind.MESSAGE, 0, 3, 1 << 63, bytes(16), id="at no time"),
-        pytest.param(RecordKind.MESSAGE, 0, 3, 1, b"x", id="half a header"),
-        pytest.param(RecordKind.NOTE, 0, 0, 1, b"[]", id="a list for a note"),
-        pytest.param(RecordKind.NOTE, 0, 0, 1, b"[" * 100_000, id="too many levels"),
-        pytest.param(RecordKind.NOTE, 0, 0, 1, b'{"event": "\\ud800"}', id="half a character"),
-        pytest.param(RecordKind.NOTE, 0, 0, 1, b'{"event": 1e999}', id="no number"),
-        pytest.param(RecordKind.HEADER, 0, 0, 1, b'{"realtime": "x"}', id="a header without sense"),
-    ],
+@for_each_row(
+    {
+        "of no kind": (9, 0, 3, 1, bytes(16)),
+        "seen on no side": (RecordKind.MESSAGE, 0, 0, 1, bytes(16)),
+        "in no direction": (RecordKind.MESSAGE, 4, 3, 1, bytes(16)),
+        "at no time": (RecordKind.MESSAGE, 0, 3, 1 << 63, bytes(16)),
+        "half a header": (RecordKind.MESSAGE, 0, 3, 1, b"x"),
+        "a list for a note": (RecordKind.NOTE, 0, 0, 1, b"[]"),
+        "too many levels": (RecordKind.NOTE, 0, 0, 1, b"[" * 100_000),
+        "half a character": (RecordKind.NOTE, 0, 0, 1, b'{"event": "\\ud800"}'),
+        "no number": (RecordKind.NOTE, 0, 0, 1, b'{"event": 1e999}'),
+        "a header without sense": (RecordKind.HEADER, 0, 0, 1, b'{"realtime": "x"}'),
+    }
 )
 def test_a_damaged_record_ends_the_reading_and_what_was_before_it_is_there(
-    tmp_path: Path, kind: RecordKind, direction: int, view: int, time: int, body: bytes
+    kind: RecordKind, direction: int, view: int, time: int, body: bytes, tmp_path: Path
 ) -> None:
     TraceWriter(tmp_path / "trace", NAME, {"program": "x"}).close()
     with (tmp_path / "trace").open("ab") as file:
@@ -317,7 +317,7 @@ def test_a_trace_can_be_written_to_a_descriptor_that_is_inherited(tmp_path: Path
     assert [record.message for record in records(tmp_path / "t")] == [read(0, 0)]
 
 
-@pytest.mark.parametrize("name", ["fd:", "fd:x", "fd:-1", "fd:100000", "fd:99999999999999999999"])
+@for_each(["fd:", "fd:x", "fd:-1", "fd:100000", "fd:99999999999999999999"])
 def test_what_is_no_descriptor_is_refused(name: str) -> None:
     with pytest.raises(UserError, match=name):
         TraceWriter(name, NAME, {})

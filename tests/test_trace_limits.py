@@ -28,8 +28,7 @@ def steady(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     monkeypatch.setattr("userdev.trace.writer.time.monotonic_ns", lambda: next(now))
 
 
-@pytest.mark.parametrize(("reads", "spins"), [(SPINS - 1, False), (SPINS, True)])
-@pytest.mark.parametrize("value", [0, 0x80])
+@for_each_row([(*row, value) for row in [(SPINS - 1, False), (SPINS, True)] for value in [0, 0x80]])
 def test_so_many_reads_are_a_loop(reads: int, spins: bool, value: int, tmp_path: Path) -> None:
     with Written(tmp_path / "t", REGISTERS) as trace:
         for _ in range(reads):
@@ -72,13 +71,21 @@ def test_the_longest_loop_is_told_first(tmp_path: Path) -> None:
     assert [one["text"].split()[0] for one in found(tmp_path / "t", "spinning")] == ["down", "causes"]
 
 
-@pytest.mark.parametrize(
-    ("total", "odd", "told"),
-    [(ENOUGH - 1, 1, False), (ENOUGH, 1, True), (ENOUGH, 2, True), (ENOUGH, 3, False), (ENOUGH, 0, False)],
+@for_each_row(
+    [
+        (*row, kind)
+        for row in [
+            (ENOUGH - 1, 1, False),
+            (ENOUGH, 1, True),
+            (ENOUGH, 2, True),
+            (ENOUGH, 3, False),
+            (ENOUGH, 0, False),
+        ]
+        for kind in ["seldom", "not read back", "no interrupt"]
+    ]
 )
-@pytest.mark.parametrize("kind", ["seldom", "not read back", "no interrupt"])
 def test_what_is_usual_has_happened_often_enough_and_nearly_each_time(
-    kind: str, total: int, odd: int, told: bool, tmp_path: Path
+    total: int, odd: int, told: bool, kind: str, tmp_path: Path
 ) -> None:
     """`total` times, `odd` of them otherwise: those between, so that another write stands behind each."""
     with Written(tmp_path / "t", REGISTERS) as trace:

@@ -251,18 +251,20 @@ def test_a_register_that_nothing_has_is_refused_rather_than_never_seen(trace: Pa
     assert all(name in unlike.value.hint for name in ("compute", "liveness")), "of a name like none, all are told"
 
 
-@pytest.mark.parametrize(
-    ("entry", "about"),
+@for_each_row(
     [
-        ("{region: 0, ofset: 8, name: b}", "did you mean 'offset'?"),
-        ("{region: 0, offset: 8, width: 0, name: b}", "width"),
-        ("{region: BAR0, offset: 8, name: b}", "'BAR0'"),
-        ("{offset: 8, name: b}", "region"),
-        ("{region: 0, offset: 8}", "name"),
-    ],
+        (*row, begin)
+        for row in [
+            ("{region: 0, ofset: 8, name: b}", "did you mean 'offset'?"),
+            ("{region: 0, offset: 8, width: 0, name: b}", "width"),
+            ("{region: BAR0, offset: 8, name: b}", "'BAR0'"),
+            ("{offset: 8, name: b}", "region"),
+            ("{region: 0, offset: 8}", "name"),
+        ]
+        for begin in ["registers:", "# a list alone"]
+    ]
 )
-@pytest.mark.parametrize("begin", ["registers:", "# a list alone"])
-def test_a_mistake_in_a_register_map_is_told_with_its_line(tmp_path: Path, begin: str, entry: str, about: str) -> None:
+def test_a_mistake_in_a_register_map_is_told_with_its_line(entry: str, about: str, begin: str, tmp_path: Path) -> None:
     path = tmp_path / "map.yaml"
     path.write_text(f"{begin}\n- {{region: 0, offset: 0, width: 4, name: a}}\n- {entry}\n")
     with pytest.raises(UserError) as refused:

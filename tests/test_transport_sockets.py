@@ -321,9 +321,9 @@ def test_an_inherited_descriptor_that_is_no_stream_socket_is_refused_and_left_op
         close_all([reading, writing])
 
 
-@pytest.mark.parametrize("use", [Listener, connect])
-@pytest.mark.parametrize(
-    "address", ["tcp:127.0.0.1:70000", "tcp:127.0.0.1:-1", "tcp:a..b:1", "vsock:1:-5", "unix:a\0b", "tcp:\udcff:1"]
+@for_each(
+    [Listener, connect],
+    ["tcp:127.0.0.1:70000", "tcp:127.0.0.1:-1", "tcp:a..b:1", "vsock:1:-5", "unix:a\0b", "tcp:\udcff:1"],
 )
 def test_an_address_that_is_none_is_refused_in_words(use: Callable[[str], object], address: str) -> None:
     before = open_fds()

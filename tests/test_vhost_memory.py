@@ -89,8 +89,7 @@ def test_bytes_that_go_on_in_the_next_region_are_two_views() -> None:
     table.clear()
 
 
-@pytest.mark.parametrize(
-    ("region", "number"),
+@for_each_row(
     [
         (Region(0, 0, USER, 0), errno.EINVAL),
         (Region(0, 1 << 63, USER, 0), errno.EINVAL),
@@ -99,7 +98,7 @@ def test_bytes_that_go_on_in_the_next_region_are_two_views() -> None:
         (Region(0, MIB, USER, (1 << 64) - 4096), errno.EINVAL),
         (Region((1 << 64) - 4096, MIB, USER, 0), errno.EINVAL),
         (Region(0, MIB, (1 << 64) - 4096, 0), errno.EINVAL),
-    ],
+    ]
 )
 def test_a_wrong_region_is_refused_and_the_table_is_as_before(region: Region, number: int) -> None:
     table = MemoryTable()

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cases import for_each
 from tests.vhost_frontend import FEATURES, FrontEnd, R
 from userdev_servers.rng import MOST
 from vhost_user.wire import HEADER, VERSION, ProtocolFeature, VirtioFeature
@@ -117,9 +118,7 @@ def test_a_program_without_a_socket_says_what_to_give() -> None:
     assert "--listen" not in done.stderr
 
 
-@pytest.mark.parametrize(
-    "name", ["nothing", "nothing.there:Device", "there/is/no.py:Device", "userdev_servers.edu:Edu"]
-)
+@for_each(["nothing", "nothing.there:Device", "there/is/no.py:Device", "userdev_servers.edu:Edu"])
 def test_a_name_that_is_no_device_is_refused_in_words(name: str) -> None:
     done = run(name, "--socket-path", "/tmp/never")
     assert done.returncode == 2

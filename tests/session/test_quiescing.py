@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cases import for_each
 from tests.descriptors import fd_count
 from tests.device_kit import CONFIG
 from tests.session_kit import GUEST, comes_true, message_memory
@@ -311,7 +312,7 @@ class Clumsy(Busy):
         self.say("attach")
 
 
-@pytest.mark.parametrize("hook", ["quiesce", "lost-connection", "unmap", "resume", "attach"])
+@for_each(["quiesce", "lost-connection", "unmap", "resume", "attach"])
 def test_a_hook_that_raises_when_clients_go_and_come_leaves_nothing_behind(hook: str, tmp_path: Path) -> None:
     device = Clumsy()
     with Server(device, str(tmp_path / "socket")) as server:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.cases import for_each
+from tests.cases import for_each, for_each_row
 from vfio_user import Client, PciDevice, PciIds, RemoteError, Server, register, stored_register
 
 
@@ -37,8 +37,8 @@ def refused(device: Odd, socket: Path, offset: int, width: int) -> None:
         assert client.region_read(0, 0, 4) == b"\7\0\0\0"
 
 
-@pytest.mark.parametrize("value", [None, 1.5, "1"])
-@pytest.mark.parametrize(("offset", "width"), [(0, 4), (0, 2), (8, 4), (8, 1)])  # the short path, and the general one
+# The short path, and the general one.
+@for_each_row([(value, *row) for value in [None, 1.5, "1"] for row in [(0, 4), (0, 2), (8, 4), (8, 1)]])
 def test_what_is_no_number_is_refused_and_its_function_named(
     value: object, offset: int, width: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

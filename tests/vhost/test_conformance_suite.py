@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from tests.cases import for_each
 from tests.in_process_target import InProcessTarget
 from tests.vhost.reverse import REVERSE, Reverse
 from userdev.conformance import Check, CheckResult, Level, Outcome
@@ -99,16 +100,15 @@ def test_our_devices_pass_it_whole(tmp_path: Path, name: str, leaves_out: set[st
     assert set(of(Outcome.SKIP, found)) == leaves_out
 
 
-@pytest.mark.parametrize(
-    "id",
+@for_each(
     [
         "rings/round-and-round",
         "rings/drained",
         *(f"kinds/{kind}" for kind in ("indirect", "events", "in-order", "packed")),
-    ],
+    ]
 )
 def test_checks_that_go_through_a_ring_have_it_full_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, id: str
+    id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A back-end that goes wrong where no descriptor is left has to fail."""
     left: set[int] = set()
