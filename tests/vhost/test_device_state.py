@@ -259,6 +259,33 @@ def test_a_device_that_fails_at_a_state_has_its_former_one(
     assert "on purpose" in caplog.text
 
 
+def test_what_a_device_makes_of_its_state_is_of_its_former_one_where_it_fails_at_another() -> None:
+    """As vfio-user's devices have it: what `on_load` had begun to make is not left half done."""
+
+    class Doubles(VhostDevice):
+        virtio_id, queues = 42, Queues(1)
+        count: int = state(3)
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.doubled = 6
+
+        @queue(0)
+        def nothing(self, chain: Chain) -> int:
+            return 0
+
+        def on_load(self) -> None:
+            self.doubled = 2 * self.count
+            if self.count > 100:
+                raise RuntimeError("on purpose")
+
+    source, device = Doubles(), Doubles()
+    source.count = 1000
+    with pytest.raises(ProtocolError):
+        model_of(device).load(model_of(source).save())
+    assert (device.count, device.doubled) == (3, 6)
+
+
 def test_a_device_that_cannot_be_saved_refuses(migrating: FrontEnd, device: Keeper) -> None:
     device.fails_at = "save"
     with pytest.raises(BackEndError):

@@ -152,4 +152,7 @@ class Hooks:
         """
 
     def on_load(self) -> None:
-        """After `load_state`: start again what the state says is under way."""
+        """After `load_state`: start again what the state says is under way.
+
+        What is raised refuses the state; the device has its former one then, and this is called for that.
+        """

@@ -19,7 +19,7 @@ from __future__ import annotations
 import errno
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from operator import itemgetter
 from threading import RLock
 from typing import Any, Protocol
@@ -125,7 +125,7 @@ class VhostDevice:
     def on_load(self) -> None:
         """Declared state is what was saved by another device: go on from there.
 
-        What is raised refuses the state; the values are the former ones then.
+        What is raised refuses the state; the values are the former ones then, and this is called for them.
         """
 
     def on_config(self, name: str) -> None:
@@ -270,6 +270,8 @@ class DeviceModel:
                 self.device.on_load()
         except ProtocolError:
             vars(self.device).update({name: before[name] for name in values})
+            with suppress(ProtocolError), self._authors("on_load"):
+                self.device.on_load()  # what it makes of its state is to be of this one again
             raise
 
     @property
