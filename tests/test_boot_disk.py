@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -50,3 +51,11 @@ def test_the_kernel_is_told_what_qemu_would_tell_it(image: GuestImage, tmp_path:
     told = " ".join(kernel_options(HARDWARE)).encode()
     assert told.endswith(b" mods=virtio_blk")
     assert b" %s\n" % told in (tmp_path / "disk").read_bytes()
+
+
+def test_what_the_loader_would_read_as_a_word_of_its_own_reaches_the_kernel(image: GuestImage, tmp_path: Path) -> None:
+    """GRUB's quotes are a shell's."""
+    options = ("memmap=1M$64M", "a=b;c", 'dyndbg="file x +p"')
+    write_boot_disk(tmp_path / "disk", image, replace(HARDWARE, kernel_options=options))
+    [line] = re.findall(rb"^linux .*", (tmp_path / "disk").read_bytes(), re.MULTILINE)
+    assert line.endswith(b" 'memmap=1M$64M' 'a=b;c' 'dyndbg=file x +p'")

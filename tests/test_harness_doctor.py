@@ -18,7 +18,9 @@ from vfio_user.cli.doctor import command
 from vfio_user.harness import accelerator, cache, doctor, qemu, remedies
 from vfio_user.harness.debian import Progress
 from vfio_user.harness.doctor import Finding, Readiness, can_run, examine_machine
+from vfio_user.harness.hosts.sshd import ensure_sshd
 from vfio_user.harness.qemu import PROGRAM
+from vfio_user.harness.toolchain import boot_loader, c_compiler, debugger
 
 from .test_harness_qemu import answers_like_qemu
 
@@ -119,6 +121,25 @@ def test_a_cache_that_cannot_be_written_is_named_with_the_way_out(
 
 
 @pytest.mark.usefixtures("with_apt")
+def test_a_system_without_a_codename_has_no_packages_for_it_and_works_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def nothing() -> dict[str, str]:
+        raise OSError("no os-release")
+
+    systems: tuple[Callable[[], dict[str, str]], ...] = (
+        nothing,
+        lambda: {"ID": "arch"},
+        lambda: {"VERSION_CODENAME": ""},
+    )
+    for system in systems:
+        monkeypatch.setattr("platform.freedesktop_os_release", system)
+        assert doctor.examine("debugger").state is not Readiness.BAD
+        for fetch in (debugger, c_compiler, boot_loader, ensure_sshd):
+            with pytest.raises(UserError, match="no codename"):
+                fetch()
+
+
 def test_a_small_disk_is_bad_for_the_first_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "FIRST_RUN_SPACE", 1e18)
     assert state_of("disk") is Readiness.BAD

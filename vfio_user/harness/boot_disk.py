@@ -5,6 +5,7 @@ GRUB is told of files by their sectors ("Block Lists" in its manual), so that th
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,8 +30,9 @@ def write_boot_disk(path: Path, image: GuestImage, hardware: MachineConfig, *, p
     """
     loader = boot_loader(progress=progress)
     initramfs_at = _KERNEL_AT + _sectors(image.bzimage)
+    words = (word.replace('"', "") for word in kernel_options(hardware))  # GRUB puts them around what has spaces
     script = (
-        f"linux {_KERNEL_AT}+{_sectors(image.bzimage)} {' '.join(kernel_options(hardware))}\n"
+        f"linux {_KERNEL_AT}+{_sectors(image.bzimage)} {shlex.join(words)}\n"
         f"initrd {initramfs_at}+{_sectors(image.initramfs)}\n"
         "boot\n"
     )

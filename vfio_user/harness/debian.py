@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -17,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -152,6 +153,21 @@ def require_apt() -> None:
     """Raise UserError on a machine without Debian's package tools."""
     if not has_apt():
         raise UserError("this machine has no apt, so that Debian's packages cannot be fetched")
+
+
+def own_suite() -> str:
+    """The suite whose packages are for this machine's C library: the codename of its system.
+
+    Raises:
+        UserError: it has none, as one that is no relative of Debian's.
+    """
+    about: dict[str, str] = {}
+    with suppress(OSError):
+        about = platform.freedesktop_os_release()
+    if name := about.get("VERSION_CODENAME", ""):
+        return name
+    what = about.get("PRETTY_NAME") or "this machine's system"
+    raise UserError(f"{what} has no codename of Debian's, so that no packages for it can be fetched")
 
 
 def find_mirror() -> Mirror:

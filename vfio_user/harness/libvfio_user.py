@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 
 from userdev.errors import UserError
 from vfio_user.harness.cache import cache_dir, locked, publish
-from vfio_user.harness.debian import DebianArchive, Progress, quiet
+from vfio_user.harness.debian import DebianArchive, Progress, own_suite, quiet
 from vfio_user.harness.toolchain import Compiler, c_compiler
 
 _LIBRARY = ("dma", "irq", "libvfio-user", "migration", "pci", "pci_caps", "tran", "tran_sock")
@@ -77,7 +77,7 @@ def _build(compiler: Compiler, into: Path, progress: Progress) -> None:
                 content = content.replace(wrong, right)
             (into / path).parent.mkdir(parents=True, exist_ok=True)
             (into / path).write_bytes(content)
-    archive = DebianArchive((platform.freedesktop_os_release()["VERSION_CODENAME"],))  # for this machine's C library
+    archive = DebianArchive((own_suite(),))  # for this machine's C library
     archive.unpack(archive.fetch(("libjson-c-dev",), progress=progress), into / "json-c")
     progress(f"compiling {', '.join(PROGRAMS)}")
     with ThreadPoolExecutor(2) as pool:

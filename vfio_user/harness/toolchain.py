@@ -6,7 +6,6 @@ Those of the machine, where it has them, are not used: what is built, and said o
 from __future__ import annotations
 
 import os
-import platform
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from pathlib import Path
 from userdev.errors import UserError
 from userdev.process import run_to_end
 from vfio_user.harness.cache import cache_dir, locked, publish
-from vfio_user.harness.debian import DebianArchive, Progress, quiet
+from vfio_user.harness.debian import DebianArchive, Progress, own_suite, quiet
 
 _COMPILER = "usr/bin/gcc"
 _DEBUGGER = "usr/bin/gdb"
@@ -36,7 +35,7 @@ class Unpacked:
         libraries = [str(path) for path in (*self.root.glob("usr/lib/*-linux-gnu"), *self.root.glob("lib/*-linux-gnu"))]
         return {
             **os.environ,
-            "PATH": f"{self.root / 'usr/bin'}:{os.environ['PATH']}",  # for what it starts in turn
+            "PATH": f"{self.root / 'usr/bin'}:{os.environ.get('PATH', os.defpath)}",  # for what it starts in turn
             "LD_LIBRARY_PATH": ":".join(libraries),
             "LC_ALL": "C.UTF-8",
         }
@@ -117,11 +116,14 @@ def boot_loader(*, progress: Progress = quiet) -> BootLoader:
 
 def is_fetched(name: str) -> bool:
     """Whether the cache has it: "toolchain", "debugger" or "boot-loader"."""
-    return _place(name).exists()
+    try:
+        return _place(name).exists()
+    except UserError:  # there can be none for this machine
+        return False
 
 
 def _place(name: str) -> Path:
-    return cache_dir() / name / platform.freedesktop_os_release()["VERSION_CODENAME"]
+    return cache_dir() / name / own_suite()
 
 
 def _unpacked(name: str, packages: Sequence[str], program: str, progress: Progress) -> Path:

@@ -8,7 +8,6 @@ is on one host is not by itself on the other.
 from __future__ import annotations
 
 import os
-import platform
 import shlex
 import sys
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ import vfio_user
 from userdev.errors import UserError
 from userdev.process import Child, answer_of, await_text
 from vfio_user.harness.cache import cache_dir, locked, publish
-from vfio_user.harness.debian import DebianArchive, Progress, quiet
+from vfio_user.harness.debian import DebianArchive, Progress, own_suite, quiet
 from vfio_user.harness.hosts.host import Host
 from vfio_user.harness.hosts.namespace import Cable, NamespaceHost, joined_namespaces
 from vfio_user.harness.hosts.ssh import SshHost
@@ -83,7 +82,7 @@ def ensure_sshd(progress: Progress = quiet) -> Path:
     with locked("openssh-server"):
         if not (root / _PROGRAM).exists():
             # That of this very release, as the C library under it is the machine's.
-            archive = DebianArchive((platform.freedesktop_os_release()["VERSION_CODENAME"],))
+            archive = DebianArchive((own_suite(),))
             debs = archive.fetch(("openssh-server",), progress=progress)
             with publish(root) as making:
                 archive.unpack(debs, making)
