@@ -27,7 +27,6 @@ PLAIN = [
     "--verbose --msix 0x2 --flr=yes",
     "--socket-path a --socket-path b",
     "--dma-mask -1",
-    "--socket-path=",
     "",
 ]
 NOT_PLAIN = [
@@ -38,6 +37,7 @@ NOT_PLAIN = [
     "--dialect draft",
     "--verbose=1",
     "--socket-path",
+    "--socket-path=",
     "--no-such 1",
     "--socket 1",
     "-vv",

@@ -70,13 +70,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--bundle",
         metavar="DIR|auto",
-        default="",
         help="keep what does a test of the lab again; auto: of those that fail",
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Add the markers."""
+    """Add the markers, and refuse options that are empty.
+
+    Raises:
+        UsageError: one is, as a variable that is not set leaves it.
+    """
+    for flag in ("--qemu", "--vfio-results", "--bundle"):
+        if (value := config.getoption(flag)) is not None and not value.strip():
+            raise pytest.UsageError(f"{flag} is empty, as a variable that is not set would leave it: leave it out")
     for line in _MARKERS:
         config.addinivalue_line("markers", line)
 
@@ -97,7 +103,7 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
     option = request.config.getoption
     begun_in = request.config.invocation_params.dir  # wherever a test goes
     folder = begun_in / option("--vfio-results") / folder_name(request.node.nodeid)
-    bundle = option("--bundle")
+    bundle = option("--bundle") or ""
     cell = Cell(qemu=option("--qemu") or "", interpose=option("--interpose"), trace=bool(bundle))
     options = [*(["--interpose"] if cell.interpose else []), *(["--fresh"] if option("--fresh") else [])]
     place = bundle if bundle in ("", AUTO) else str(begun_in / bundle / folder.name)

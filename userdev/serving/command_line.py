@@ -138,9 +138,12 @@ class Serving(Generic[D]):
             if setting.type is bool:
                 given[setting.name] = True
                 continue
+            text = text if joined else next(left, "")
+            if not text.strip():
+                return None
             try:
-                given[setting.name] = setting.value(text if joined else next(left))
-            except (ValueError, StopIteration):
+                given[setting.name] = setting.value(text)
+            except ValueError:
                 return None
         return given
 

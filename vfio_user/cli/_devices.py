@@ -13,13 +13,14 @@ from userdev.declare.options import Option
 from userdev.errors import UserError
 from userdev.serving.command_line import Serving, Setting
 from vfio_user.cli._choice import Choice
+from vfio_user.cli._command import CommandLine, Group
 from vfio_user.cli._durations import Finite
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
 
-class DeviceGroup(click.Group):
+class DeviceGroup(Group):
     """The devices of a catalogue."""
 
     def __init__(self, *, serving: Serving[Any], **attributes: Any) -> None:
@@ -48,7 +49,7 @@ class DeviceGroup(click.Group):
         def run(**given: Any) -> None:
             self._serving.run(device, given)
 
-        return click.Command(cmd_name, callback=run, params=options, help=(device.__doc__ or "").strip())
+        return CommandLine(cmd_name, callback=run, params=options, help=(device.__doc__ or "").strip())
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the devices, with the first line of what each says of itself."""

@@ -10,6 +10,7 @@ import click
 
 from userdev.trace.cutting import FIRST, Part
 from userdev.trace.cutting import cut as cut_out
+from vfio_user.cli._command import CommandLine
 from vfio_user.cli._durations import Finite
 from vfio_user.cli._outputs import Output, refuse_overwriting
 from vfio_user.traces import PROTOCOLS
@@ -33,7 +34,7 @@ class _Records(click.ParamType[tuple[int, int | None]]):
         return first, last
 
 
-@click.command()
+@click.command(cls=CommandLine)
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--output", "-o", type=Output(dir_okay=False), required=True, help="The part, which is a trace itself.")
 @click.option("--records", type=_Records(), metavar="N-M", help="From one record to another: 231-456, 231-, -456.")

@@ -14,13 +14,14 @@ from userdev.errors import UserError, VerdictError, meant
 from userdev.trace.diff import Comparison, compare
 from userdev.trace.diff.sequence import Sequences, Tokens, names_of, read_sequences
 from userdev.trace.view import TraceView, opened
+from vfio_user.cli._command import CommandLine
 from vfio_user.cli._registers import REGISTERS_HELP, registers
 from vfio_user.cli._trace_stats import aligned
 from vfio_user.traces import open_trace
 from vfio_user.wire.constants import IrqIndex
 
 
-@click.command()
+@click.command(cls=CommandLine)
 @click.argument("a", type=click.Path(path_type=Path))
 @click.argument("b", type=click.Path(path_type=Path))
 @click.option("--registers", "names", metavar="MAP", help=REGISTERS_HELP)

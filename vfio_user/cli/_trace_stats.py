@@ -16,6 +16,7 @@ from userdev.trace.view import opened
 from userdev.trace.writer import INHERITED
 from vfio_user.cli._answering import answering
 from vfio_user.cli._beside import refuse_beside
+from vfio_user.cli._command import CommandLine
 from vfio_user.cli._durations import Finite
 from vfio_user.cli._registers import REGISTERS_HELP, registers
 from vfio_user.traces import PROTOCOLS, shown_by
@@ -25,7 +26,7 @@ ROWS = 20
 FINDINGS = 30
 
 
-@click.command()
+@click.command(cls=CommandLine)
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--registers", "names", metavar="MAP", help=REGISTERS_HELP)
 @click.option("--watch", is_flag=True, help="Show tables of it as it grows, until Ctrl-C.")

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from vfio_user.cli._beside import refuse_beside
+from vfio_user.cli._command import CommandLine
 from vfio_user.cli._hardware import guest_hardware, image_option
 from vfio_user.cli._progress import Waiting
 from vfio_user.cli._served import devices_option
@@ -32,7 +33,7 @@ from vfio_user.harness.qemu import ensure_qemu
 from vfio_user.harness.terminal import attach
 
 
-@click.command()
+@click.command(cls=CommandLine)
 @devices_option()
 @image_option(default="minimal", show_default=True, help="The guest image.")
 @guest_hardware()

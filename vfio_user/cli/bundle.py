@@ -11,11 +11,12 @@ import click
 
 from vfio_user.bundle import Bundle, open_bundle, schema
 from vfio_user.bundle.difference import Difference, differences
+from vfio_user.cli._command import Group
 
 _PATH = click.Path(path_type=Path)
 
 
-@click.group()
+@click.group(cls=Group)
 def command() -> None:
     """Read bundles, which `--bundle` of run, test-e2e, nightly, migrate and soak keeps (docs/bundles.md)."""
 

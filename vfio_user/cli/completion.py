@@ -10,6 +10,7 @@ from click.shell_completion import FishComplete, get_completion_class
 
 from userdev.errors import UserError
 from vfio_user.cli._choice import Choice
+from vfio_user.cli._command import CommandLine
 
 SHELLS = ("bash", "zsh", "fish")
 
@@ -20,7 +21,7 @@ class _Fish(FishComplete):
     source_template = FishComplete.source_template.replace('string split ","', 'string split -m 1 ","')
 
 
-@click.command()
+@click.command(cls=CommandLine)
 @click.argument("shell", type=Choice(SHELLS), required=False)
 @click.pass_context
 def command(context: click.Context, shell: str | None) -> None:

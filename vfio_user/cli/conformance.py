@@ -12,6 +12,7 @@ import click
 
 from userdev.errors import UserdevError, UserError
 from vfio_user.cli._choice import Choice
+from vfio_user.cli._command import CommandLine
 from vfio_user.cli._completion import complete_servers
 from vfio_user.cli._conformance import Asked, Suite, Target, options
 from vfio_user.cli._fuzzing import corpus_checks
@@ -23,7 +24,7 @@ from vfio_user.fuzz import PROTOCOL, VfioUserSubject
 from vfio_user.wire import CURRENT, DIALECTS, DRAFT_V6, Dialect
 
 
-@click.command()
+@click.command(cls=CommandLine)
 @options("SOCKET", complete=complete_servers)
 @click.option("--dialect", type=Choice(list(DIALECTS)), default="current", show_default=True)
 def command(dialect: str, **given: Any) -> None:

@@ -16,6 +16,7 @@ from click.shell_completion import CompletionItem
 from userdev.control.client import TIMEOUT_SECONDS, ControlClient
 from userdev.errors import UserError
 from vfio_user.cli._answering import answering
+from vfio_user.cli._command import CommandLine
 from vfio_user.cli._completion import completer
 from vfio_user.cli._durations import LEAST, Finite
 
@@ -63,7 +64,7 @@ def _complete_parameter(context: click.Context, parameter: click.Parameter, inco
     return completer(words)(context, parameter, incomplete)
 
 
-@click.command()
+@click.command(cls=CommandLine)
 @click.argument("socket", type=click.Path())
 @click.argument("name", metavar="COMMAND", shell_complete=_complete_command)
 @click.argument("parameters", metavar="[NAME=VALUE]...", nargs=-1, shell_complete=_complete_parameter)

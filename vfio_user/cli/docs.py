@@ -10,6 +10,7 @@ import click
 
 import vfio_user
 from userdev.errors import UserError, meant
+from vfio_user.cli._command import CommandLine
 
 PAGES = Path(vfio_user.__file__).parent / "_pages"
 HOME = "docs/index"
@@ -36,7 +37,7 @@ def _source(page: str) -> Path | None:
     return source if source.is_file() else None
 
 
-@click.command()
+@click.command(cls=CommandLine)
 @click.argument("page", default=HOME)
 @click.option("--path", "only_path", is_flag=True, help="Print where the page is, and open nothing.")
 def command(page: str, only_path: bool) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import click
 
+from vfio_user.cli._command import CommandLine
 from vfio_user.cli._progress import quiet_option
 from vfio_user.harness.doctor import Finding, Readiness, can_run, examine_machine
 from vfio_user.harness.remedies import Treated, treat
@@ -20,7 +21,7 @@ MARKS: dict[Readiness, tuple[str, str]] = {
 }
 
 
-@click.command()
+@click.command(cls=CommandLine)
 @click.option("--fix", is_flag=True, help="Do what can be done without root, and say what is left.")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 @quiet_option("Say only what is not as it should be.")

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from userdev.errors import UserError
+from vfio_user.cli._command import CommandLine
 from vfio_user.cli._completion import complete_images
 from vfio_user.cli._durations import LEAST, MOST, Finite
 from vfio_user.cli._errors import explain
@@ -32,7 +33,7 @@ MINIMAL = "minimal"
 _STDIN = "/tmp/stdin"
 
 
-class _WithCommand(click.Command):
+class _WithCommand(CommandLine):
     """A command line that has another one in it, behind `--`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:

@@ -13,6 +13,7 @@ from userdev.errors import UserError
 from userdev.fuzz import Find
 from userdev.fuzz.levels import level_of
 from vfio_user.cli._choice import Choice
+from vfio_user.cli._command import CommandLine
 from vfio_user.cli._completion import complete_servers
 from vfio_user.cli._conformance import Target, server
 from vfio_user.cli._fuzzing import Asked, carry_out, options, play_again
@@ -23,7 +24,7 @@ from vfio_user.fuzz import DIALECTS, ORACLES, PROTOCOL, VfioUserSubject
 from vfio_user.wire import DIALECTS as ALL_DIALECTS
 
 
-@click.command()
+@click.command(cls=CommandLine)
 @options("SOCKET", "server", complete=complete_servers)
 @click.option("--dialect", type=Choice(DIALECTS), default="current", show_default=True)
 def command(dialect: str, **given: Any) -> None:

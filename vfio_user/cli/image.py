@@ -7,13 +7,14 @@ import json
 import click
 from rich.table import Table
 
+from vfio_user.cli._command import Group
 from vfio_user.cli._completion import complete_images
 from vfio_user.cli._console import drawing_console
 from vfio_user.cli._progress import Waiting, quiet_option
 from vfio_user.harness.image import GuestImage, ImageStatus, build_image, list_images
 
 
-@click.group()
+@click.group(cls=Group)
 def command() -> None:
     """Build and list guest images."""
 

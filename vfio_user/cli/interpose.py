@@ -10,6 +10,7 @@ import click
 from userdev.errors import UserError
 from vfio_user.cli._beside import refuse_beside
 from vfio_user.cli._choice import Choice
+from vfio_user.cli._command import CommandLine
 from vfio_user.cli._completion import complete_servers
 from vfio_user.cli._durations import LEAST, Finite
 from vfio_user.cli._interposing import interposing, run
@@ -49,7 +50,7 @@ def _scenario() -> type[Scenario]:
     return Scenario
 
 
-@click.command()
+@click.command(cls=CommandLine)
 @interposing(_scenario)
 @click.option("--dialect", type=Choice(list(DIALECTS)), default="current", show_default=True)
 @click.option("--capture-dma", is_flag=True, help="Let the server do DMA by message only, so that a trace has it all.")

@@ -7,6 +7,7 @@ import json
 import click
 
 from userdev.errors import UserError, meant
+from vfio_user.cli._command import CommandLine
 from vfio_user.cli._completion import complete_known_issues
 from vfio_user.cli._hardware import qemu_option
 from vfio_user.harness.known_issues import Here, KnownIssue, known_issues
@@ -15,7 +16,7 @@ from vfio_user.harness.qemu import Qemu, find_qemu
 COLOURS = {Here.HAPPENS: "red", Here.EXPECTED: "yellow", Here.ABSENT: "green", Here.OTHER: "green"}
 
 
-@click.command()
+@click.command(cls=CommandLine)
 @qemu_option(help="Of this QEMU: a path, a command or a name of `vfio-user qemu list`.")
 @click.option("--json", "as_json", is_flag=True, help="For programs: everything that is known of each.")
 @click.argument("ids", nargs=-1, shell_complete=complete_known_issues)

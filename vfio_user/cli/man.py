@@ -10,9 +10,10 @@ import click
 
 from userdev.errors import UserError
 from vfio_user.cli import docs
+from vfio_user.cli._command import CommandLine
 
 
-@click.command()
+@click.command(cls=CommandLine)
 @click.option("--path", "only_path", is_flag=True, help="Print where the page is, and show nothing.")
 @click.argument("name", nargs=-1, metavar="[COMMAND]")
 @click.pass_context

@@ -15,6 +15,7 @@ from userdev.writable import require_writable
 from vfio_user.bundle import Keeping
 from vfio_user.cli._bundling import bundled
 from vfio_user.cli._choice import Choice
+from vfio_user.cli._command import CommandLine
 from vfio_user.cli._durations import LEAST, Finite
 from vfio_user.cli._hardware import guest_hardware, image_option, qemu_option
 from vfio_user.cli._progress import Waiting, quiet_option
@@ -33,7 +34,7 @@ from vfio_user.harness.migration.workload import KINDS as WORKLOADS
 from vfio_user.harness.migration.workload import NONE, Assignment, all_kinds, image_for, judge
 
 
-@click.command()
+@click.command(cls=CommandLine)
 @devices_option(default=["edu"], show_default=True)
 @click.option(
     "--workload",

@@ -11,6 +11,7 @@ from userdev.counted import counted
 from userdev.errors import UserError
 from userdev.fuzz.finds import Find, is_find
 from userdev.trace.kept import keep_aside
+from vfio_user.cli._command import CommandLine
 from vfio_user.cli._completion import complete_servers
 from vfio_user.cli._durations import Duration
 from vfio_user.cli._other_protocol import played_by
@@ -30,7 +31,7 @@ EMPTY = (
 )
 
 
-@click.command()
+@click.command(cls=CommandLine)
 @click.argument("trace", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--server-command", metavar="CMD", help="The server; started anew for every attempt.")
 @device_as_command("vfio-user", complete_servers, shown=False)

@@ -10,11 +10,12 @@ import click
 
 from vfio_user.cli import docs
 from vfio_user.cli._choice import Choice
+from vfio_user.cli._command import CommandLine
 from vfio_user.cli._progress import quiet_option
 from vfio_user.new_project import CI, PROTOCOLS, Names, write_project
 
 
-@click.command()
+@click.command(cls=CommandLine)
 @click.argument("name")
 @click.option("--protocol", type=Choice(list(PROTOCOLS)), default="vfio-user", show_default=True)
 @click.option("--folder", type=click.Path(file_okay=False, path_type=Path), help="By default NAME, here.")

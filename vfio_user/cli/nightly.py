@@ -16,6 +16,7 @@ from vfio_user.avocado_job.selection import package_folders, suite_folder
 from vfio_user.avocado_job.surroundings import prepare_environment
 from vfio_user.cli._beside import refuse_beside
 from vfio_user.cli._bundling import place_of_bundles, with_bundle_options
+from vfio_user.cli._command import Group
 from vfio_user.cli._completion import complete_cells
 from vfio_user.cli._durations import LEAST, Finite
 from vfio_user.cli._progress import quiet_option
@@ -34,7 +35,7 @@ from vfio_user.nightly.staging import Stage, staged
 from vfio_user.nightly.summary import FILE, Comparison, Status, Summary, read_summary
 
 
-@click.group(invoke_without_command=True)
+@click.group(cls=Group, invoke_without_command=True)
 @click.option("--plan", "path", type=click.Path(dir_okay=False, path_type=Path), help="The plan, YAML.")
 @click.option(
     "--only",

@@ -12,6 +12,7 @@ import click
 
 from userdev.errors import ProtocolError, UserError
 from vfio_user.cli._choice import Choice
+from vfio_user.cli._command import CommandLine
 from vfio_user.cli._completion import complete_servers
 from vfio_user.cli._conformance import Target, server
 from vfio_user.cli._durations import LEAST, Finite
@@ -36,7 +37,7 @@ class NoVersion(UserError):
         self.is_in_use = isinstance(last, RemoteError) and last.errno == errno.EBUSY
 
 
-@click.command()
+@click.command(cls=CommandLine)
 @click.argument("socket", required=False)
 @click.option("--server-command", metavar="'CMD {socket}'", help="Start the server.")
 @device_option(help=f"Start the server of this. {DEVICE}", shell_complete=complete_servers)

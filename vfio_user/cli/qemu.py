@@ -8,13 +8,14 @@ import shlex
 import click
 
 from userdev.errors import UserError
+from vfio_user.cli._command import Group
 from vfio_user.cli._completion import complete_qemus
 from vfio_user.cli._hardware import qemu_option
 from vfio_user.cli._progress import Waiting, quiet_option
 from vfio_user.harness.qemu import Qemu, find_qemu, install_qemu, installed_qemu, manifest
 
 
-@click.group()
+@click.group(cls=Group)
 def command() -> None:
     """Install, list and find QEMU."""
 

@@ -7,11 +7,12 @@ import json
 import click
 
 from vfio_user.cli._choice import Choice
+from vfio_user.cli._command import CommandLine
 from vfio_user.cli._progress import Waiting, quiet_option
 from vfio_user.harness.libvfio_user import DIALECT, PROGRAMS, reference_program
 
 
-@click.command(epilog=f"They speak the dialect {DIALECT}: name it where a command takes --dialect.")
+@click.command(cls=CommandLine, epilog=f"They speak the dialect {DIALECT}: name it where a command takes --dialect.")
 @click.argument("program", type=Choice(list(PROGRAMS)), default="server")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object: program, path, dialect.")
 @quiet_option()

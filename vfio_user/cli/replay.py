@@ -11,6 +11,7 @@ from userdev.errors import UserError, VerdictError
 from userdev.fuzz.finds import is_find
 from vfio_user.cli._beside import refuse_beside
 from vfio_user.cli._choice import Choice
+from vfio_user.cli._command import CommandLine
 from vfio_user.cli._completion import complete_servers
 from vfio_user.cli._progress import quiet_option
 from vfio_user.cli._registers import registers as named_registers
@@ -23,7 +24,7 @@ _OF_A_TRACE = ("timing", "session", "ignore", "registers")
 """Options that say nothing of a find: it has steps, and no recorded answers."""
 
 
-@click.command()
+@click.command(cls=CommandLine)
 @click.argument("trace", type=click.Path(dir_okay=False))
 @click.option("--server-command", metavar="CMD", help="Start the server: {socket} is its path, or {fd} its socket.")
 @click.option("--connect", metavar="ADDRESS", help="Use a server that listens already.")

@@ -19,6 +19,7 @@ from vfio_user.bundle import OpenBundle, open_bundle
 from vfio_user.bundle.again import Attempt, Prepared, do_again, prepare
 from vfio_user.bundle.standing import Place, Standing, first_place, gdb_command, place_of, run_gdb, stand
 from vfio_user.cli._choice import Choice
+from vfio_user.cli._command import CommandLine
 from vfio_user.cli._completion import complete_servers
 from vfio_user.cli._hardware import DEVICE, device_option
 from vfio_user.cli._progress import quiet_option
@@ -28,7 +29,7 @@ from vfio_user.harness.debian import quiet as unsaid
 from vfio_user.harness.interruption import interruptible
 
 
-@click.command()
+@click.command(cls=CommandLine)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--times", type=click.IntRange(min=1), help="How often; once if not given, with --until without end.")
 @click.option(

@@ -13,6 +13,7 @@ from userdev.counted import counted
 from userdev.errors import UserError, VerdictError
 from vfio_user.bundle import Keeping
 from vfio_user.cli._bundling import bundled
+from vfio_user.cli._command import CommandLine
 from vfio_user.cli._completion import complete_exercised
 from vfio_user.cli._hardware import device_option, guest_hardware, image_option
 from vfio_user.cli._progress import Waiting, quiet_option
@@ -32,7 +33,7 @@ from vfio_user.page.names import INDEX
 DEFAULT_DEVICE = "edu"
 
 
-@click.command()
+@click.command(cls=CommandLine)
 @device_option(
     default=DEFAULT_DEVICE,
     show_default=True,

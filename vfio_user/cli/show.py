@@ -10,13 +10,14 @@ from pathlib import Path
 import click
 
 from userdev.errors import UserError
+from vfio_user.cli._command import CommandLine
 from vfio_user.cli._outputs import Output, refuse_overwriting
 from vfio_user.cli._registers import registers as names
 from vfio_user.page.document import write_page
 from vfio_user.page.names import INDEX, SOAK
 
 
-@click.command()
+@click.command(cls=CommandLine)
 @click.argument("what", metavar="EVIDENCE|TRACE|BUNDLE", type=click.Path(path_type=Path))
 @click.option("--output", "-o", type=Output(), help="The page; default: index.html in a folder, FILE.html.")
 @click.option("--registers", metavar="MAP", help="Names of registers, as `vfio-user trace show` takes them.")

@@ -17,6 +17,7 @@ from vfio_user.bundle.keeping import mention
 from vfio_user.cli._beside import refuse_beside
 from vfio_user.cli._bundling import bundled
 from vfio_user.cli._choice import Choice
+from vfio_user.cli._command import CommandLine
 from vfio_user.cli._hardware import (
     DEVICE,
     capture_dma_option,
@@ -71,7 +72,7 @@ _UNTIL = ("100", "first-failure")
 _CATALOGUES: Mapping[str, Catalogue[Any]] = {VFIO_USER.name: FUNCTIONS, VHOST_USER.name: BACK_ENDS}
 
 
-@click.command()
+@click.command(cls=CommandLine)
 @devices_option(
     help=f"{DEVICE} May be repeated. By default: {'; '.join(DEVICES)}.",
     callback=None,  # `_require_servers` loads their classes, also those of a plan

@@ -34,6 +34,7 @@ from vfio_user.avocado_job.whiteboard import tried_by
 from vfio_user.bundle import bundle_of, moved
 from vfio_user.bundle.keeping import mention
 from vfio_user.cli._bundling import bundled_cell, place_of_bundles, with_bundle_options
+from vfio_user.cli._command import CommandLine
 from vfio_user.cli._completion import complete_tests
 from vfio_user.cli._durations import LEAST, Finite
 from vfio_user.cli._hardware import capture_dma_option, guest_hardware
@@ -51,7 +52,7 @@ SHOWN = 240
 MOST_AT_ONCE = 2
 
 
-@click.command()
+@click.command(cls=CommandLine)
 @click.argument("tests", nargs=-1, shell_complete=complete_tests)
 @click.option("-t", "--tag", "tags", multiple=True, help="Only tests with these avocado tags: `-t irq`, `-t dma,msix`.")
 @click.option("--nightly", is_flag=True, help="Also those that take long, which have the tag `nightly`.")

@@ -20,6 +20,7 @@ from userdev.trace.kept import keep_aside
 from userdev.trace.view import TraceView
 from vfio_user.cli._beside import refuse_beside
 from vfio_user.cli._choice import Choice
+from vfio_user.cli._command import CommandLine, Group
 from vfio_user.cli._durations import Finite
 from vfio_user.cli._outputs import Output, refuse_overwriting
 from vfio_user.cli._registers import REGISTERS_HELP
@@ -34,12 +35,12 @@ from vhost_user.interposer import traces as vhost_user
 from vhost_user.interposer.asker import request_named
 
 
-@click.group()
+@click.group(cls=Group)
 def command() -> None:
     """Show, count, compare, cut and export traces."""
 
 
-@click.command()
+@click.command(cls=CommandLine)
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--command", "commands", multiple=True, metavar="NAME", help="Only these, for example REGION_WRITE.")
 @click.option("--region", help="Only accesses to this region: BAR0, CONFIG, or a number (vfio-user).")
@@ -95,7 +96,7 @@ def show(
     _say_truncated(view)
 
 
-@click.command()
+@click.command(cls=CommandLine)
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--format", "kind", type=Choice(["pcapng", "json", "perfetto"]), required=True)
 @click.option("--output", "-o", type=Output(), help="Default: standard output.")
@@ -131,7 +132,7 @@ def export(
     _say_truncated(view)
 
 
-@click.command()
+@click.command(cls=CommandLine)
 def dissector() -> None:
     """Print where Wireshark's dissector is: `wireshark -X lua_script:$(vfio-user trace dissector) FILE`."""
     click.echo(vfio_user.PACKETS.dissector)

@@ -11,6 +11,7 @@ import click
 
 from userdev.conformance import Check, CheckResult, Outcome
 from userdev.errors import UserError
+from vfio_user.cli._command import CommandLine
 from vfio_user.cli._completion import complete_checked_back_ends
 from vfio_user.cli._conformance import Asked, Suite, Target, options
 from vfio_user.cli._fuzzing import corpus_checks
@@ -22,7 +23,7 @@ from vhost_user.frontend.conformance import CATALOGUE, DIALECT, Bench, greet, ru
 from vhost_user.fuzz import PROTOCOL, VhostUserSubject
 
 
-@click.command()
+@click.command(cls=CommandLine)
 @options(
     "ADDRESS",
     complete=complete_checked_back_ends,

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from vfio_user.cli._command import CommandLine
 from vfio_user.cli._completion import complete_checked_back_ends
 from vfio_user.cli._conformance import Target
 from vfio_user.cli._fuzzing import Asked, carry_out, options
@@ -16,7 +17,7 @@ from vhost_user.frontend.conformance import greet
 from vhost_user.fuzz import ORACLES, PROTOCOL, VhostUserSubject
 
 
-@click.command()
+@click.command(cls=CommandLine)
 @options("ADDRESS", "back-end", complete=complete_checked_back_ends, device=KINDS)
 def command(**given: Any) -> None:
     """Look for what the back-end at ADDRESS does wrong, or the one that a command starts, or ours of a device.

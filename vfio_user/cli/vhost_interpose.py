@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from vfio_user.cli._command import CommandLine
 from vfio_user.cli._completion import complete_back_ends
 from vfio_user.cli._interposing import interposing, run
 from vfio_user.cli._outputs import refuse_overwriting
@@ -22,7 +23,7 @@ def _scenario() -> type[Scenario]:
     return Scenario
 
 
-@click.command()
+@click.command(cls=CommandLine)
 @interposing(_scenario)
 @device_as_command("vhost-user", complete_back_ends)
 def command(

@@ -7,11 +7,12 @@ import json
 import click
 
 from vfio_user.cli._choice import Choice
+from vfio_user.cli._command import CommandLine
 from vfio_user.cli._progress import Waiting, quiet_option
 from vfio_user.harness.vhost_user_peers import PEERS, install_peer
 
 
-@click.command(epilog="\b\n" + "\n".join(f"{name:20} {peer.about}" for name, peer in PEERS.items()))
+@click.command(cls=CommandLine, epilog="\b\n" + "\n".join(f"{name:20} {peer.about}" for name, peer in PEERS.items()))
 @click.argument("program", type=Choice(list(PEERS)))
 @click.option("--version", "wants_version", is_flag=True, help="Print upstream's version in place of the path.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object: program, path, version.")

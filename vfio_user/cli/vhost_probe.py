@@ -7,6 +7,7 @@ import json
 import click
 
 from userdev.errors import UserError
+from vfio_user.cli._command import CommandLine
 from vfio_user.cli._completion import complete_back_ends
 from vfio_user.cli._conformance import server
 from vfio_user.cli._durations import LEAST, Finite
@@ -18,7 +19,7 @@ from vhost_user.frontend.conformance import greet
 from vhost_user.frontend.description import as_json, describe, render
 
 
-@click.command()
+@click.command(cls=CommandLine)
 @click.argument("address", required=False)
 @click.option("--server-command", metavar="'CMD {socket}'", help="Start the back-end.")
 @device_option(help=f"Start the back-end of this. {DEVICE}", shell_complete=complete_back_ends)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from vfio_user.cli._command import CommandLine, Group
 from vfio_user.cli._trace_cut import cut
 from vfio_user.cli._trace_diff import diff
 from vfio_user.cli._trace_stats import stats
@@ -11,12 +12,12 @@ from vfio_user.cli.trace import export, show
 from vhost_user.interposer.traces import PACKETS
 
 
-@click.group()
+@click.group(cls=Group)
 def command() -> None:
     """Show, count, compare, cut and export traces."""
 
 
-@click.command()
+@click.command(cls=CommandLine)
 def dissector() -> None:
     """Print where Wireshark's dissector is: `wireshark -X lua_script:$(vhost-user trace dissector) FILE`."""
     click.echo(PACKETS.dissector)
