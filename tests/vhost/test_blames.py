@@ -18,15 +18,18 @@ from tests.vhost.reverse import REVERSE, Reverse
 from tests.vhost.test_conformance_suite import InProcess, results
 from userdev.conformance import Crash, Outcome
 from userdev.errors import ProtocolError
+from userdev.eventfd import drain
 from userdev.fuzz import Step
 from userdev.transport import Stream
 from vhost_user.backend.commands import Answer
+from vhost_user.frontend import FrontEnd
 from vhost_user.frontend.conformance import CATALOGUE, Bench
 from vhost_user.fuzz import VhostUserSubject
 from vhost_user.wire import FrontEndRequest
 from vhost_user.wire.payloads import Inflight, Region
 
 R = FrontEndRequest
+FULL = (1 << 64) - 2
 
 
 @pytest.fixture
@@ -159,3 +162,15 @@ def test_a_fuzzer_hears_of_a_back_end_that_died_of_a_front_end_that_left(tmp_pat
         assert found is not None
         assert "SIGSEGV" in str(found)
         assert subject.play([ASK]) is None
+
+
+def test_a_kick_never_waits_whatever_a_back_end_has_made_of_its_descriptor(tmp_path: Path) -> None:
+    with InProcess(tmp_path, Reverse) as target, FrontEnd(target.connect(), timeout=20) as front_end:
+        queue = front_end.queue()
+        for blocks in (False, True):
+            os.set_blocking(queue.kick_fd, blocks)
+            queue.kick()
+            assert drain(queue.kick_fd) == 1
+            os.eventfd_write(queue.kick_fd, FULL)
+            queue.kick()
+            assert drain(queue.kick_fd) == FULL

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from userdev.eventfd import drain
+from userdev.eventfd import drain, signal_eventfd
 from userdev.process import Deadline
 from vhost_user.frontend.connection import Connection
 from vhost_user.frontend.driver import Descriptor, Driver
@@ -218,8 +218,8 @@ class Queue:
         return Request(head, places)
 
     def kick(self) -> None:
-        """Tell the device that there are requests, whether it wants to know or not."""
-        os.eventfd_write(self.kick_fd, 1)
+        """Tell the device that there are requests, whether it wants to know or not; never waits."""
+        signal_eventfd(self.kick_fd)
 
     def notify(self) -> bool:
         """Tell the device if it wants to know; whether it did."""
