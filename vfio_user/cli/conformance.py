@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -20,6 +21,7 @@ from vfio_user.cli._other_protocol import probe_command, speaks_vhost_user
 from vfio_user.cli._own_checks import own_checks
 from vfio_user.cli._served import one_command
 from vfio_user.client.conformance import CATALOGUE, REFERENCE, Bench, Check, CheckResult, greeting, run
+from vfio_user.client.errors import RemoteError
 from vfio_user.fuzz import PROTOCOL, VfioUserSubject
 from vfio_user.wire import CURRENT, DIALECTS, DRAFT_V6, Dialect
 
@@ -55,12 +57,16 @@ def _require_dialect(target: Target, spoken: Dialect, address: str | None, *, ti
     """See to it that the server does not speak another dialect, or protocol, whose rules it would be judged by.
 
     Raises:
-        UserError: it greets nobody in this one, and whoever speaks the other: no verdict, that.
+        UserError: it greets nobody in this one, and whoever speaks the other, or has another client: no verdict, that.
     """
     other = CURRENT if spoken.fds_capability == DRAFT_V6.fds_capability else DRAFT_V6
     refusal = _refusal(target, spoken, timeout)
     if refusal is None or isinstance(refusal, TimeoutError):
         return
+    if address is not None and isinstance(refusal, RemoteError) and refusal.errno == errno.EBUSY:
+        from vfio_user.cli.probe import hint_at_version  # slow to import, seldom wanted
+
+        raise UserError(f"{address}: {refusal}", hint=hint_at_version(refusal))
     speaks_other = _refusal(target, other, timeout) is None
     is_back_end = not speaks_other and speaks_vhost_user(target.connect, timeout=timeout)
     target.renew()
