@@ -21,6 +21,7 @@ from userdev.process import Child
 from userdev_servers.edu import Edu
 from userdev_servers.rng import Rng
 from vfio_user.cli import cli
+from vfio_user.client import description
 from vfio_user.harness import qemu_guards
 from vfio_user.harness.family import VHOST_USER
 from vfio_user.harness.known_issues import (
@@ -260,7 +261,7 @@ def test_a_device_that_qemu_does_not_survive_is_refused_before_it_has_it(
     path = tmp_path / "edu"
     with Server(Edu(), str(path)):
         qemu_guards.check_server(AFFECTED, "edu", path)
-        monkeypatch.setattr(qemu_guards, "describe", lambda client: Told(["its BAR is odd"]))
+        monkeypatch.setattr(description, "describe", lambda client: Told(["its BAR is odd"]))
         with pytest.raises(UserError, match=r"does not survive the device of 'edu': its BAR is odd"):
             qemu_guards.check_server(AFFECTED, "edu", path)
         qemu_guards.check_server(MENDED, "edu", path)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from userdev.errors import UserError
-from vfio_user.interposer.trace.registers import NamedRegister, RegisterMap
+
+if TYPE_CHECKING:
+    from vfio_user.interposer.trace.registers import RegisterMap
 
 REGISTERS_HELP = "Names of registers: a YAML or JSON map, a device's name, or MODULE:CLASS (vfio-user)."
 
@@ -24,6 +27,7 @@ def registers(text: str) -> RegisterMap:
         raise UserError(f"there is no register map {text}")
     from userdev.declare.declared import declarations
     from vfio_user.device.register import BaseRegister
+    from vfio_user.interposer.trace.registers import NamedRegister, RegisterMap
     from vfio_user.server.catalogue import DEVICES
 
     declared = [(register.name, register.place) for register in declarations(DEVICES.find(text), BaseRegister)]

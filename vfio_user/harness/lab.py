@@ -44,7 +44,6 @@ from vfio_user.harness.interposition import Interpose, Interposition
 from vfio_user.harness.machine import Machine
 from vfio_user.harness.memory_file import MemoryFile
 from vfio_user.harness.migration import Conductor, Mode, Plan, Report
-from vfio_user.harness.migration.guest_migration import move
 from vfio_user.harness.mishaps import GuestCrash
 from vfio_user.harness.qemu import Qemu, ensure_qemu, find_qemu
 from vfio_user.harness.records import Records
@@ -235,6 +234,8 @@ class Lab:
         `conductor` looks on and may cancel it. The report has the verdict; a guest that stayed where it was is a good
         guest still. `qemu` is another QEMU than the lab's for the other side (see `find_qemu`).
         """
+        from vfio_user.harness.migration.guest_migration import move  # most guests stay where they are
+
         other = find_qemu(qemu) if qemu else None
         with self.timeline.step(f"migrate {guest.name} from {guest.host.name} to {to.name}"):
             return move(self, guest, to, Mode(mode), plan, conductor or Conductor(), other)

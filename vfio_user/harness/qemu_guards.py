@@ -10,8 +10,6 @@ from pathlib import Path
 from packaging.version import Version
 
 from userdev.errors import UserdevError, UserError
-from vfio_user.client import Client
-from vfio_user.client.description import describe
 from vfio_user.harness.known_issues import known_issues
 
 PATIENCE_SECONDS = 5.0
@@ -65,6 +63,9 @@ def check_server(qemu: Version, name: str, address: Path) -> None:
     """
     if not any(known_issues()[issue].affects(qemu) for issue in AT_PLUG):
         return
+    from vfio_user.client import Client  # most devices are of servers of ours
+    from vfio_user.client.description import describe
+
     try:
         with Client.connect(f"unix:{address}", timeout=PATIENCE_SECONDS) as client:
             not_survived = describe(client).not_survived
