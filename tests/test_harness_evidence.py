@@ -19,7 +19,7 @@ from typing import cast
 
 import pytest
 
-from tests.cases import for_each_row
+from tests.cases import for_each, for_each_row
 from tests.interposer_bench import Bench as InterposerBench
 from tests.pages import happened
 from tests.vhost.between import Between
@@ -282,8 +282,24 @@ time.sleep(60)
 """
 
 
-def test_what_a_server_raised_before_a_test_failed_is_the_cause_and_the_failure_what_came_of_it(tmp_path: Path) -> None:
-    with child(tmp_path, "edu", RAISES) as server:
+RAISES_IN_A_THREAD = (
+    RAISES.partition("try:")[0]
+    + """
+import threading
+thread = threading.Thread(target=doorbell, args=[1], name="ticker")
+thread.start()
+thread.join()
+log.info("last words")
+time.sleep(60)
+"""
+)
+
+
+@for_each([RAISES, RAISES_IN_A_THREAD], ids=["in the session's thread", "in a thread of the device's own"])
+def test_what_a_server_raised_before_a_test_failed_is_the_cause_and_the_failure_what_came_of_it(
+    raises: str, tmp_path: Path
+) -> None:
+    with child(tmp_path, "edu", raises) as server:
         raised = logged_exceptions([server])
         cause = evidence.write(tmp_path, [server], UserError("the guest saw 0"), evidence.Ends([], raised))
     what = "AttributeError: 'int' object has no attribute 'nonesuch'"

@@ -144,6 +144,7 @@ ValueError: boo
 
 def test_only_what_is_still_wrong_with_a_server_is_a_trouble(tmp_path: Path) -> None:
     again = "HH:MM:SS INFO queue 1 of M is started again after it was broken\n"
+    gone = "HH:MM:SS INFO queue 1 of M is gone with its front-end after it was broken\n"
     cases: dict[str, tuple[str, str, str]] = {
         "all is well": ("HH:MM:SS INFO connected\n", "exec sleep 60", ""),
         "a queue broke": (QUEUE, "exec sleep 60", "dev0: queue 1 of M is broken: its device has failed"),
@@ -154,6 +155,7 @@ def test_only_what_is_still_wrong_with_a_server_is_a_trouble(tmp_path: Path) -> 
         ),
         "a refused request breaks nothing": (RAISED, "exec sleep 60", ""),
         "it runs again": (QUEUE + again, "exec sleep 60", ""),
+        "its front-end has left": (QUEUE + gone, "exec sleep 60", ""),
         "it broke again": (QUEUE + again + QUEUE, "exec sleep 60", "queue 1 of M is broken"),
         "it ended": ("", "echo no memory >&2; exit 3", "dev0 exited with status 3: no memory"),
         "it ended in order": ("", "exit 0", ""),

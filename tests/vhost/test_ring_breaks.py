@@ -13,7 +13,7 @@ from tests.descriptors import fd_count
 from tests.vhost.reverse import Reverse
 from tests.vhost_frontend import MEMORY, FrontEnd, Queue, R, no_fd, split
 from vfio_user.harness.troubles import BROKE, WORKS
-from vhost_user.backend import Session
+from vhost_user.backend import Server, Session
 
 
 def loop(ring: Queue) -> None:
@@ -92,9 +92,7 @@ def test_that_a_ring_is_broken_and_that_it_runs_again_is_told_as_the_harness_rea
     caplog.set_level(logging.INFO)
 
     def told() -> list[str]:
-        lines = [f"{record.levelname} {record.getMessage()}" for record in caplog.records]
-        names = (BROKE, "broke"), (WORKS, "works")
-        return [f"{found['who']} {what}" for line in lines for known, what in names if (found := known.match(line))]
+        return broken_and_not(caplog)
 
     ring.put(b"fail", 4)
     ring.kick()
@@ -201,3 +199,22 @@ def test_a_ring_at_whose_start_its_device_fails_is_broken_until_it_is_started_ag
     assert [event for event in device.events if event in ("start 0", "stop 0")] == []
     ring.start()
     assert len(ring.wait_used()) == 1
+
+
+def test_that_nobody_has_a_broken_ring_any_more_is_told_once_its_front_end_has_left(
+    server: Server, front_end: FrontEnd, ring: Queue, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What goes wrong with the next front-end is not its fault."""
+    caplog.set_level(logging.INFO)
+    ring.put(b"fail", 4)
+    ring.kick()
+    assert ring.wait_err()
+    front_end.close()
+    server.close()
+    assert broken_and_not(caplog) == ["queue 0 of Reverse broke", "queue 0 of Reverse works"]
+
+
+def broken_and_not(caplog: pytest.LogCaptureFixture) -> list[str]:
+    lines = [f"{record.levelname} {record.getMessage()}" for record in caplog.records]
+    names = (BROKE, "broke"), (WORKS, "works")
+    return [f"{found['who']} {what}" for line in lines for known, what in names if (found := known.match(line))]

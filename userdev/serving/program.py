@@ -13,6 +13,7 @@ import os
 import select
 import signal
 import sys
+import threading
 from typing import TYPE_CHECKING, Any
 
 from userdev.serving.authored import PACKAGES
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from userdev.serving.server import Server
+
+log = logging.getLogger(__name__)
 
 END_SECONDS = 20
 """What is left to a program that was told to end, for its session, its device and its threads. Then it ends anyhow."""
@@ -84,10 +87,20 @@ class _Ending:
 
 
 def log_to_stderr(*, verbose: bool) -> None:
-    """Send this project's log to stderr, one line each, with milliseconds."""
+    """Send this project's log to stderr, one line each, with milliseconds; and what ends a thread of the device's own.
+
+    Python tells that without a time, so that nobody could say what it came before.
+    """
+    threading.excepthook = _thread_ended
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s.%(msecs)03d %(levelname)s %(message)s", "%H:%M:%S"))
     for package in PACKAGES:
         logger = logging.getLogger(package)
         logger.addHandler(handler)
         logger.setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+def _thread_ended(raised: threading.ExceptHookArgs) -> None:
+    if raised.exc_type is not SystemExit:
+        name = raised.thread.name if raised.thread is not None else "of the device"
+        log.error("the thread %s has ended", name, exc_info=raised.exc_value)

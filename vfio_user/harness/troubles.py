@@ -21,8 +21,8 @@ from vfio_user.page.texts import text_of
 
 BROKE = re.compile(r"WARNING (?P<who>.+) is broken until it is started again: (?P<why>.*)")
 """What a back-end says of a queue that is broken, behind the time."""
-WORKS = re.compile(r"INFO (?P<who>.+) is started again after it was broken")
-"""What it says once that queue runs again."""
+WORKS = re.compile(r"INFO (?P<who>.+) is (?:started again|gone with its front-end) after it was broken")
+"""What it says once that queue runs again, or nobody has it any more."""
 _LOOK_SECONDS = 1.0  # between two looks at what may have gone wrong, once a wait has lasted
 
 

@@ -129,6 +129,9 @@ class Vring:
         self.err.forget()
         self.size, self.base, self.addresses, self.log_address = 0, None, None, None
         self.state, self.is_told = RingState.STOPPED, False
+        if self._was_broken:
+            self._was_broken = False
+            log.info("%s is gone with its front-end after it was broken", self)
 
     def serve(self) -> None:
         """Take requests, not more than the ring can have: others wait too."""
