@@ -312,10 +312,17 @@ def test_a_disk_can_be_broken_in_places_and_mended(tmp_path: Path) -> None:
             {"operation": "think"},
             {"operation": "read", "error": "BAD"},
             {"operation": "read", "first": ""},
+            {"operation": "read", "first": -1},
+            {"operation": "read", "blocks": 0},
+            {"operation": "read", "first": 4 << 11},
+            {"operation": "read", "first": (4 << 11) - 1, "blocks": 2},
         ]
         for wrong in refused:
             with pytest.raises(UserError):
                 outside.call("break", nsid=1, **wrong)
+        outside.call("break", nsid=1, operation="read", first=(4 << 11) - 1)
+        last = [host.transfer(Io.READ, first, host.allocate(PAGE), 512).status for first in (8190, 8191)]
+        assert last == [0, bad_read], "to the end, where nothing else is said"
 
 
 def test_data_that_has_to_come_from_the_disk_comes(host: Host, disk: Path) -> None:

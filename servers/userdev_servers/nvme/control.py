@@ -135,9 +135,12 @@ def break_(controller: Controller, request: Mapping[str, Any]) -> Broken:
         raise UserError(
             f"there is no error {reprlib.repr(request.get('error'))}", hint="EIO and ENOSPC are what disks have"
         )
-    first, blocks = request.get("first", 0), request.get("blocks", chosen.blocks)
+    first = request.get("first", 0)
+    blocks = request.get("blocks", chosen.blocks - first if type(first) is int else 0)
     if type(first) is not int or type(blocks) is not int:
         raise UserError("first and blocks are numbers")
+    if not 0 <= first < first + blocks <= chosen.blocks:
+        raise UserError(f"{blocks} blocks from {first} on: namespace {chosen.nsid} has {chosen.blocks}")
     break_disk(chosen.backing, operation, number, (first << chosen.shift, blocks << chosen.shift))
     return {"broken": operation}
 
