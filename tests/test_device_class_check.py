@@ -330,6 +330,18 @@ WRONG: dict[str, tuple[int, str, str]] = {
         @property
         def speed(self) -> int: return 1
     """),
+    **{
+        f"{word!r} of {what} that is neither True nor False": (line, f"D.copy .*{word}.*'no'", f"""
+        {body}
+    """)
+        for what, word, line, body in (
+            ("state", "keep", 1, 'copy: int = state(0, keep="no")'),
+            ("a stored register", "keep", 1, 'copy: int = stored_register(bar=0, offset=4, width=4, keep="no")'),
+            ("memory", "keep", 1, 'copy: memoryview = memory(16, keep="no")'),
+            ("memory", "mmap", 1, 'copy: memoryview = memory(4096, bar=1, mmap="no")'),
+            ("a register", "merge", 1, '@register(bar=0, offset=4, width=4, merge="no")\n        def copy(self): ...'),
+        )
+    },
     "state by the name of what declares it": (2, "D.state.*hides state", """
         state: int = state(0)
         more: int = state(1)

@@ -44,7 +44,7 @@ OF_A_TYPE: dict[str, tuple[object, ...]] = {
     "ids": (5, (1, 2), "1af4:10f0", None, PciIds),
     "bars": (5, Bar(0), "Bar", b"", {0: Bar(0)}, (Bar,), (Bar(0), None), (Bar(0, "4096"),)),  # type: ignore[arg-type]
     "interrupts": (5, IntX, "intx", None, (IntX(), MsiX(1))),
-    "capabilities": (PciExpress(), 7, (PciExpress,), [None], (Placed(PciExpress),), (SerialNumber("1"),)),  # type: ignore[arg-type]
+    "capabilities": (PciExpress(), 7, (PciExpress,), [None], (Placed(PciExpress),), (VendorSpecific("1"),)),  # type: ignore[arg-type]
     "extra_regions": (9, ExtraRegion(9, 4096), (4096,), (ExtraRegion(9, 4096.0),)),  # type: ignore[arg-type]
     "rom": ("text", 4096, None, [0x55, 0xAA]),
     "state_version": ("1", 1.5, None, True),
@@ -59,6 +59,16 @@ OF_A_FIELD: list[tuple[str, Any, Any]] = [
     *((name, MsiX, {"vectors": 1, name: wrong}) for name in ("offset", "bar", "capability") for wrong in ("8", 8.5)),
     ("capability", Msi, {"capability": "8"}),
     *(("pin", IntX, {"pin": wrong}) for wrong in ("A", None, 0, 5)),
+    *(("serial", SerialNumber, {"serial": wrong}) for wrong in ("1", None, 1.0)),
+    *((name, ExtendedVendor, {"vsec_id": 1, "payload": b"", name: "2"}) for name in ("vsec_id", "revision")),
+]
+TOO_WIDE: list[tuple[str, Callable[..., object], dict[str, Any]]] = [
+    *(("serial", SerialNumber, {"serial": wrong}) for wrong in (-1, 1 << 64)),
+    *(("vsec_id", ExtendedVendor, {"vsec_id": wrong, "payload": b""}) for wrong in (-1, 1 << 16)),
+    *(("revision", ExtendedVendor, {"vsec_id": 1, "payload": b"", "revision": wrong}) for wrong in (-1, 16)),
+    *((name, PciIds, {"vendor": 1, "device": 2, name: 1 << bits}) for name, bits in ID_BITS.items()),
+    ("writable", VendorSpecific, {"payload": b"abc", "writable": bytes(4)}),
+    ("writable", ExtendedVendor, {"vsec_id": 1, "payload": b"abc", "writable": bytes(4)}),
 ]
 GIVEN = ("ids", "bars", "interrupts", "capabilities", "rom")
 
@@ -68,6 +78,15 @@ def test_a_field_of_another_type_is_refused_with_its_name_and_what_it_is(
     name: str, kind: Callable[..., object], given: dict[str, object]
 ) -> None:
     with pytest.raises((TypeError, ValueError), match=f"(?s){name}.*{re.escape(repr(given[name]))}"):
+        kind(**given)
+
+
+@for_each_row(TOO_WIDE)
+def test_a_field_that_its_place_has_no_room_for_is_refused_by_its_name(
+    name: str, kind: Callable[..., object], given: dict[str, Any]
+) -> None:
+    """One of 17 bits would be in its neighbour's place, too."""
+    with pytest.raises(ValueError, match=name):
         kind(**given)
 
 

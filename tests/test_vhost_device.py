@@ -173,6 +173,7 @@ MISTAKES = {
     "a hook that takes something else": (GOOD + "    def on_start(self) -> None: ...\n", "Bad.on_start"),
     "a name of the framework's": (GOOD + "    close: int = state(0)\n", "Bad.close"),
     "a field of three bytes": (GOOD + "    odd: int = config_field(3, 0)\n", "Bad.odd"),
+    "a field that is not said to be writable": (GOOD + "    odd: int = config_field(1, 0, writable='no')\n", "Bad.odd"),
     "bytes of another size": (GOOD + "    odd: bytes = config_field(3, b'ab')\n", "Bad.odd"),
     "a field without room for its value": (GOOD + "    odd: int = config_field(1, 256)\n", "Bad.odd"),
     "fields that overlap": (

@@ -116,6 +116,12 @@ def wrapper_of(body: type, made: Declaration) -> tuple[str, str] | None:
     return None
 
 
+def no_flag(**flags: object) -> str:
+    """The mistake in words that say yes or no, in a sentence: any text would say yes. "" where there is none."""
+    wrong = next((name for name, value in flags.items() if not isinstance(value, bool)), None)
+    return f"{wrong} is {flags[wrong]!r}: it has to be True or False" if wrong else ""
+
+
 def called(what: object, said: str, hint: str, rename: str = "give it another name") -> DeclarationError:
     """The error for a call of what an author has declared; most often that hides the function which declares it.
 

@@ -13,7 +13,7 @@ from dataclasses import is_dataclass
 from typing import Any, TypeVar, cast
 
 from userdev.declare.authors_code import assigned_at
-from userdev.declare.declared import Declaration, declarations
+from userdev.declare.declared import Declaration, declarations, no_flag
 from userdev.declare.plain import NotPlain, check_unsigned, from_plain, to_plain
 from userdev.declare.values import encode, shown
 from userdev.errors import AUTHORS_FAILURES, DeclarationError, ProtocolError
@@ -49,6 +49,8 @@ class State(Declaration):
             return f"bits are how many a number has, not {self.bits!r}"
         if not isinstance(self.depth, int) or self.depth < 0:
             return f"depth is how deep numbers are in lists, not {self.depth!r}"
+        if wrong := no_flag(keep=self.keep):
+            return wrong
         if self._check is None:
             return ""
         try:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import cast
 
 from userdev.declare.authors_code import assigned_at
-from userdev.declare.declared import Declaration
+from userdev.declare.declared import Declaration, no_flag
 from userdev.errors import ProtocolError
 from vfio_user.migration import Memfd, MemfdMemory
 
@@ -32,6 +32,8 @@ class DeclaredMemory(Declaration):
             return (
                 f"memory has a byte at least, and a place: not {self.size!r} bytes at {self.offset!r} of {self.bar!r}"
             )
+        if wrong := no_flag(mmap=self.mmap, keep=self.keep):
+            return wrong
         if self.mmap and (self.bar is None or self.size % PAGE or self.offset % PAGE):
             return f"memory that a client may map is in a BAR, and whole pages of {PAGE} bytes at a page's offset"
         return ""

@@ -25,7 +25,7 @@ from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar, cast, overload
 
 from userdev.declare.authors_code import assigned_at
-from userdev.declare.declared import Declaration, Source, authors_frame, by_keyword, runs_later, source_of
+from userdev.declare.declared import Declaration, Source, authors_frame, by_keyword, no_flag, runs_later, source_of
 from userdev.declare.returned import WrongReturn, WrongValue
 from userdev.declare.state import State, ValueCheck
 from userdev.declare.values import shown
@@ -125,6 +125,8 @@ class RegisterPlace:
         """The mistake in it by itself, in a sentence; "" where there is none."""
         if not self.widths or any(each not in WIDTHS for each in self.widths):
             return f"a register is 1, 2, 4 or 8 bytes wide, not {' or '.join(map(repr, self.widths))}"
+        if wrong_flag := no_flag(merge=self.merge):
+            return wrong_flag
         count, stride = 1 if self.count is None else self.count, self.stride or self.width
         wrong = any(type(each) is not int for each in (self.bar, self.offset, count, stride))
         if wrong or min(self.bar, self.offset, count - 1, stride - self.width) < 0:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from vfio_user.pci.config import Field
+from vfio_user.pci.config import Field, check_bits
 
 
 class Capability:
@@ -169,13 +169,16 @@ class MsiXCapability(Capability):
 
 @dataclass(frozen=True)
 class VendorSpecific(Capability):
-    """Vendor-specific bytes behind id, next and length. `writable` is a mask as long as `payload`."""
+    """Vendor-specific bytes behind id, next and length. `writable` is a mask of `payload`, which ends no later."""
 
     payload: bytes
     writable: bytes = b""
 
     id: ClassVar[int] = 0x09
     repeatable: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        _check_mask(self.payload, self.writable)
 
     @property
     def size(self) -> int:
@@ -196,6 +199,9 @@ class SerialNumber(Capability):
 
     id: ClassVar[int] = 0x0003
     extended: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_bits(self, {"serial": 64})
 
     @property
     def size(self) -> int:
@@ -220,6 +226,10 @@ class ExtendedVendor(Capability):
     repeatable: ClassVar[bool] = True
     extended: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        check_bits(self, {"vsec_id": 16, "revision": 4})
+        _check_mask(self.payload, self.writable)
+
     @property
     def size(self) -> int:
         """Bytes that the capability takes, its header included."""
@@ -229,6 +239,12 @@ class ExtendedVendor(Capability):
         """Yield the fields behind the header, with what software may write of them."""
         yield Field(4, 4, self.vsec_id | self.revision << 16 | self.size << 20)
         yield from _bytes_field(8, self.payload, self.writable)
+
+
+def _check_mask(payload: bytes, writable: bytes) -> None:
+    """Raise ValueError for a mask that reaches beyond what it is of."""
+    if len(writable) > len(payload):
+        raise ValueError(f"writable has {len(writable)} bytes, and is of {len(payload)}")
 
 
 def _bytes_field(offset: int, payload: bytes, writable: bytes) -> Iterator[Field]:

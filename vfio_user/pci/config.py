@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 CONVENTIONAL_SIZE = 256
@@ -10,6 +10,22 @@ EXPRESS_SIZE = 4096
 CAPABILITY_POINTER = 0x34
 FIRST_CAPABILITY = 0x40
 FIRST_EXTENDED = 0x100
+
+
+def check_bits(owner: object, bits: Mapping[str, int]) -> None:
+    """Compare numbers of a description, by name, with the bits of their places.
+
+    Raises:
+        TypeError: one is no number.
+        ValueError: it has more.
+    """
+    for name, width in bits.items():
+        number = getattr(owner, name)
+        if not isinstance(number, int):
+            raise TypeError(f"{name} is {number!r}: it has to be an int of {width} bits, such as 0x10")
+        if not 0 <= number < 1 << width:
+            raise ValueError(f"{name} has {width} bits, and {number:#x} does not fit")
+
 
 Watcher = Callable[[int, int], None]
 """Told the old and the new value of the register that it watches, after a write."""

@@ -7,7 +7,14 @@ from dataclasses import dataclass
 
 from vfio_user.pci.bar import ROM_OFFSET, Bar
 from vfio_user.pci.capabilities import Capability, PciExpress
-from vfio_user.pci.config import CAPABILITY_POINTER, CONVENTIONAL_SIZE, EXPRESS_SIZE, ConfigSpace, Field
+from vfio_user.pci.config import (
+    CAPABILITY_POINTER,
+    CONVENTIONAL_SIZE,
+    EXPRESS_SIZE,
+    ConfigSpace,
+    Field,
+    check_bits,
+)
 from vfio_user.pci.placement import Placed, place_capabilities
 
 COMMAND = 0x04
@@ -47,12 +54,7 @@ class PciIds:
             TypeError: it is none.
             ValueError: it has more.
         """
-        for name, bits in ID_BITS.items():
-            number = getattr(self, name)
-            if not isinstance(number, int):
-                raise TypeError(f"{name} is {number!r}: it has to be an int of {bits} bits, such as 0x10")
-            if not 0 <= number < 1 << bits:
-                raise ValueError(f"{name} has {bits} bits, and {number:#x} does not fit")
+        check_bits(self, ID_BITS)
 
 
 def build_config_space(

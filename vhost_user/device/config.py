@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar, cast
 
 from userdev.counted import counted
-from userdev.declare.declared import authors_frame, declarations, source_of
+from userdev.declare.declared import authors_frame, declarations, no_flag, source_of
 from userdev.declare.state import State
 from userdev.declare.values import shown
 from userdev.errors import DeclarationError
@@ -52,7 +52,7 @@ class ConfigField(State):
             return f"a field is a number or bytes, not {self.default!r}"
         if self.wanted is not None and (type(self.wanted) is not int or not 0 <= self.wanted < MAX_CONFIG):
             return f"an offset is from 0 to {MAX_CONFIG - 1}, not {self.wanted!r}"
-        return super().mistake()
+        return no_flag(writable=self.writable) or super().mistake()
 
     def __set__(self, device: object, value: object) -> None:
         """Take a value that an author assigns: a front-end would be refused what the field has no room for.
