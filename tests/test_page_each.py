@@ -18,10 +18,12 @@ from tests.test_page_moments import at, iso, lines
 from tests.traced import BOTH, REGISTERS, UP, Written
 from userdev.relay.direction import Direction
 from userdev.trace import View
+from userdev.trace.perfetto import trace_events
 from vfio_user.interposer.trace.registers import NamedRegister, RegisterMap
 from vfio_user.page.document import write_page
 from vfio_user.page.names import COLLECTED
 from vfio_user.page.texts import seconds_of
+from vfio_user.traces import open_trace
 from vfio_user.wire import Command
 from vfio_user.wire import layouts as at_wire
 
@@ -135,6 +137,22 @@ def test_lines_end_as_a_terminal_ends_them(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "guest.console.timed.log").write_bytes(said.encode())
     assert [*kinds(tmp_path / "run", {"timeline.json": STEP})] == ["boot", "one", "two", "three"]
+
+
+def test_what_ends_a_line_elsewhere_ends_none_of_a_guest(tmp_path: Path) -> None:
+    """A progress bar says CR, and what it is followed by may be the cause of all."""
+    panic = "Kernel panic - not syncing: gone"
+    for end in ("\r", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029"):
+        (folder := tmp_path / f"{ord(end):x}").mkdir()
+        (folder / "guest.console.timed.log").write_bytes(f"{at(1):.1f} 99 %{end}{panic}\n".encode())
+        (folder / "guest.qmp.log").write_bytes(f'{iso(2)} <- {{"event": "RESET{end}{panic}"}}\n'.encode())
+        found = kinds(folder, {"timeline.json": STEP})
+        ends = [title for title in found if title.endswith(panic)]
+        assert [found[title] for title in ends] == (["wrong"] if end < " " else ["wrong", "event"]), repr(end)
+        with Written(folder / "some.trace") as trace:
+            view = open_trace(trace.path)
+        events = trace_events(view.shown.lanes, view.header, (), console_log=folder / "guest.console.timed.log")
+        assert [event["name"] for event in events if event["ph"] == "i"] == [f"99 %{end}{panic}"], repr(end)
 
 
 def test_a_kernel_log_goes_by_when_it_was_taken_last(tmp_path: Path) -> None:

@@ -158,6 +158,7 @@ def _meta(what: str, lane: int, **args: object) -> Event:
 
 def _lines(path: Path) -> list[str]:
     try:
-        return path.read_text(errors="replace").splitlines()
+        lines = path.read_bytes().decode(errors="replace").split("\n")  # a guest says CR, and what else ends lines
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
+    return [line.removesuffix("\r") for line in lines]

@@ -16,7 +16,7 @@ from vfio_user.harness.artifacts import installed_version
 from vfio_user.harness.digests import file_digest, sources_digest
 from vfio_user.harness.qemu import Qemu, manifest_name, program_of
 from vfio_user.page.names import COMMANDS
-from vfio_user.page.texts import json_of, text_of
+from vfio_user.page.texts import json_of, lines_of, text_of
 
 
 def recorded(folder: Path) -> dict[str, Any]:
@@ -116,6 +116,6 @@ def _qemu(facts: Any) -> QemuFacts | None:
 
 def _programs(path: Path) -> Iterator[Program]:
     """The command lines that a lab has written down: a comment with the name, and the line."""
-    for name, command in itertools.pairwise(text_of(path).splitlines()):
+    for name, command in itertools.pairwise(lines_of(path)):
         if name.startswith("# "):
             yield Program(name=name.removeprefix("# "), command=tuple(_split(command)))

@@ -11,7 +11,7 @@ from userdev.printable import printable
 from userdev.process import Child
 from userdev.serving.authored import is_authors
 from vfio_user.page.logs import SERVER_LINE, moment_near
-from vfio_user.page.texts import text_of
+from vfio_user.page.texts import lines_of, text_of
 
 _TRACEBACK = "Traceback (most recent call last):"
 _FRAME = re.compile(r'  File "(.+)", line (\d+), in (\S+)')
@@ -81,7 +81,7 @@ def still_at_work(children: Iterable[Child]) -> str:
 
 
 def _first_of(child: Child) -> LoggedException | None:
-    lines = text_of(child.log).splitlines()
+    lines = lines_of(child.log)
     now = datetime.fromtimestamp(child.began)
     for index, line in enumerate(lines):
         if (told := SERVER_LINE.match(line)) is not None:

@@ -17,7 +17,7 @@ from vfio_user.harness.last_words import told_end
 from vfio_user.harness.server_exceptions import logged_exceptions
 from vfio_user.harness.timeouts import waited
 from vfio_user.page.logs import SERVER_LINE, moment_near
-from vfio_user.page.texts import text_of
+from vfio_user.page.texts import lines_of
 
 BROKE = re.compile(r"WARNING (?P<who>.+) is broken until it is started again: (?P<why>.*)")
 """What a back-end says of a queue that is broken, behind the time."""
@@ -117,7 +117,7 @@ def _broken_queue_of(child: Child) -> Trouble | None:
     """The first of its queues that broke and does not run again, by its log."""
     now = datetime.fromtimestamp(child.began)
     broken: dict[str, Trouble] = {}
-    for told in filter(None, map(SERVER_LINE.match, text_of(child.log).splitlines())):
+    for told in filter(None, map(SERVER_LINE.match, lines_of(child.log))):
         now = moment_near(told[1], now)
         if (works := WORKS.match(told[2])) is not None:
             broken.pop(works["who"], None)

@@ -10,7 +10,7 @@ from typing import Any
 
 from vfio_user.page.axis import Axis, Kind, Row
 from vfio_user.page.names import COLLECTED
-from vfio_user.page.texts import json_of, seconds_of, text_of
+from vfio_user.page.texts import json_of, lines_of, seconds_of
 
 _CONSOLE = re.compile(r"^(\d{9,}\.\d+) (.*)$")
 _KERNEL = re.compile(r"^\[ *(\d+\.\d+)\](?:\[[^]]*\])? (.*)$")
@@ -51,7 +51,7 @@ def _described(error: Any) -> str:
 
 def _messages(path: Path) -> Iterator[tuple[int, str, dict[str, Any]]]:
     """Moment, direction and body of each line that has these."""
-    for line in _lines(path):
+    for line in lines_of(path):
         try:
             moment, direction, rest = line.split(" ", 2)
             body = json_of(rest)
@@ -65,7 +65,7 @@ def _messages(path: Path) -> Iterator[tuple[int, str, dict[str, Any]]]:
 def put_console(axis: Axis, path: Path) -> None:
     """Put a console's log with times on the axis, a line each."""
     row = Row("console", path.name.removesuffix(".console.timed.log"))
-    for line in _lines(path):
+    for line in lines_of(path):
         found = _CONSOLE.match(line)
         if found and found[2].strip() and (when := _nanoseconds(found[1])) is not None:
             axis.tell(row, when, found[2], {}, _of(found[2]))
@@ -77,7 +77,7 @@ def put_kernel_log(axis: Axis, path: Path, since: int) -> None:
     Only where it says when it was taken (`COLLECTED`): its times are those of the guest's clock.
     """
     row = Row("kernel log", path.name.removesuffix(".dmesg.log"))
-    matches = filter(None, map(_KERNEL.match, _lines(path)))
+    matches = filter(None, map(_KERNEL.match, lines_of(path)))
     lines = [(up, found[2]) for found in matches if (up := _nanoseconds(found[1])) is not None]
     marks = [(up, taken) for up, text in lines if COLLECTED in text if (taken := _nanoseconds(text.split()[-1]))]
     if not marks:
@@ -96,7 +96,7 @@ def put_server_log(axis: Axis, path: Path, since: int, until: int) -> None:
     """
     row = Row("server log", path.name.removesuffix(".server.log"))
     now = datetime.fromtimestamp(since / 1e9)
-    for found in filter(None, map(SERVER_LINE.match, _lines(path))):
+    for found in filter(None, map(SERVER_LINE.match, lines_of(path))):
         now = moment_near(found[1], now)
         when = round(now.timestamp() * 1e9)
         if since <= when <= until:
@@ -116,7 +116,3 @@ def _nanoseconds(said: object) -> int | None:
     """Nanoseconds of seconds; None where it is none, or beyond what a clock says."""
     seconds = seconds_of(said)
     return None if seconds is None else round(seconds * 1e9)
-
-
-def _lines(path: Path) -> list[str]:
-    return text_of(path).splitlines()

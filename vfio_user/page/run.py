@@ -8,7 +8,7 @@ from typing import Any
 
 from vfio_user.page.axis import Axis, Kind, Row
 from vfio_user.page.names import GUEST_COMMANDS, MIGRATIONS, PROCESSES, SOAK, TIMELINE
-from vfio_user.page.texts import json_of, seconds_of, text_of
+from vfio_user.page.texts import json_of, lines_of, seconds_of, text_of
 
 
 def put_steps(axis: Axis, folder: Path) -> None:
@@ -111,7 +111,7 @@ def _objects(path: Path) -> list[dict[str, Any]]:
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     """The objects of a file of JSON lines."""
-    for line in text_of(path).splitlines():
+    for line in lines_of(path):
         found = json_of(line)
         if isinstance(found, dict):
             yield found

@@ -11,7 +11,7 @@ from userdev.printable import printable
 from userdev.process import tail
 from vfio_user.page.names import COMMANDS
 from vfio_user.page.noise import NOISE
-from vfio_user.page.texts import text_of
+from vfio_user.page.texts import lines_of
 
 LAST_LINES = 400
 """Of a log that are shown; the file is beside the page."""
@@ -83,4 +83,4 @@ def _said(folder: Path, pattern: str) -> Iterator[Said]:
 
 def _noise(path: Path) -> list[str]:
     """The lines of a log that are noise."""
-    return [line for line in text_of(path).splitlines() if NOISE.search(line)]
+    return [line for line in lines_of(path) if NOISE.search(line)]

@@ -21,6 +21,14 @@ def text_of(path: Path) -> str:
         return ""
 
 
+def lines_of(path: Path) -> list[str]:
+    """The lines of a text file, as `text_of` has it. They end in LF or CR LF: what else ends a line somewhere (CR, a
+    form feed, U+2028) is what a guest or a device has said in one.
+    """
+    lines = text_of(path).split("\n")
+    return [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]
+
+
 def json_of(text: str) -> Any:
     """The value in a text; None where there is none."""
     try:
