@@ -70,8 +70,7 @@ REGISTERS = {
 """Of a capability each, as they are in a config space."""
 
 
-@pytest.mark.parametrize(
-    ("name", "expected", "rendered"),
+@for_each_row(
     [
         (
             "Power Management",
@@ -110,10 +109,10 @@ REGISTERS = {
         ),
         ("Vendor Specific", {"length": 20}, "length 20"),
         ("Subsystem Id", {"vendor": 0x1AF4, "device": 0x1100}, "vendor 0x1af4, device 0x1100"),
-    ],
+    ]
 )
 def test_a_capability_is_taken_apart_and_shown(
-    described: Description, name: str, expected: dict[str, object], rendered: str
+    name: str, expected: dict[str, object], rendered: str, described: Description
 ) -> None:
     (capability,) = ConfigSpaceDump(bytes(config({0x40: REGISTERS[name]}, first=0x40))).capabilities()
     assert capability == FoundCapability(0x40, REGISTERS[name][0], name, details=expected)

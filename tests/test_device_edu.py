@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.cases import for_each_row
+from tests.cases import for_each, for_each_row
 from tests.device_kit import CONFIG, INTX, MSI, MSIX
 from userdev_servers.edu import Edu
 from vfio_user import ResetKind
@@ -71,8 +71,8 @@ def test_identification_and_liveness(driver: Driver) -> None:
     assert driver.read(0x04) == 0xEDCBA987
 
 
-@pytest.mark.parametrize("number", [0, 1, 5, 12, 13, 20, 33, 34, 35, 1000, ONES])
-def test_factorial_modulo_2_to_32(driver: Driver, number: int) -> None:
+@for_each([0, 1, 5, 12, 13, 20, 33, 34, 35, 1000, ONES])
+def test_factorial_modulo_2_to_32(number: int, driver: Driver) -> None:
     driver.write(FACTORIAL, number)
     assert driver.read(STATUS) & 1 == 0
     assert driver.read(FACTORIAL) == (math.factorial(number) % (1 << 32) if number < 2000 else 0)
@@ -89,8 +89,7 @@ def test_the_interrupt_after_a_factorial_is_wanted_or_not(driver: Driver) -> Non
     wires.close()
 
 
-@pytest.mark.parametrize(
-    ("offset", "width", "value"),
+@for_each_row(
     [
         (0x00, 8, (1 << 64) - 1),
         (0x20, 8, (1 << 64) - 1),
@@ -105,9 +104,9 @@ def test_the_interrupt_after_a_factorial_is_wanted_or_not(driver: Driver) -> Non
         (0x00, 2, 0),
         (0x02, 4, 0),
         (0x84, 8, 0),
-    ],
+    ]
 )
-def test_accesses_that_no_register_takes_read_as_in_qemu(driver: Driver, offset: int, width: int, value: int) -> None:
+def test_accesses_that_no_register_takes_read_as_in_qemu(offset: int, width: int, value: int, driver: Driver) -> None:
     assert driver.read(offset, width) == value
     driver.write(offset, 0, width)
     assert driver.read(offset, width) == value
@@ -233,8 +232,7 @@ def test_a_transfer_may_be_of_the_whole_buffer_and_of_addresses_above_the_mask(d
     assert bytes(driver.edu.buffer) == os.pread(driver.ram, 4096, 0x1000) == pattern
 
 
-@pytest.mark.parametrize(
-    ("source", "destination", "count", "direction"),
+@for_each_row(
     [
         (0, BUFFER + 4090, 16, 0),
         (0, BUFFER - 1, 1, 0),
@@ -242,10 +240,10 @@ def test_a_transfer_may_be_of_the_whole_buffer_and_of_addresses_above_the_mask(d
         (BUFFER, 0xFFF8, 16, TO_RAM),
         (BUFFER + 4096, 0, 1, TO_RAM),
         (0, 0, 1 << 63, 0),
-    ],
+    ]
 )
 def test_a_transfer_out_of_bounds_moves_nothing_and_ends(
-    driver: Driver, source: int, destination: int, count: int, direction: int
+    source: int, destination: int, count: int, direction: int, driver: Driver
 ) -> None:
     driver.edu.buffer[:] = b"\xee" * 4096
     driver.transfer(source, destination, count, RUN | INTERRUPT | direction)

@@ -127,12 +127,11 @@ def test_a_stored_register_takes_only_its_writable_bits(board: Board) -> None:
     assert board.partly == 0xFFFF5678
 
 
-@pytest.mark.parametrize(
-    ("offset", "width", "value"),
-    [(0, 1, 0x11), (1, 1, 0x22), (3, 1, 0x44), (2, 2, 0x4433), (1, 2, 0x3322), (0, 8, 0x44332211), (0x10, 4, 0xBEEF)],
+@for_each_row(
+    [(0, 1, 0x11), (1, 1, 0x22), (3, 1, 0x44), (2, 2, 0x4433), (1, 2, 0x3322), (0, 8, 0x44332211), (0x10, 4, 0xBEEF)]
 )
 def test_a_narrow_wide_or_unaligned_read_takes_the_bytes_it_covers(
-    board: Board, offset: int, width: int, value: int
+    offset: int, width: int, value: int, board: Board
 ) -> None:
     assert read_register(board, 0, offset, width) == value
 
@@ -190,12 +189,11 @@ def test_a_bar_is_as_large_as_what_is_in_it_in_whole_pages(board: Board) -> None
     assert [region.size for region in function_of(board).regions[1:7]] == [0] * 6
 
 
-@pytest.mark.parametrize(
-    ("region", "offset", "count"),
-    [(0, 0x1000, 1), (0, 0xFFC, 8), (0, 1 << 63, 4), (1, 0, 1), (6, 0, 4), (8, 0, 4), (9, 0, 4), (1 << 31, 0, 4)],
+@for_each_row(
+    [(0, 0x1000, 1), (0, 0xFFC, 8), (0, 1 << 63, 4), (1, 0, 1), (6, 0, 4), (8, 0, 4), (9, 0, 4), (1 << 31, 0, 4)]
 )
 def test_an_access_past_the_end_is_refused_and_changes_nothing(
-    board: Board, region: int, offset: int, count: int
+    region: int, offset: int, count: int, board: Board
 ) -> None:
     before = board.digest()
     with pytest.raises(ProtocolError) as refusal:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
+from tests.cases import for_each_row
 from tests.device_kit import BOOL, ERR, EVENTFD, INTX, MASK, MSI, MSIX, NONE, REQ, TRIGGER, UNMASK, open_fds
 from vfio_user import IntX, Msi, MsiX, PciDevice, PciIds, ProtocolError
 from vfio_user.device import function_of
@@ -85,8 +86,7 @@ def test_a_device_may_have_no_interrupt_for_errors_and_none_that_asks_for_it_bac
     device.close()
 
 
-@pytest.mark.parametrize(
-    ("index", "start", "count", "action", "data", "bools", "fds"),
+@for_each_row(
     [
         (5, 0, 1, TRIGGER, NONE, b"", 0),
         (MSIX, 8, 1, TRIGGER, NONE, b"", 0),
@@ -104,11 +104,9 @@ def test_a_device_may_have_no_interrupt_for_errors_and_none_that_asks_for_it_bac
         (ERR, 0, 2, TRIGGER, NONE, b"", 0),
         (ERR, 0, 1, MASK, NONE, b"", 0),
         (REQ, 0, 1, UNMASK, NONE, b"", 0),
-    ],
+    ]
 )
 def test_a_wrong_request_is_refused_and_its_descriptors_are_closed(
-    device: Ringer,
-    wires: Vectors,
     index: int,
     start: int,
     count: int,
@@ -116,6 +114,8 @@ def test_a_wrong_request_is_refused_and_its_descriptors_are_closed(
     data: IrqSetFlags,
     bools: bytes,
     fds: int,
+    device: Ringer,
+    wires: Vectors,
 ) -> None:
     before = open_fds()
     with pytest.raises(ProtocolError) as refusal:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cases import for_each_row
 from tests.device_kit import open_fds
 from userdev.transport import close_all
 from vfio_user import ProtocolError
@@ -52,8 +53,7 @@ def refused(dma: Dma, *arguments: object, **named: object) -> int:
     return refusal.value.errno
 
 
-@pytest.mark.parametrize(
-    ("iova", "size", "flags", "with_fd", "offset", "expected"),
+@for_each_row(
     [
         (0, PAGE, RW | MMAP, False, 0, errno.EINVAL),
         (0, PAGE, RW | FILE_IO, False, 0, errno.EINVAL),
@@ -69,10 +69,10 @@ def refused(dma: Dma, *arguments: object, **named: object) -> int:
         (0x10000, PAGE, RW, False, 0, errno.EINVAL),
         (0x10800, 0x100, RW, False, 0, errno.EINVAL),
         (0, 0x40000, RW, False, 0, errno.EINVAL),
-    ],
+    ]
 )
 def test_a_wrong_map_is_refused_and_changes_nothing(
-    dma: Dma, ram: int, iova: int, size: int, flags: int, with_fd: bool, offset: int, expected: int
+    iova: int, size: int, flags: int, with_fd: bool, offset: int, expected: int, dma: Dma, ram: int
 ) -> None:
     dma.map(0x10000, 2 * PAGE, RW, os.dup(ram), 0)
     assert refused(dma, iova, size, flags, fd=os.dup(ram) if with_fd else None, offset=offset) == expected

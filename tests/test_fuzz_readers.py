@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.cases import for_each
 from tests.fuzzing_readers import Reader, campaign, readers
 
 NAMES = [
@@ -44,8 +45,8 @@ def test_the_stage_has_all_of_them(known: dict[str, Reader]) -> None:
     assert list(known) == NAMES
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_what_is_good_is_read(known: dict[str, Reader], name: str) -> None:
+@for_each(NAMES)
+def test_what_is_good_is_read(name: str, known: dict[str, Reader]) -> None:
     for sample in known[name].samples:
         known[name].read(sample)
 

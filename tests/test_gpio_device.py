@@ -113,8 +113,8 @@ def test_outputs_read_back_and_are_told_to_who_watches(both: tuple[Card, Outside
     assert outside.ask(command="get")["outputs"] == 0x0280
 
 
-@pytest.mark.parametrize("line", range(16))
-def test_every_input_is_on_its_own_bit(both: tuple[Card, Outside], line: int) -> None:
+@for_each(range(16))
+def test_every_input_is_on_its_own_bit(line: int, both: tuple[Card, Outside]) -> None:
     card, outside = both
     assert outside.ask(command="set", input=line, value=1)["inputs"] == 1 << line
     assert card.read(IN_LOW) | card.read(IN_HIGH) << 8 == 1 << line
@@ -174,8 +174,7 @@ def test_a_reset_drops_outputs_and_keeps_what_is_wired_to_the_inputs(both: tuple
     assert outside.ask(command="get")["interrupt_enabled"] is False
 
 
-@pytest.mark.parametrize(
-    "text",
+@for_each(
     [
         "nonsense",
         "[]",
@@ -192,9 +191,9 @@ def test_a_reset_drops_outputs_and_keeps_what_is_wired_to_the_inputs(both: tuple
         '{"command": "set", "input": true, "value": true}',
         '{"command": "set", "inputs": true}',
         '{"command": "set", "inputs": 1e400}',
-    ],
+    ]
 )
-def test_a_wrong_request_is_answered_with_an_error(both: tuple[Card, Outside], text: str) -> None:
+def test_a_wrong_request_is_answered_with_an_error(text: str, both: tuple[Card, Outside]) -> None:
     card, outside = both
     assert outside.ask_raw(text)["ok"] is False
     assert outside.ask(command="get")["inputs"] == 0

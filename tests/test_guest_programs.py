@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.cases import for_each_row
 from tests.test_station import IP, OURS, ipv4
 from userdev_servers.station import Station
 
@@ -78,8 +79,8 @@ def test_a_bar_without_mmap_answers_the_same(sysfs: Path) -> None:
     assert (sysfs / "resource0").read_bytes()[0x2010:0x2012] == b"\xfe\xca"
 
 
-@pytest.mark.parametrize(("offset", "width"), [(2, 4), (1 << 20, 4), ((1 << 20) - 4, 8), (-4, 4), (0, 3)])
-def test_accesses_that_could_not_be_one_are_refused(sysfs: Path, offset: int, width: int) -> None:
+@for_each_row([(2, 4), (1 << 20, 4), ((1 << 20) - 4, 8), (-4, 4), (0, 3)])
+def test_accesses_that_could_not_be_one_are_refused(offset: int, width: int, sysfs: Path) -> None:
     from guest_pci import SysfsDevice, find_device
 
     with SysfsDevice(find_device("1234:11e8")) as device, pytest.raises(ValueError, match="access"):

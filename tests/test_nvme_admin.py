@@ -117,8 +117,8 @@ ADMIN = {
 }
 
 
-@pytest.mark.parametrize("name", ADMIN)
-def test_a_malformed_admin_command_is_refused(host: Host, name: str) -> None:
+@for_each(ADMIN)
+def test_a_malformed_admin_command_is_refused(name: str, host: Host) -> None:
     fields, status = ADMIN[name]
     fields = {"prp1": host.allocate(2 * PAGE), **fields}
     done = host.admin.do(fields.pop("opcode"), **fields)

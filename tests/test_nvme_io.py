@@ -169,8 +169,8 @@ def test_deallocated_blocks_are_zeros_and_give_their_place_back(host: Host, disk
     assert disk.stat().st_blocks < before
 
 
-@pytest.mark.parametrize("attributes", range(8))
-def test_blocks_are_deallocated_for_that_attribute_alone(host: Host, disk: Path, attributes: int) -> None:
+@for_each(range(8))
+def test_blocks_are_deallocated_for_that_attribute_alone(attributes: int, host: Host) -> None:
     """The others are hints of how a range will be read or written."""
     assert host.write_blocks(0, pattern(4096)).status == 0
     ranges = host.allocate(PAGE)
@@ -417,16 +417,15 @@ MALFORMED = {
 }
 
 
-@pytest.mark.parametrize("name", MALFORMED)
-def test_a_malformed_command_is_refused_and_nothing_else_happens(host: Host, disk: Path, name: str) -> None:
-    fields, status = MALFORMED[name]
+def test_a_malformed_command_is_refused_and_nothing_else_happens(host: Host, disk: Path) -> None:
     assert host.write_blocks(BLOCKS - 8, pattern(4096)).status == 0
     before = disk.read_bytes()
-    fields = {"prp1": host.allocate(2 * PAGE), **fields}
-    done = host.queues[1].do(fields.pop("opcode"), **fields)
-    assert (done.status, done.do_not_retry) == (status, True)
-    assert disk.read_bytes() == before
-    assert host.read_blocks(BLOCKS - 8, 4096) == pattern(4096)
+    for name, (given, status) in MALFORMED.items():
+        fields = {"prp1": host.allocate(2 * PAGE), **given}
+        done = host.queues[1].do(fields.pop("opcode"), **fields)
+        assert (done.status, done.do_not_retry) == (status, True), name
+        assert disk.read_bytes() == before, name
+        assert host.read_blocks(BLOCKS - 8, 4096) == pattern(4096), name
 
 
 def test_a_ring_of_segments_ends(host: Host) -> None:

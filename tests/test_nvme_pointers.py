@@ -8,6 +8,7 @@ import struct
 
 import pytest
 
+from tests.cases import for_each
 from userdev.errors import ProtocolError
 from userdev_servers.nvme.pointers import BUCKET, MAX_DESCRIPTORS, Buffers, prp_extents, sgl_extents
 from userdev_servers.nvme.spec import Failure, Status
@@ -61,8 +62,8 @@ def pieces(first: int, pages: list[int], length: int) -> list[tuple[int, int]]:
     return found
 
 
-@pytest.mark.parametrize("seed", range(40))
-def test_pages_in_any_order_are_what_the_list_says(guest: Guest, seed: int) -> None:
+@for_each(range(40))
+def test_pages_in_any_order_are_what_the_list_says(seed: int, guest: Guest) -> None:
     """Lists that begin anywhere in a page and are longer than it; pages that follow on each other, and that do not."""
     at_random = random.Random(seed)
     first = at_random.randrange(0, PAGE, 4) + PAGE * at_random.randrange(1000)
@@ -84,8 +85,8 @@ def test_pages_in_any_order_are_what_the_list_says(guest: Guest, seed: int) -> N
 LOW_BITS = [1 << bit for bit in range(12)]
 
 
-@pytest.mark.parametrize("bit", LOW_BITS)
-def test_pages_that_begin_between_two_are_refused_whichever_bit_says_so(guest: Guest, bit: int) -> None:
+@for_each(LOW_BITS)
+def test_pages_that_begin_between_two_are_refused_whichever_bit_says_so(bit: int, guest: Guest) -> None:
     """Only the first may, at multiples of 4; and the list of pages, at multiples of 8."""
     wrong: list[tuple[int, int, int, list[int]]] = [
         (0, bit, 2 * PAGE, []),
@@ -103,8 +104,8 @@ def test_pages_that_begin_between_two_are_refused_whichever_bit_says_so(guest: G
         assert failure.value.field & 0x7FF == Status.INVALID_PRP_OFFSET
 
 
-@pytest.mark.parametrize("bit", LOW_BITS)
-def test_a_list_goes_on_at_the_beginning_of_a_page(guest: Guest, bit: int) -> None:
+@for_each(LOW_BITS)
+def test_a_list_goes_on_at_the_beginning_of_a_page(bit: int, guest: Guest) -> None:
     guest.put(2 * PAGE - 16, struct.pack("<QQ", 8 * PAGE, 4 * PAGE + bit))
     with pytest.raises(Failure) as failure:
         prp_extents(guest.dma, 0, 2 * PAGE - 16, 4 * PAGE, PAGE)
@@ -150,8 +151,8 @@ WRONG_LISTS: dict[str, tuple[bytes, int, Status]] = {
 }
 
 
-@pytest.mark.parametrize("name", WRONG_LISTS)
-def test_a_list_of_pieces_that_is_wrong_is_refused_for_what_is_wrong(guest: Guest, name: str) -> None:
+@for_each(WRONG_LISTS)
+def test_a_list_of_pieces_that_is_wrong_is_refused_for_what_is_wrong(name: str, guest: Guest) -> None:
     segment, kind, status = WRONG_LISTS[name]
     guest.put(PAGE, segment)
     with pytest.raises(Failure) as failure:
@@ -202,10 +203,9 @@ def test_data_goes_to_its_pieces_one_after_the_other(guest: Guest, size: int, ma
     os.close(memory)
 
 
-@pytest.mark.parametrize("writable", [True, False])
-@pytest.mark.parametrize("extents", [[(MEMORY, 512)], [(0, 512), (MEMORY - 1, 2)], [(BUCKET, 8), (MEMORY, 8)]])
+@for_each([True, False], [[(MEMORY, 512)], [(0, 512), (MEMORY - 1, 2)], [(BUCKET, 8), (MEMORY, 8)]])
 def test_data_that_is_not_in_guest_memory_is_refused_before_it_is_moved(
-    guest: Guest, extents: list[tuple[int, int]], writable: bool
+    writable: bool, extents: list[tuple[int, int]], guest: Guest
 ) -> None:
     guest.dma.unmap_all()
     guest.dma.map(0, MEMORY, 3, memory_file(MEMORY))

@@ -12,6 +12,7 @@ from struct import pack, unpack_from
 
 import pytest
 
+from tests.cases import for_each
 from tests.nvme_kit import PAGE, Host, controller
 from userdev_servers.nvme.spec import Admin, Feature, Io, LogPage, Status
 
@@ -102,8 +103,8 @@ STRUCTURES: dict[str, tuple[int, int, bytes]] = {
 }
 
 
-@pytest.mark.parametrize("name", STRUCTURES)
-def test_a_structure_is_what_the_specification_has(host: Host, name: str) -> None:
+@for_each(STRUCTURES)
+def test_a_structure_is_what_the_specification_has(name: str, host: Host) -> None:
     cns, nsid, expected = STRUCTURES[name]
     assert host.identify(cns, nsid) == expected
 
@@ -144,8 +145,8 @@ LOGS: dict[str, tuple[int, bytes]] = {
 }
 
 
-@pytest.mark.parametrize("name", LOGS)
-def test_a_log_page_is_what_the_specification_has(host: Host, name: str) -> None:
+@for_each(LOGS)
+def test_a_log_page_is_what_the_specification_has(name: str, host: Host) -> None:
     number, expected = LOGS[name]
     assert host.log_page(number, len(expected)) == expected
 
@@ -207,8 +208,8 @@ BOUNDS: dict[str, tuple[int, dict[str, int], int]] = {
 }
 
 
-@pytest.mark.parametrize("name", BOUNDS)
-def test_a_field_may_have_what_is_within_its_bounds(host: Host, name: str) -> None:
+@for_each(BOUNDS)
+def test_a_field_may_have_what_is_within_its_bounds(name: str, host: Host) -> None:
     opcode, fields, expected = BOUNDS[name]
     done = host.admin.do(opcode, **{"prp1": host.allocate(2 * PAGE), **fields})
     assert done.status == expected

@@ -7,10 +7,12 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from tests.cases import for_each, for_each_row
 from vfio_user.cli import main
 
 HEAD = """\
@@ -33,15 +35,15 @@ class Nic(PciDevice):
 Serve = Callable[..., str]
 
 
-@pytest.fixture
-def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Serve]:
+@contextmanager
+def serving(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Serve]:
     """Serve a device of this folder, which has to be refused; what is said."""
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(folder)
     monkeypatch.delenv("VFIO_USER_TRACEBACK", raising=False)
     before, modules = list(sys.path), set(sys.modules)
 
     def run(name: str, *options: str, status: int = 2) -> str:
-        words = ["vfio-user", "serve", name, *(options or ("--socket-path", str(tmp_path / "socket")))]
+        words = ["vfio-user", "serve", name, *(options or ("--socket-path", str(folder / "socket")))]
         monkeypatch.setattr(sys, "argv", words)
         with pytest.raises(SystemExit) as ended:
             main()
@@ -52,8 +54,15 @@ def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     yield run
     sys.path[:] = before
     for added in set(sys.modules) - modules:
-        if str(getattr(sys.modules[added], "__file__", None) or "").startswith(str(tmp_path)):
+        if str(getattr(sys.modules[added], "__file__", None) or "").startswith(str(folder)):
             del sys.modules[added]
+
+
+@pytest.fixture
+def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Serve]:
+    """The same of a test's folder."""
+    with serving(tmp_path, monkeypatch, capsys) as run:
+        yield run
 
 
 MISTAKES: dict[str, tuple[int, str, str]] = {
@@ -129,14 +138,20 @@ MISTAKES: dict[str, tuple[int, str, str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("line", "words", "body"), MISTAKES.values(), ids=MISTAKES)
+@for_each_row(MISTAKES)
 def test_a_mistake_in_a_class_is_told_to_its_author(
-    line: int, words: str, body: str, tmp_path: Path, serve: Serve
+    line: int,
+    words: str,
+    body: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     body = body.removeprefix("\n") if "\n" in body else body
     text = f"{HEAD}class D(PciDevice):\n    ids = IDS\n{textwrap.indent(textwrap.dedent(body), '    ')}\n"
     (tmp_path / "nic.py").write_text(text)
-    said = serve("nic:D", *(("--limit", "x", "--socket-path", "s") if "text" in words or words == "limit" else ()))
+    with serving(tmp_path, monkeypatch, capsys) as serve:
+        said = serve("nic:D", *(("--limit", "x", "--socket-path", "s") if "text" in words or words == "limit" else ()))
     assert_told(said, words)
     if words not in ("fd", "limit"):
         assert f"{tmp_path / 'nic.py'}:" in said
@@ -174,14 +189,15 @@ MODULES: dict[str, tuple[str, str]] = {
 }
 
 
-@pytest.mark.parametrize(("text", "words"), MODULES.values(), ids=MODULES)
-@pytest.mark.parametrize("name", ["nic:Nic", "./nic.py:Nic", "{folder}/nic.py:Nic"], ids=["module", "file", "path"])
+@for_each(MODULES, ["nic:Nic", "./nic.py:Nic", "{folder}/nic.py:Nic"])
 def test_a_mistake_in_a_module_is_told_to_its_author(
-    name: str, text: str, words: str, tmp_path: Path, serve: Serve
+    mistake: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    text, words = MODULES[mistake]
     (tmp_path / "nul.py").write_bytes(b"\0")
     (tmp_path / "nic.py").write_bytes(text.encode(errors="surrogateescape"))
-    assert_told(serve(name.format(folder=tmp_path)), words)
+    with serving(tmp_path, monkeypatch, capsys) as serve:
+        assert_told(serve(name.format(folder=tmp_path)), words)
 
 
 NAMES = {
@@ -197,10 +213,13 @@ NAMES = {
 }
 
 
-@pytest.mark.parametrize(("name", "words"), NAMES.items())
-def test_a_name_that_means_nothing_is_told(name: str, words: str, tmp_path: Path, serve: Serve) -> None:
+@for_each_row(NAMES.items())
+def test_a_name_that_means_nothing_is_told(
+    name: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "nic.py").write_text(GOOD)
-    assert_told(serve(name), words)
+    with serving(tmp_path, monkeypatch, capsys) as serve:
+        assert_told(serve(name), words)
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "\udcff"])

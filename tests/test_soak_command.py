@@ -169,8 +169,7 @@ def test_a_disk_that_is_full_ends_it_with_the_reason_and_what_was_done(
     assert run(monkeypatch, "--until", "10").guests[0].lived[0].number == 5
 
 
-@pytest.mark.parametrize(
-    ("words", "told"),
+@for_each_row(
     [
         (["--weight", "hopp=1"], "did you mean 'hop'"),
         (["--only-events", "hopp"], "did you mean 'hop'"),
@@ -182,10 +181,10 @@ def test_a_disk_that_is_full_ends_it_with_the_reason_and_what_was_done(
         (["--device", "dorbell:Doorbell"], "there is no module 'dorbell'"),
         (["--only", "x"], "3,17"),
         (["--only", "3"], "--seed"),
-    ],
+    ]
 )
 def test_what_cannot_be_meant_is_refused_before_anything_starts(
-    results: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], told: str
+    words: list[str], told: str, results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(UserError) as refused:
         run(monkeypatch, *words)

@@ -349,10 +349,9 @@ def test_what_is_not_known_is_a_question_to_the_front_end(
     assert caught.value.message == IotlbMessage(missing, 0, 0, permission, IotlbType.MISS)
 
 
-@pytest.mark.parametrize("allowed", [1, 2, 3])
-@pytest.mark.parametrize("wanted", [1, 2, 3])
+@for_each([1, 2, 3], [1, 2, 3])
 def test_a_translation_is_good_for_all_that_it_allows_together_and_for_no_more(
-    translated: Translated, allowed: int, wanted: int
+    allowed: int, wanted: int, translated: Translated
 ) -> None:
     translated.update(0x10000, 0x1000, USER, allowed)
     if wanted & allowed == wanted:
@@ -398,8 +397,7 @@ def test_an_update_takes_the_place_of_what_it_overlaps(translated: Translated) -
     assert translated.iotlb.translate(0x1000, 1, Permission.READ) == [(0x8000, 1)]
 
 
-@pytest.mark.parametrize(
-    "message",
+@for_each(
     [
         IotlbMessage(0, 0x1000, USER - 1, 3, IotlbType.UPDATE),
         IotlbMessage(0, 0x1000, USER + MIB - 1, 3, IotlbType.UPDATE),
@@ -410,9 +408,9 @@ def test_an_update_takes_the_place_of_what_it_overlaps(translated: Translated) -
         IotlbMessage((1 << 64) - 1, 2, 0, 0, IotlbType.INVALIDATE),
         IotlbMessage(0, 0x1000, USER, 3, IotlbType.MISS),
         IotlbMessage(0, 0x1000, USER, 3, 77),
-    ],
+    ]
 )
-def test_a_wrong_iotlb_message_is_refused(translated: Translated, message: IotlbMessage) -> None:
+def test_a_wrong_iotlb_message_is_refused(message: IotlbMessage, translated: Translated) -> None:
     with pytest.raises(ProtocolError):
         translated.iotlb.handle(message)
     assert len(translated.iotlb) == 0

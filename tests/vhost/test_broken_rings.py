@@ -64,23 +64,24 @@ BAD_CHAINS: dict[str, Callable[[AnyDriver], object]] = {
 
 
 @BOTH
-@pytest.mark.parametrize("what", BAD_CHAINS)
-def test_a_bad_chain_breaks_its_ring_and_no_other(guest: Guest, kind: type[AnyDriver], what: str) -> None:
-    driver = kind(guest, 8, ALL)
-    ring = driver.ring()
-    BAD_CHAINS[what](driver)
-    with pytest.raises(BrokenRing) as caught:
-        ring.pop()
-    driver.request()
-    with pytest.raises(BrokenRing) as again:
-        ring.pop()
-    assert str(again.value) == str(caught.value) == ring.broken
-    with pytest.raises(BrokenRing):
-        ring.enable_kicks()
-    with Guest() as elsewhere:
-        other = kind(elsewhere, 8, ALL)
-        other.request()
-        take(other.ring())
+@for_each(BAD_CHAINS)
+def test_a_bad_chain_breaks_its_ring_and_no_other(what: str, kind: type[AnyDriver]) -> None:
+    with Guest() as guest:
+        driver = kind(guest, 8, ALL)
+        ring = driver.ring()
+        BAD_CHAINS[what](driver)
+        with pytest.raises(BrokenRing) as caught:
+            ring.pop()
+        driver.request()
+        with pytest.raises(BrokenRing) as again:
+            ring.pop()
+        assert str(again.value) == str(caught.value) == ring.broken
+        with pytest.raises(BrokenRing):
+            ring.enable_kicks()
+        with Guest() as elsewhere:
+            other = kind(elsewhere, 8, ALL)
+            other.request()
+            take(other.ring())
 
 
 @BOTH
@@ -154,15 +155,13 @@ def split_index_jumps(driver: SplitDriver) -> None:
     driver.offer(0)
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [split_loop, split_beyond, split_table_loop, split_table_beyond, split_index_jumps, lambda d: d.offer(8)],
-)
-def test_what_a_split_ring_cannot_have_breaks_it(guest: Guest, wrong: Any) -> None:
-    driver = SplitDriver(guest, 8, ALL)
-    wrong(driver)
-    with pytest.raises(BrokenRing):
-        driver.ring().pop()
+@for_each([split_loop, split_beyond, split_table_loop, split_table_beyond, split_index_jumps, lambda d: d.offer(8)])
+def test_what_a_split_ring_cannot_have_breaks_it(wrong: Any) -> None:
+    with Guest() as guest:
+        driver = SplitDriver(guest, 8, ALL)
+        wrong(driver)
+        with pytest.raises(BrokenRing):
+            driver.ring().pop()
 
 
 def test_an_available_index_is_ahead_of_the_ring_by_its_size_at_most(guest: Guest) -> None:

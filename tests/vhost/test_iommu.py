@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.cases import for_each_row
+from tests.cases import for_each, for_each_row
 from tests.vhost.both import BOTH
 from tests.vhost.channel import PATIENCE, Channel
 from tests.vhost.reverse import Reverse
@@ -385,8 +385,7 @@ def test_the_front_ends_own_end_is_no_channel(stranger: FrontEnd) -> None:
     stranger.settle()
 
 
-@pytest.mark.parametrize(
-    "wrong",
+@for_each(
     [
         update(0, USER + MEMORY),
         update(0, USER, MEMORY + 1),
@@ -396,9 +395,9 @@ def test_the_front_ends_own_end_is_no_channel(stranger: FrontEnd) -> None:
         update(0, USER, permissions=4),
         IotlbMessage(0, PAGE, USER, 3, IotlbType.MISS),
         IotlbMessage(0, PAGE, USER, 3, 77),
-    ],
+    ]
 )
-def test_a_translation_that_cannot_be_is_refused_in_an_answer(behind: FrontEnd, wrong: IotlbMessage) -> None:
+def test_a_translation_that_cannot_be_is_refused_in_an_answer(wrong: IotlbMessage, behind: FrontEnd) -> None:
     assert know(behind, wrong)
     behind.settle()
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.cases import for_each
 from tests.vhost.both import BOTH
 from tests.vhost_kit import (
     ALL,
@@ -43,15 +44,15 @@ def test_a_request_reaches_the_device_and_comes_back(guest: Guest, kind: type[An
 
 
 @BOTH
-@pytest.mark.parametrize("size", [1, 2, 8, 256])
-@pytest.mark.parametrize("start", [0, 0xFFFE])
-def test_a_ring_goes_round_and_round(guest: Guest, kind: type[AnyDriver], size: int, start: int) -> None:
-    driver = kind(guest, size, ALL, start=start)
-    ring = driver.ring()
-    for _ in range(3 * size + 5):
-        driver.request(writable=(), indirect=True)
-        assert finish_last(ring, driver)
-    assert driver.seen == driver.added
+@for_each([1, 2, 8, 256], [0, 0xFFFE])
+def test_a_ring_goes_round_and_round(size: int, start: int, kind: type[AnyDriver]) -> None:
+    with Guest() as guest:
+        driver = kind(guest, size, ALL, start=start)
+        ring = driver.ring()
+        for _ in range(3 * size + 5):
+            driver.request(writable=(), indirect=True)
+            assert finish_last(ring, driver)
+        assert driver.seen == driver.added
 
 
 def test_a_split_ring_has_as_many_descriptors_as_virtio_allows_and_no_more() -> None:
@@ -236,23 +237,21 @@ def test_a_driver_that_wants_no_interrupts_is_told_once_at_the_start_at_most(
 
 
 @BOTH
-@pytest.mark.parametrize("start", [0, 5, 0xFFFC, 0xFFFF])
-@pytest.mark.parametrize("after", [1, 2, 3])
-def test_with_event_idx_a_driver_is_told_when_it_wants(
-    guest: Guest, kind: type[AnyDriver], start: int, after: int
-) -> None:
-    driver = kind(guest, 8, ALL, start=start)
-    ring = driver.ring()
-    driver.request(writable=())
-    finish(ring, take(ring))
-    driver.collect()
-    driver.wants_interrupt_after(after)
-    told = []
-    for _ in range(4):
+@for_each([0, 5, 0xFFFC, 0xFFFF], [1, 2, 3])
+def test_with_event_idx_a_driver_is_told_when_it_wants(start: int, after: int, kind: type[AnyDriver]) -> None:
+    with Guest() as guest:
+        driver = kind(guest, 8, ALL, start=start)
+        ring = driver.ring()
         driver.request(writable=())
-        told.append(finish(ring, take(ring)))
-    assert told.index(True) == after - 1
-    assert told.count(True) == 1
+        finish(ring, take(ring))
+        driver.collect()
+        driver.wants_interrupt_after(after)
+        told = []
+        for _ in range(4):
+            driver.request(writable=())
+            told.append(finish(ring, take(ring)))
+        assert told.index(True) == after - 1
+        assert told.count(True) == 1
 
 
 @BOTH
@@ -272,20 +271,20 @@ def test_with_event_idx_a_batch_over_the_wanted_place_is_told(guest: Guest, kind
 
 
 @BOTH
-@pytest.mark.parametrize("features", [F.VERSION_1, ALL])
-@pytest.mark.parametrize("start", [0, 7])
-def test_kicks_are_asked_for_and_not(guest: Guest, kind: type[AnyDriver], features: F, start: int) -> None:
-    driver = kind(guest, 8, features, start=start)
-    ring = driver.ring()
-    ring.disable_kicks()
-    assert not ring.enable_kicks()
-    driver.request(writable=())
-    wanted = [driver.wants_kick]
-    finish(ring, take(ring))
-    ring.disable_kicks()
-    driver.request(writable=())
-    assert [*wanted, driver.wants_kick] == [True, False]
-    assert ring.enable_kicks(), "it has come before the driver could know"
+@for_each([F.VERSION_1, ALL], [0, 7])
+def test_kicks_are_asked_for_and_not(features: F, start: int, kind: type[AnyDriver]) -> None:
+    with Guest() as guest:
+        driver = kind(guest, 8, features, start=start)
+        ring = driver.ring()
+        ring.disable_kicks()
+        assert not ring.enable_kicks()
+        driver.request(writable=())
+        wanted = [driver.wants_kick]
+        finish(ring, take(ring))
+        ring.disable_kicks()
+        driver.request(writable=())
+        assert [*wanted, driver.wants_kick] == [True, False]
+        assert ring.enable_kicks(), "it has come before the driver could know"
 
 
 # the ring's life
@@ -329,12 +328,13 @@ def test_a_ring_may_be_given_by_the_guests_addresses(guest: Guest, kind: type[An
 
 
 @BOTH
-@pytest.mark.parametrize("size", [0, 32769, 65536, 1 << 31])
-def test_no_ring_has_such_a_size(guest: Guest, kind: type[AnyDriver], size: int) -> None:
-    driver = kind(guest)
-    driver.size = size
-    with pytest.raises(BrokenRing):
-        driver.ring()
+@for_each([0, 32769, 65536, 1 << 31])
+def test_no_ring_has_such_a_size(size: int, kind: type[AnyDriver]) -> None:
+    with Guest() as guest:
+        driver = kind(guest)
+        driver.size = size
+        with pytest.raises(BrokenRing):
+            driver.ring()
 
 
 def test_a_split_ring_has_a_power_of_two(guest: Guest) -> None:
@@ -345,15 +345,13 @@ def test_a_split_ring_has_a_power_of_two(guest: Guest) -> None:
 
 
 @BOTH
-@pytest.mark.parametrize("part", ["descriptor", "used", "available"])
-@pytest.mark.parametrize("address", [USER + 1, 0, USER + (1 << 18), USER + (1 << 18) - 2, (1 << 64) - 16])
-def test_a_ring_outside_of_memory_or_out_of_line_is_no_ring(
-    guest: Guest, kind: type[AnyDriver], part: str, address: int
-) -> None:
-    driver = kind(guest, 8, ALL)
-    driver.addresses = kind.addresses._replace(**{part: address})
-    with pytest.raises(BrokenRing):
-        driver.ring()
+@for_each(["descriptor", "used", "available"], [USER + 1, 0, USER + (1 << 18), USER + (1 << 18) - 2, (1 << 64) - 16])
+def test_a_ring_outside_of_memory_or_out_of_line_is_no_ring(part: str, address: int, kind: type[AnyDriver]) -> None:
+    with Guest() as guest:
+        driver = kind(guest, 8, ALL)
+        driver.addresses = kind.addresses._replace(**{part: address})
+        with pytest.raises(BrokenRing):
+            driver.ring()
 
 
 @pytest.mark.parametrize("base", [8, 7 | 8 << 16])
