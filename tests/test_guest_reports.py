@@ -180,7 +180,7 @@ def exercised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Exercise]
     machine = SimpleNamespace(child=SimpleNamespace(wait=wait), console=SimpleNamespace(log="console.log"))
     guest = SimpleNamespace(
         device=SimpleNamespace(address="0000:01:00.0", vendor=0x1234, device=0x11E8),
-        succeed=lambda _command: "6.12\n",
+        agent=SimpleNamespace(kernel="6.12"),
         collect=lambda _folder: None,
         machine=machine,
         ssh_command=lambda _folder: ["ssh", "guest"],

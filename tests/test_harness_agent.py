@@ -21,6 +21,7 @@ from tests.processes import running, until
 from userdev.errors import UserError
 from vfio_user.harness.agent import AgentGuest
 from vfio_user.harness.guest import GuestFailure, GuestLost, shipped
+from vfio_user.harness.hotplug import wait_for_device
 from vfio_user.harness.image.recipe import ROOM
 from vfio_user.harness.timeouts import SCALE_VARIABLE
 
@@ -221,6 +222,12 @@ def calls_its_neighbour() -> None:
 
 def calls_nobody() -> None:
     nobody_at_all()  # type: ignore[name-defined]  # noqa: F821
+
+
+def test_a_function_of_ours_is_known_by_the_same_name_wherever_it_is_installed() -> None:
+    """A guest from a checkpoint that another installation made need not compile it."""
+    assert shipped(wait_for_device)["file"] == "vfio_user/harness/hotplug.py"
+    assert shipped(running)["file"] == running.__code__.co_filename
 
 
 def test_what_a_function_left_in_its_module_is_told_so(guest: AgentGuest) -> None:

@@ -22,7 +22,7 @@ from vfio_user.harness.cache import cache_dir, locked, publish
 from vfio_user.harness.command_line import MachineConfig, hardware
 
 # Changes with what `save` or the agent's protocol do, so that an older checkpoint is not used.
-FORMAT = 5
+FORMAT = 6
 
 _KEPT = (
     16  # of the checkpoints, those used last; each is about 140 MB. The guest-driven suite has 8, other cells their own
