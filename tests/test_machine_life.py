@@ -7,7 +7,7 @@ import re
 import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -181,6 +181,18 @@ def test_a_guest_that_is_not_saved_or_loaded_to_the_end_is_an_error_with_qemus_r
             emulated.migrated = status
             with machine_of(emulated, folder) as guest, pytest.raises(MachineError, match="no space"):
                 does(guest, folder / "state")
+
+
+def test_what_became_of_a_migration_before_is_nothing_of_the_saving(tmp_path: Path) -> None:
+    for does in (Machine.save, Machine.load):
+        for before in ("cancelled", "completed"):
+            emulated, folder = Emulated(), tmp_path / f"{does.__name__}-{before}"
+            folder.mkdir()
+            emulated.migrated = "failed" if before == "completed" else "completed"
+            with machine_of(emulated, folder) as guest:
+                guest.qmp.events.put({"event": "MIGRATION", "data": {"status": before}})
+                with pytest.raises(MachineError) if before == "completed" else nullcontext():
+                    does(guest, folder / "state")
 
 
 def test_a_qemu_that_had_died_before_it_was_given_up_has_died_by_itself(tmp_path: Path) -> None:

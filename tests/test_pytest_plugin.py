@@ -165,7 +165,7 @@ def test_it():
             "the marker device says msx=",
             "did you mean 'msix'?",
         ),
-        ("import pytest\n@pytest.mark.device()\ndef test_it(client): pass", "the marker device names", "module:Class"),
+        ("import pytest\n@pytest.mark.device(3)\ndef test_it(client): pass", "the marker device names", "module:Class"),
         (
             "import pytest\n@pytest.mark.guest(device='edu', imge='x')\ndef test_it(guest): pass",
             "the marker guest says imge=",

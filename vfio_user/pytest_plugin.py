@@ -149,7 +149,7 @@ def device(request: pytest.FixtureRequest) -> Iterator[PciDevice | VhostDevice]:
     mark = request.node.get_closest_marker("device")
     if mark is None:
         pytest.fail('no device is named: mark the test with @pytest.mark.device("module:Class")', pytrace=False)
-    if len(mark.args) != 1:
+    if len(mark.args) != 1 or not isinstance(mark.args[0], str):
         raise UserError("the marker device names one device", hint='@pytest.mark.device("module:Class", option=1)')
     [name] = mark.args
     device_class: type[PciDevice | VhostDevice]

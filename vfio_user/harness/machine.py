@@ -35,7 +35,7 @@ _ENDING_SECONDS = 1.0
 """What a QEMU that has hung up has to end: one that has not only says nothing, and it is we who end it."""
 _READY_SECONDS = 30.0  # multiplied by patience: the guest computes
 _FIRMWARE_TIMES = 2  # twice as much where it reads its kernel by itself, and unpacks that
-_SAVE_SECONDS = 60.0
+_SAVE_SECONDS = 60.0  # multiplied by patience: its memory is read and written, and the disk may be slow
 _STOP_SECONDS = 5.0
 
 _GONE = "DeviceNotFound"
@@ -399,9 +399,10 @@ class Machine:
         wanted = {"events": True, "mapped-ram": not without_memory, "x-ignore-shared": without_memory}
         capabilities = [{"capability": name, "state": state} for name, state in wanted.items()]
         self.qmp.command("migrate-set-capabilities", capabilities=capabilities)
+        self.qmp.events.forget("MIGRATION")  # of one that came to nothing before
 
     def _await_migration(self, done: str) -> None:
-        deadline = Deadline(_SAVE_SECONDS)
+        deadline = Deadline(_SAVE_SECONDS * self.patience)
         while True:
             status = self.qmp.wait_event("MIGRATION", deadline)["data"]["status"]
             if status == "completed":
