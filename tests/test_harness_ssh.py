@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from pathlib import Path
@@ -12,6 +13,7 @@ import paramiko
 import pytest
 
 from tests.cases import for_each_row
+from userdev.errors import UserError
 from userdev.process import Deadline
 from vfio_user.harness.guest import GuestLost
 from vfio_user.harness.ssh import SshGuest, _SshJob
@@ -103,3 +105,21 @@ def test_a_guests_own_key_is_the_one_that_is_expected_at_its_port(
         assert [*clients.pop().get_host_keys()] == [name]
     with pytest.raises(GuestLost, match="no known kind: ssh-new"):
         SshGuest(22, tmp_path, f"ssh-new {HOST_KEY.split()[1]}")
+
+
+def test_a_command_is_sent_in_its_own_bytes_and_whole_or_not_at_all(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A file's name may be no UTF-8; a shell ends a line at a zero byte."""
+    sent: list[bytes] = []
+    channel = SimpleNamespace(exec_command=sent.append)
+    transport = SimpleNamespace(is_active=lambda: True, open_session=lambda **_: channel)
+    monkeypatch.setattr(paramiko.PKey, "from_path", lambda _: None)
+    monkeypatch.setattr(paramiko.SSHClient, "connect", lambda *_, **__: None)
+    monkeypatch.setattr(paramiko.SSHClient, "get_transport", lambda _: transport)
+    guest = SshGuest(22, tmp_path, HOST_KEY)
+    guest.start(["cat", os.fsdecode(b"gr\xf6\xdfe")])
+    assert b"gr\xf6\xdfe" in sent.pop()
+    with pytest.raises(UserError, match="zero byte"):
+        guest.start(["cat", "a\0b"])
+    assert not sent

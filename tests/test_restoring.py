@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +23,7 @@ from vfio_user.harness.machine import MachineError
 from vfio_user.harness.memory_file import MemoryFile
 from vfio_user.harness.mishaps import GuestCrash
 from vfio_user.harness.qmp import QmpLost, QmpTimeout
-from vfio_user.harness.restoring import loadable, waiting_for
+from vfio_user.harness.restoring import load, loadable, waiting_for
 
 MAKING = ["load state", "save"]
 SPEC = GuestSpec("guest", cast(Any, None), MachineConfig("q35", "tcg", memory=128))
@@ -100,6 +101,25 @@ def test_elsewhere_it_loads_one_file_which_is_made_here_once(checkpoint: Checkpo
     assert lab.done == ["start on elsewhere without memory", f"start on {LOCAL.name} with memory", *MAKING, "stop"]
     assert whole == lab.provided == [checkpoint.folder / "whole"] * 2
     assert whole[0].read_text() == "all"
+
+
+def test_a_checkpoint_that_was_made_anew_meanwhile_is_not_taken_for_the_one_before(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    """A guest with the memory of one and the devices of the other would run, and go wrong somewhere."""
+    stamp, lab = checkpoint.stamp, Lab()
+
+    def restored(meanwhile: Callable[[], object]) -> None:
+        machine: Any = SimpleNamespace(load=lambda _: meanwhile())
+        load(machine, checkpoint, stamp, SPEC, lab, lab.provide)
+
+    def made_anew() -> None:
+        checkpoint.ensure(lambda memory, state: (memory.write_text("other"), state.write_text("other"), None)[-1])
+
+    restored(lambda: None)
+    restored(lambda: checkpoint.folder.rename(tmp_path / "pruned"))
+    with pytest.raises(MachineError, match="made anew"):
+        restored(made_anew)
 
 
 def test_a_host_gets_a_file_once_and_again_when_it_was_written_anew(tmp_path: Path) -> None:

@@ -316,7 +316,7 @@ class Lab:
             with self.timeline.step(f"restore {spec.name}"):
                 machine = restoring.waiting_for(checkpoint, spec, self.machine)
                 try:
-                    machine.load(restoring.loadable(checkpoint, spec, self.machine, self._provide))
+                    restoring.load(machine, checkpoint, stamp, spec, self.machine, self._provide)
                     machine.go_on()
                     guest = self._answering(machine, spec, _RESTORE_SECONDS)
                     guest.agent.tell_restored()

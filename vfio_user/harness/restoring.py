@@ -53,3 +53,21 @@ def loadable(
     whole = checkpoint.whole(make)
     provide(spec.host, whole)
     return whole
+
+
+def load(
+    machine: Machine,
+    checkpoint: Checkpoint,
+    stamp: int,
+    spec: GuestSpec,
+    start: StartMachine,
+    provide: Callable[[Host, Path], None],
+) -> None:
+    """Load what is `loadable` of a checkpoint that had this stamp before the machine began to wait for it.
+
+    Raises:
+        MachineError: QEMU refuses; or it has the memory of one and the devices of another that was made meanwhile.
+    """
+    machine.load(loadable(checkpoint, spec, start, provide))
+    if checkpoint.stamp not in (stamp, 0):  # one that is gone was there when it was opened
+        raise MachineError("the checkpoint was made anew while a guest was restored from it")

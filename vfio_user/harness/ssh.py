@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import secrets
 import shlex
 import signal
@@ -16,6 +17,7 @@ from typing import Any
 
 import paramiko
 
+from userdev.errors import UserError
 from userdev.process import Deadline
 from vfio_user.harness.guest import OUTPUT_LIMIT, Command, Guest, GuestLost, Job, Result, as_line, encode, outcome_of
 from vfio_user.harness.hosts.ssh_connection import why_lost
@@ -91,8 +93,12 @@ class SshGuest(Guest):
         """Start a command in a session of its own (setsid), whose process group `Job.kill` reaches.
 
         Raises:
+            UserError: there is a zero byte in it.
             GuestLost: the connection is closed, or fails now.
         """
+        line = as_line(command)
+        if "\0" in line:
+            raise UserError(f"the command {line!r} cannot be run: it has a zero byte, where it would end")
         transport = self._client.get_transport()
         self.check(0.0 if self.is_connected else _CAUSE_SECONDS)
         if transport is None or not self.is_connected:
@@ -100,7 +106,8 @@ class SshGuest(Guest):
         with self._reached():
             channel = transport.open_session(timeout=30 * self.patience)
             # The shell tells its process number, which is also its group's, on the first line of stderr.
-            channel.exec_command(f"setsid sh -c 'echo $$ >&2; exec \"$@\"' - sh -c {shlex.quote(as_line(command))}")
+            whole = f"setsid sh -c 'echo $$ >&2; exec \"$@\"' - sh -c {shlex.quote(line)}"
+            channel.exec_command(os.fsencode(whole))  # a file's name may be no UTF-8
         return _SshJob(self, command, channel, self.waiting(timeout))
 
     def put(self, source: Path | bytes, target: str, mode: int = 0o644) -> None:
