@@ -17,9 +17,10 @@ from tests.cases import for_each, for_each_row
 from tests.test_nightly_summary import night, result
 from vfio_user.nightly import history as history_module
 from vfio_user.nightly.comparison import LOOKED_AT, compare
+from vfio_user.nightly.ended import BY_FORCE, end_those_killed
 from vfio_user.nightly.history import History, estimate, results_of
 from vfio_user.nightly.morning import Morning, junit_of, write_morning
-from vfio_user.nightly.summary import CaseResult, Cell, Flake, Moved, Status, Summary, Verdict
+from vfio_user.nightly.summary import CaseResult, Cell, Flake, Moved, Status, Summary, Verdict, read_summary
 
 PASS, FAIL, XFAIL, XPASS, SKIP, WEDGED = (
     Verdict.PASS,
@@ -279,6 +280,28 @@ def test_what_an_ended_night_did_not_come_to_is_not_gone() -> None:
     after = night(case("a"), planned=2, status=Status.ENDED)
     found = compare(after, (before.night, results_of(before)))
     assert (found.gone, found.mended) == ((), ())
+
+
+def test_a_night_that_was_killed_is_ended_by_the_next_with_what_it_came_to_and_a_page(tmp_path: Path) -> None:
+    before, running = nth(1, case("a")), nth(2, case("a", FAIL), status=Status.RUNNING)
+    undone = nth(3, status=Status.UNDONE, reason="no space")
+    for each in (before, running, undone):
+        (tmp_path / each.night).mkdir()
+        each.write(tmp_path / each.night)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "summary.json").write_text('{"status": "running"')
+    said: list[str] = []
+    for _ in range(2):
+        end_those_killed(tmp_path, said.append)
+    assert said == [f"{running.night} was killed: {tmp_path / running.night / 'index.html'}"]
+    ended = read_summary(tmp_path / running.night)
+    assert (ended.status, ended.reason) == (Status.ENDED, BY_FORCE)
+    assert ended.comparison is not None
+    assert ended.comparison.against == before.night
+    assert ended.comparison.was == {"edu/t.py:A.a": PASS}
+    assert "Ended by force" in (tmp_path / running.night / "summary.md").read_text()
+    assert [read_summary(tmp_path / each.night) for each in (before, undone)] == [before, undone]
+    assert [name for name, _ in History(tmp_path).latest("ours", 5)] == [running.night, before.night]
 
 
 @for_each_row(

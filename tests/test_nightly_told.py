@@ -19,7 +19,7 @@ from vfio_user.cli.nightly import command
 from vfio_user.nightly.comparison import compare
 from vfio_user.nightly.history import History, results_of
 from vfio_user.nightly.staging import Stage
-from vfio_user.nightly.summary import Summary
+from vfio_user.nightly.summary import Cell, Status, Summary
 
 
 class OneNight:
@@ -171,6 +171,24 @@ def test_a_night_is_named_as_its_page_does_or_by_a_file_in_its_folder(
 def test_that_two_nights_are_alike_is_said(tmp_path: Path) -> None:
     ran = run_compare(tmp_path, nth(1, case("a")), nth(2, case("a")))
     assert (ran.exit_code, "nothing" in ran.output) == (0, True)
+
+
+def test_of_a_night_that_was_not_finished_a_comparison_says_so(tmp_path: Path) -> None:
+    """What it did not come to is no difference, and nothing was otherwise in a night that was killed at once."""
+    rows: tuple[tuple[Status, str, tuple[str, ...], str], ...] = (
+        (Status.ENDED, "in edu/t.py:A.b", (), "was ended in edu/t.py:A.b, with 1 result of 2 cases"),
+        (Status.RUNNING, "", (), "runs, or was killed, with 1 result of 2 cases"),
+        (Status.UNDONE, "no space", (), "could not be done: no space, with 1 result of 2 cases"),
+        (Status.FINISHED, "", ("edu",), "is only of edu"),
+    )
+    for number, (status, reason, only, said) in enumerate(rows):
+        more = {"status": status, "reason": reason, "only": only}
+        new = nth(2, case("a")).model_copy(update={**more, "cells": (Cell(id="edu", parameters={}, planned=2),)})
+        (tmp_path / str(number)).mkdir()
+        if new.status is Status.FINISHED:
+            new = new.model_copy(update={"results": (case("a"), case("b"))})
+        ran = run_compare(tmp_path / str(number), nth(1, case("a"), case("b")), new)
+        assert (ran.exit_code, ran.output) == (0, f"note: n-2 {said}\nnothing is otherwise\n"), said
 
 
 def test_a_comparison_is_to_be_had_for_programs(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from vfio_user.harness.debian import Progress
 from vfio_user.harness.debian import quiet as unsaid
 from vfio_user.nightly.bundles import Bundles
 from vfio_user.nightly.comparison import compare
+from vfio_user.nightly.ended import end_those_killed
 from vfio_user.nightly.history import REMEMBERED, History, estimate, results_of
 from vfio_user.nightly.matrix import draw_plan, write_lock
 from vfio_user.nightly.morning import JUNIT, MARKDOWN, PAGE
@@ -103,6 +104,7 @@ def command(
             return
         say = unsaid if quiet else partial(click.echo, file=sys.stderr)
         with only_one(base, wait=wait, say=say):
+            end_those_killed(base, say)
             night = Night(stage.plan, drawn, base, commit=commit_of(root), bundles=bundles)
             _run(night, stage, base, say, as_json=as_json)
 
@@ -185,6 +187,8 @@ def compare_command(before: Path, after: Path, as_json: bool) -> None:
     if as_json:
         click.echo(compared.model_dump_json(indent=1))
     else:
+        for note in (*_unfinished(old), *_unfinished(new)):
+            click.echo(f"note: {note}")
         click.echo("\n".join(_lines(new, compared)) or "nothing is otherwise")
     if compared.new:
         raise VerdictError(f"newly wrong: {len(compared.new)} of {counted(new.planned, 'case')}")
@@ -203,6 +207,18 @@ def _kept(night: Path) -> Path:
         return base / night
     near = meant(str(night), [each.parent.name for each in base.glob(f"*/{FILE}")])
     raise UserError(f"there is no night {str(night)!r}", hint=f"{near}give its folder, or its name in {base}")
+
+
+_UNFINISHED = {Status.RUNNING: "runs, or was killed", Status.UNDONE: "could not be done:", Status.ENDED: "was ended"}
+
+
+def _unfinished(night: Summary) -> Iterator[str]:
+    """Why of some cases of a night nothing can be said."""
+    if night.only:
+        yield f"{night.night} is only of {', '.join(night.only)}"
+    if night.status in _UNFINISHED:
+        how = f"{_UNFINISHED[night.status]} {night.reason}".strip()
+        yield f"{night.night} {how}, with {counted(len(night.results), 'result')} of {counted(night.planned, 'case')}"
 
 
 def _lines(new: Summary, compared: Comparison) -> Iterator[str]:

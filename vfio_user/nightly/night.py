@@ -32,7 +32,7 @@ from vfio_user.harness.interruption import interruptible
 from vfio_user.nightly.bundles import Bundles
 from vfio_user.nightly.cases import Case, suite_settings, variant_of
 from vfio_user.nightly.cells import NightCell
-from vfio_user.nightly.comparison import LOOKED_AT, compare
+from vfio_user.nightly.ended import compared_and_remembered
 from vfio_user.nightly.history import History
 from vfio_user.nightly.judged import judge, judged_job
 from vfio_user.nightly.matrix import Drawn
@@ -279,26 +279,13 @@ class Night:
         self.summary = self.summary.model_copy(update={"status": status, "reason": reason, "ended": datetime.now(UTC)})
         self._write()
         try:
-            self._compare_and_remember()
+            self.summary = compared_and_remembered(self.summary, self._history, self.folder)
         except UserError as error:  # locked by who looks at it, say: the night is what it is, and its folder is there
             self._remarks = (*self._remarks, f"the history of nights was not to be had: {error}")
             self._say(self._remarks[-1])
             self._write()
         with contextlib.suppress(UserError) if status is Status.UNDONE else contextlib.nullcontext():
             write_morning(self.summary, self.folder)
-
-    def _compare_and_remember(self) -> None:
-        """Put the night beside those before it, and among them.
-
-        Raises:
-            UserError: the history cannot be read or written.
-        """
-        plan, night = self.summary.plan.name, self.summary.night
-        before = self._history.last_finished(plan, but=night)
-        comparison = compare(self.summary, before, self._history.latest(plan, LOOKED_AT - 1, but=night))
-        self.summary = self.summary.model_copy(update={"comparison": comparison})
-        self.summary.write(self.folder)
-        self._history.add(self.summary)
 
     def _write(self) -> None:
         """Write the summary as it is now, checked."""
