@@ -7,6 +7,7 @@ from typing import Any
 
 from tests.cases import for_each_row
 from tests.interposer_bench import read, request, write
+from userdev.interposer.faults.use import together, untried
 from userdev.relay.direction import DIRECTIONS, Direction
 from vfio_user.interposer.faults.engine import FaultEngine
 from vfio_user.interposer.faults.scenario import Scenario
@@ -94,3 +95,27 @@ def test_one_rules_chance_does_not_depend_on_the_others() -> None:
     reads = {"match": {"command": "REGION_READ", "probability": 0.5}, "act": "drop"}
     writes = {"match": {"command": "REGION_WRITE", "probability": 0.5}, "act": "drop"}
     assert rolls(reads) == rolls(reads, writes)
+
+
+def test_a_rule_that_never_acted_is_told_with_why_over_all_sessions() -> None:
+    """A typo in a rule is a guest that survives it."""
+    rules = [
+        {"name": "acts", "match": {"command": "REGION_READ"}, "act": "drop"},
+        {"match": {"command": "REGION_READ", "offset": 0x40}, "act": "drop"},
+        {"name": "late", "match": {"command": "REGION_READ", "nth": 9}, "act": "drop"},
+        {"name": "chance", "match": {"command": "REGION_READ", "probability": 1e-9}, "act": "drop"},
+        {"name": "no chance", "match": {"command": "DEVICE_RESET", "probability": 0.5}, "act": "drop"},
+    ]
+    scenario = Scenario.model_validate({"rules": rules})
+    for _ in range(2):
+        made = FaultEngine(scenario, CURRENT)
+        for _ in range(3):
+            made.plan(Direction.TO_SERVER, read(0, 0), "running", 0)
+    assert [(rule["matched"], rule["acted"]) for rule in scenario.shown()] == [(6, 6), (0, 0), (6, 0), (6, 0), (0, 0)]
+    nothing = "never acted: no message matched it"
+    late = "'late' never acted: of 6 messages that matched none was its nth"
+    assert [*untried(scenario.shown())] == [f"'rule 2' {nothing}", late, f"'no chance' {nothing}"]
+    reset = FaultEngine(other := Scenario.model_validate({"rules": rules}), CURRENT)
+    reset.plan(Direction.TO_SERVER, request(Command.DEVICE_RESET), "running", 0)
+    both = together([scenario.shown(), other.shown()])
+    assert (both[0]["acted"], both[4]["matched"]) == (6, 1)

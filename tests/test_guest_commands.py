@@ -14,7 +14,8 @@ from typing import Any, Self
 import pytest
 from click.testing import CliRunner, Result
 
-from userdev.errors import VerdictError
+from userdev.errors import UserError, VerdictError
+from userdev.interposer.faults.use import RuleShown
 from vfio_user.cli import exec, migrate, run
 from vfio_user.harness.artifacts import Timeline
 from vfio_user.harness.exercises import EXERCISES, Exercise
@@ -36,6 +37,7 @@ class PretendedLab:
         self.folder, self.timeline = folder, Timeline()
         self.failure: VerdictError | None = None
         self.asked: dict[str, Any] = {}
+        self.servers: list[Any] = []
         self._seen = [*seen]
         plugged = SimpleNamespace(address="0000:00:05.0", vendor=ids[0], device=ids[1])
         self._guest = SimpleNamespace(device=plugged, collect=lambda _: None)
@@ -59,8 +61,11 @@ def ran(
     *words: str,
     ids: tuple[int, int] = EDU,
     seen: Sequence[bool] = (True,) * PARTS,
+    rules: Sequence[RuleShown] = (),
 ) -> tuple[Result, PretendedLab]:
     lab = PretendedLab(folder, ids, seen)
+    control = SimpleNamespace(call=lambda command: {"rules": [*rules]})
+    lab.servers.append(SimpleNamespace(is_interposed=True, control=control))
 
     def made(name: str, **asked: Any) -> PretendedLab:
         lab.asked |= asked
@@ -91,6 +96,32 @@ def test_what_a_run_puts_before_its_server_has_all_that_was_asked_for(
         done, lab = ran(monkeypatch, tmp_path, *words)
         assert done.exit_code == 0, (words, done.output)
         assert lab.asked["interpose"] == wanted, words
+
+
+def test_a_run_whose_faults_did_not_happen_has_no_verdict_unless_the_guest_saw_something_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rule with a wrong offset matched nothing, and the guest had "survived" it: All right."""
+    faults = tmp_path / "faults.yaml"
+    faults.touch()
+    acted: RuleShown = {"name": "lose", "matched": 3, "acted": 1, "probability": 1}
+    never: RuleShown = {**acted, "matched": 0, "acted": 0}
+    nth: RuleShown = {**acted, "acted": 0}
+    right, wrong = (True,) * PARTS, (*(True,) * (PARTS - 1), False)
+    for rules, seen, said, error in (
+        ([acted], right, "", None),
+        ([acted, never], right, "'lose' never acted: no message matched it", UserError),
+        ([acted, nth], right, "'lose' never acted: of 3 messages that matched none was its nth", UserError),
+        ([nth | {"probability": 0.1}], right, "", None),
+        ([never], wrong, "'lose' never acted: no message matched it", VerdictError),
+    ):
+        done, lab = ran(monkeypatch, tmp_path, "--faults", str(faults), seen=seen, rules=rules)
+        report = json.loads(done.output)
+        assert report["untried"] == ([said] if said else []), rules
+        assert report["ok"] is (error is None), rules
+        assert type(lab.failure) is (error or type(None)), rules
+        if error is UserError:
+            assert str(lab.failure) == f"{faults}: the rule {said}"
 
 
 def test_a_run_is_good_only_where_every_part_was_tried_and_right(

@@ -94,3 +94,20 @@ def test_the_socket_of_a_server_of_ours_goes_with_it_and_nobody_elses_does(tmp_p
     upstream.close()
     assert not path.exists(), "the next client would be told that the server has closed its connection"
     looped.loop.close()
+
+
+def test_an_interposer_tells_at_its_end_which_rules_never_acted_where_there_was_a_session(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(Interposer, "warn", lambda _self, text: told.append(text))
+    faults = tmp_path / "faults.yaml"
+    faults.write_text("rules: [{name: lose, match: {command: DEVICE_RESET}, act: drop}]")
+    for sessions in (0, 1):
+        looped = Looped()
+        setup = Setup(listen=str(tmp_path / f"s{sessions}"), connect=str(tmp_path / "none"), faults=str(faults))
+        with Interposer(setup, looped.loop) as interposer:
+            interposer.sessions = sessions
+            assert interposer.status()["rules"] == [{"name": "lose", "matched": 0, "acted": 0, "probability": 1.0}]
+            interposer.tell_untried()
+    assert told == ["the rule 'lose' never acted: no message matched it"]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
 from userdev.errors import UserError
 from userdev.interposer.control.answers import ByDirection, TraceStatus
 from userdev.interposer.errors import PeerLost
+from userdev.interposer.faults.use import RuleShown, untried
 from userdev.interposer.session import BaseSession
 from userdev.interposer.upstream import LINGER_SECONDS, Upstream
 from userdev.printable import printable
@@ -151,9 +152,10 @@ class BaseInterposer(ABC, Generic[S]):
         self._watch_server(START_SECONDS)
 
     def run(self) -> None:
-        """Serve clients until the loop is stopped."""
+        """Serve clients until the loop is stopped; then say what did not happen to them."""
         self.begin()
         self.loop.run()
+        self.tell_untried()
 
     def begin(self) -> None:
         """Take clients as they come; for those who run the loop themselves."""
@@ -222,6 +224,15 @@ class BaseInterposer(ABC, Generic[S]):
         if trace is None:
             return None
         return {"file": str(trace.path), "records": trace.records, "bytes": trace.size, "stopped": trace.stopped}
+
+    def rules_status(self) -> list[RuleShown]:
+        """How often the rules of the scenario that happens have acted, for `status`."""
+        return self.scenario.shown() if self.scenario is not None else []
+
+    def tell_untried(self) -> None:
+        """Warn of rules that have never acted, once all sessions are over: a mistake in one looks like survival."""
+        for why in untried(self.rules_status() if self.sessions else []):
+            self.warn(f"the rule {why}")
 
     def warn(self, text: str) -> None:
         """Tell whoever runs the interposer something."""

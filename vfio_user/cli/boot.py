@@ -31,6 +31,7 @@ from vfio_user.harness.interruption import interruptible
 from vfio_user.harness.lab import Lab
 from vfio_user.harness.qemu import ensure_qemu
 from vfio_user.harness.terminal import attach
+from vfio_user.harness.untried import untried_faults
 
 
 @click.command(cls=CommandLine)
@@ -75,6 +76,8 @@ def command(
         _say(_directions(lab, guest))
         if not attach(guest):
             _say("\nthe machine has ended")
+        for rule in untried_faults(lab.servers) if faults else ():
+            _say(f"{faults}: the rule {rule}")
 
 
 def _directions(lab: Lab, guest: BootedGuest) -> str:

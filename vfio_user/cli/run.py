@@ -28,6 +28,7 @@ from vfio_user.harness.family import VFIO_USER
 from vfio_user.harness.interposition import Interpose, Interposition
 from vfio_user.harness.interruption import interruptible
 from vfio_user.harness.lab import Lab
+from vfio_user.harness.untried import untried_faults
 from vfio_user.page.names import INDEX
 
 DEFAULT_DEVICE = "edu"
@@ -114,15 +115,16 @@ def command(
             done.append((part, outcome))
             printer.part(part, outcome)
             kept.looked_at(part.proves, ok=outcome.ok, seen=outcome.told)
-        lab.failure = _failure(device, done, len(program.parts) - len(done))
+        untried = untried_faults(lab.servers) if faults else []
+        lab.failure = _failure(device, done, len(program.parts) - len(done)) or _nothing_tried(faults, untried)
         kept_for = _keep(lab, guest) if keep else 0.0
     seconds = lab.timeline.now - kept_for
-    report = _report(lab, device, done, seconds)
+    report = _report(lab, device, done, untried, seconds)
     if as_json:
         click.echo(report)
-    printer.end(lab, lab.failure is None, seconds)
+    printer.end(lab, seconds)
     if lab.failure is not None:
-        if printer.tells_parts:
+        if printer.tells_parts and isinstance(lab.failure, VerdictError):
             lab.failure.evidence = ""  # it was all told as it came
         raise lab.failure
 
@@ -165,13 +167,27 @@ def _failure(device: str, done: Sequence[tuple[Part, Exercise]], left_out: int) 
     return failure
 
 
+def _nothing_tried(faults: Path | None, untried: Sequence[str]) -> UserError | None:
+    """What is to be said of a guest that saw nothing wrong of faults that did not happen; None where all did."""
+    if not untried:
+        return None
+    others = "".join(f"\nand the rule {one}" for one in untried[1:])
+    return UserError(
+        f"{faults}: the rule {untried[0]}{others}",
+        hint="what the guest saw says nothing of that; `vfio-user trace show` of a run with --trace says what there is"
+        " to match",
+    )
+
+
 def _of_another_kind(device: str, left_out: int) -> str:
     """What to do about a device of which so many parts were not tried, since it is not what was said."""
     default = " (the default)" if device == DEFAULT_DEVICE else ""
     return f"exercised as {device}{default}; --device says what it is ({counted(left_out, 'other part')} not tried)"
 
 
-def _report(lab: Lab, device: str, done: Sequence[tuple[Part, Exercise]], seconds: float) -> str:
+def _report(
+    lab: Lab, device: str, done: Sequence[tuple[Part, Exercise]], untried: Sequence[str], seconds: float
+) -> str:
     """Write report.json into the run's folder; its text. `seconds` is how long the run took."""
     report = {
         "ok": lab.failure is None,
@@ -180,6 +196,7 @@ def _report(lab: Lab, device: str, done: Sequence[tuple[Part, Exercise]], second
         "logs": str(lab.folder),
         "traces": [str(path) for path in sorted(lab.folder.glob("*.trace"))],
         "parts": [{"proves": part.proves, **asdict(outcome)} for part, outcome in done],
+        "untried": list(untried),
         "steps": [asdict(step) for step in lab.timeline.steps],
     }
     text = json.dumps(report, indent=2, default=list)
@@ -198,7 +215,7 @@ class _Quiet:
     def part(self, part: Part, outcome: Exercise) -> None:
         pass
 
-    def end(self, lab: Lab, good: bool, seconds: float) -> None:
+    def end(self, lab: Lab, seconds: float) -> None:
         pass
 
 
@@ -221,9 +238,11 @@ class _Printer(_Quiet):
         mark = "ok  " if outcome.ok else "FAIL"
         click.echo(f"{outcome.seconds:7.2f} s  {mark}  {part.proves}: {_summary(outcome)}")
 
-    def end(self, lab: Lab, good: bool, seconds: float) -> None:
-        where = f"Logs: {from_here(lab.folder)}" if good else f"Page: {from_here(lab.folder / INDEX)}"
-        click.echo(f"\n{'All right' if good else 'WRONG'}, in {seconds:.1f} s. {where}")
+    def end(self, lab: Lab, seconds: float) -> None:
+        failed = lab.failure
+        where = f"Page: {from_here(lab.folder / INDEX)}" if failed else f"Logs: {from_here(lab.folder)}"
+        how = "All right" if failed is None else "WRONG" if isinstance(failed, VerdictError) else "NOT TRIED"
+        click.echo(f"\n{how}, in {seconds:.1f} s. {where}")
         for path in sorted(lab.folder.glob("*.trace")):
             click.echo(f"trace: {from_here(path)}; `vfio-user trace stats` counts it")
 

@@ -111,6 +111,7 @@ class Interposer(BaseInterposer[ForwardedSession]):
             "server_pid": self.upstream.pid,
             "dialect": self.setup.dialect.name,
             "trace": self.trace_status(),
+            "rules": self.rules_status(),
             "survival": self.survival.status() if self.survival is not None else None,
             "session": _session_status(session) if session is not None else None,
         }

@@ -66,6 +66,7 @@ class Interposer(BaseInterposer[FrontEndSession]):
             "sessions": self.sessions,
             "server_pid": self.upstream.pid,
             "trace": self.trace_status(),
+            "rules": self.rules_status(),
             "session": _session_status(self.session) if self.session is not None else None,
         }
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic
 
 from userdev.interposer.faults import scenario as script
+from userdev.interposer.faults.use import RuleUse, rule_name
 from userdev.interposer.passing import M
 from userdev.relay.direction import Direction
 from userdev.trace import Decoded
@@ -70,14 +71,6 @@ class FaultPlan(Generic[M]):
         return set(self.acts) <= {"close", "signal"}
 
 
-@dataclass
-class _Count:
-    """How often one rule has matched, its probability aside, and how often it has acted."""
-
-    matched: int = 0
-    acted: int = 0
-
-
 Act = Callable[[Any, Any, Any, Any, random.Random], None]
 """An engine's doing: of a plan, what the scenario says, of a message."""
 
@@ -92,7 +85,8 @@ class FaultEngine(ABC, Generic[M]):
 
     def __init__(self, scenario: script.AnyScenario) -> None:
         self._rules = scenario.rules
-        self._counts = [_Count() for _ in scenario.rules]
+        self._counts = [RuleUse() for _ in scenario.rules]
+        self._uses = scenario.uses
         # One source of chance per rule: what one rule draws does not depend on what another has matched.
         self._chances = [random.Random(f"{scenario.seed}:{number}") for number in range(len(scenario.rules))]
 
@@ -127,7 +121,7 @@ class FaultEngine(ABC, Generic[M]):
             if not self._applies(number, rule, direction, decoded, state, seconds):
                 continue
             plan = plan or FaultPlan(message.encode())
-            name = rule.name or f"rule {number + 1}"
+            name = rule_name(number, rule.name)
             plan.rules.append(name)
             for act in rule.act:
                 if why := script.clash(act.name, plan.acts):
@@ -146,15 +140,17 @@ class FaultEngine(ABC, Generic[M]):
         state: str,
         seconds: float,
     ) -> bool:
-        match, count = rule.match, self._counts[number]
+        match, count, use = rule.match, self._counts[number], self._uses[number]
         if not match.fits(direction, decoded, state, seconds):
             return False
         count.matched += 1
+        use.matched += 1
         if not match.includes(count.matched) or (rule.times is not None and count.acted >= rule.times):
             return False
         if match.probability < 1 and self._chances[number].random() >= match.probability:
             return False
         count.acted += 1
+        use.acted += 1
         return True
 
     # the acts: each changes the plan

@@ -17,13 +17,23 @@ more, an `Act`, a `Rule` of the two, and a `Scenario` of such rules, which is th
 from __future__ import annotations
 
 import errno as errnos
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    model_validator,
+)
 
 from userdev.documents import parse, read_text
+from userdev.interposer.faults.use import RuleShown, RuleUse, rule_name
 from userdev.relay.direction import DIRECTIONS, Direction
 from userdev.trace import Decoded
 from userdev.trace.lines import PAYLOAD
@@ -361,6 +371,28 @@ class Scenario(ScenarioModel, Generic[RuleT]):
 
     seed: int = 0
     rules: list[RuleT]
+    _uses: list[RuleUse] = PrivateAttr(default_factory=list)
+
+    def model_post_init(self, context: Any) -> None:
+        """Begin to count: sessions come and go, and a scenario happens to each of them."""
+        self._uses = [RuleUse() for _ in self.rules]
+
+    @property
+    def uses(self) -> Sequence[RuleUse]:
+        """How often each of its rules has acted, over all sessions."""
+        return self._uses
+
+    def shown(self) -> list[RuleShown]:
+        """Its rules, and that of them."""
+        return [
+            {
+                "name": rule_name(number, rule.name),
+                "matched": use.matched,
+                "acted": use.acted,
+                "probability": rule.match.probability,
+            }
+            for number, (rule, use) in enumerate(zip(self.rules, self._uses, strict=True))
+        ]
 
 
 AnyScenario = Scenario[Any]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal, NotRequired, TypedDict
 
 from userdev.interposer.control.answers import ByDirection, TraceStatus
+from userdev.interposer.faults.use import RuleShown
 
 
 class CountersStatus(TypedDict):
@@ -53,6 +54,8 @@ class InterposerStatus(TypedDict):
     server_pid: int | None
     dialect: str
     trace: TraceStatus | None
+    rules: list[RuleShown]
+    """Of the scenario that happens, over all sessions so far."""
     survival: SurvivalStatus | None
     session: SessionStatus | None
 

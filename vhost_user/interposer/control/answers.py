@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TypedDict
 
 from userdev.interposer.control.answers import ByDirection, TraceStatus
+from userdev.interposer.faults.use import RuleShown
 
 
 class CountersStatus(TypedDict):
@@ -36,6 +37,8 @@ class InterposerStatus(TypedDict):
     sessions: int
     server_pid: int | None
     trace: TraceStatus | None
+    rules: list[RuleShown]
+    """Of the scenario that happens, over all sessions so far."""
     session: SessionStatus | None
 
 
