@@ -22,7 +22,7 @@ from vfio_user.client import Client, Disconnected, EventFd, GuestMemory, RemoteE
 from vfio_user.client.memory import Mapping
 from vfio_user.wire import CURRENT, NO_REPLY, REPLY, Capabilities, Command, Message
 from vfio_user.wire.constants import IrqSetFlags, RegionFlags
-from vfio_user.wire.layouts import DEVICE_INFO, IRQ_SET, REGION_INFO
+from vfio_user.wire.layouts import DEVICE_INFO, DMA_ACCESS, IRQ_SET, REGION_INFO
 
 MASK, UNMASK, TRIGGER = IrqSetFlags.MASK, IrqSetFlags.UNMASK, IrqSetFlags.TRIGGER
 DATA_NONE, DATA_BOOL, DATA_EVENTFD = IrqSetFlags.DATA_NONE, IrqSetFlags.DATA_BOOL, IrqSetFlags.DATA_EVENTFD
@@ -296,3 +296,22 @@ def test_a_reply_that_nobody_waits_for_any_more_leaves_no_descriptor_open() -> N
         close_all(server.fds)
         server.fds.clear()
     assert fd_count() == before
+
+
+def test_what_comes_behind_what_no_server_may_send_is_dealt_with_all_the_same() -> None:
+    """In one piece with it: the server waits for the answer to its own question, and would for ever."""
+    answered: list[Message | None] = []
+
+    def stray_and_question(server: ScriptedServer, message: Message) -> Iterator[Message | bytes]:
+        if not answered:
+            stray = Message(message.id ^ 0x4000, message.command, REPLY)
+            question = Message(7, server.number(Command.DMA_READ), payload=DMA_ACCESS.pack(0x1000, 4))
+            yield stray.encode() + question.encode()
+            answered.append(server.receive())
+        yield message.reply(DEVICE_INFO.pack(16, 0, 9, 5))
+
+    with talking(stray_and_question) as (client, _):
+        with pytest.raises(ProtocolError, match="nobody asked"):
+            client.device_info()
+        assert client.device_info().num_regions == 9
+    assert [reply and reply.id for reply in answered] == [7]

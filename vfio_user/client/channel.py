@@ -298,9 +298,19 @@ class Channel:
         self._take(lane)
 
     def _take(self, lane: _Lane) -> None:
-        """Deal with what has come, until too many answers wait."""
+        """Deal with what has come, until too many answers wait; behind what no server may send with the rest, too.
+
+        Raises:
+            ProtocolError: of the first that none may.
+        """
+        wrong: ProtocolError | None = None
         while not lane.is_full and (message := self._next(lane)) is not None:
-            self._dispatch(lane, message)
+            try:
+                self._dispatch(lane, message)
+            except ProtocolError as error:
+                wrong = wrong or error
+        if wrong is not None:
+            raise wrong
 
     def _next(self, lane: _Lane) -> Message | None:
         """The next message; a reply that has lost its descriptors has come all the same, and no other answers."""
