@@ -9,6 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import chain, repeat
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,16 +19,26 @@ from tests.conformance_target import Fault, InProcess, Proceed, Reply, failed, s
 from tests.descriptors import fd_count
 from tests.everything_device import Everything
 from userdev.errors import ProtocolError, UserError
+from userdev.layout import Layout
 from userdev.transport import Stream, close_all
 from vfio_user.client import features, migration_region
 from vfio_user.client.conformance import CATALOGUE, Bench, CheckResult, Outcome, run
+from vfio_user.client.description import describe
 from vfio_user.client.migration_region import DATA_SIZE, PENDING_BYTES
 from vfio_user.device import Bar, IntX, memory
 from vfio_user.server import Offer
 from vfio_user.server.session import Session
 from vfio_user.wire import CURRENT, REGION_MIGRATION, Command, Message
 from vfio_user.wire.constants import RegionIndex
-from vfio_user.wire.layouts import DEVICE_INFO, DMA_MAP, DMA_UNMAP, MIGRATION_DATA, REGION_ACCESS, REGION_IO_FDS
+from vfio_user.wire.layouts import (
+    DEVICE_INFO,
+    DMA_MAP,
+    DMA_UNMAP,
+    MIGRATION_DATA,
+    REGION_ACCESS,
+    REGION_IO_FDS,
+    VERSION,
+)
 
 CHECKS = {check.id: check for check in CATALOGUE}
 
@@ -54,9 +65,7 @@ class TakesFewMaps(Fault):
     def sent(self, message: Message) -> list[Message]:
         if message.command != 1 or message.failed:
             return [message]
-        said = json.loads(message.payload[4:-1])
-        said["capabilities"]["max_dma_maps"] = self.most
-        return [replace(message, payload=message.payload[:4] + json.dumps(said).encode() + b"\0")]
+        return [announced(message, max_dma_maps=self.most)]
 
     def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
         reply = None
@@ -69,6 +78,54 @@ class TakesFewMaps(Fault):
             reply = proceed(command, message)
             self.taken.discard(DMA_UNMAP.unpack(message.payload).addr)
         return reply or proceed(command, message)
+
+
+def announced(message: Message, **limits: int) -> Message:
+    """The answer to VERSION with other limits."""
+    said = json.loads(message.payload[VERSION.size : -1])
+    said["capabilities"].update(limits)
+    return replace(message, payload=message.payload[: VERSION.size] + json.dumps(said).encode() + b"\0")
+
+
+class TakesNoDescriptors(Fault):
+    """As it announces, and it gives none."""
+
+    def sent(self, message: Message) -> list[Message]:
+        if message.command == 1 and not message.failed:
+            return [announced(message, max_msg_fds=0)]
+        return [message]
+
+    def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
+        if message.fds:
+            raise ProtocolError("a descriptor", errno.EMFILE)
+        return proceed(command, message)
+
+
+class TakesLittleData(Fault):
+    """As little as it announces."""
+
+    MOST = 200
+
+    def sent(self, message: Message) -> list[Message]:
+        if message.command == 1 and not message.failed:
+            return [announced(message, max_data_xfer_size=self.MOST)]
+        return [message]
+
+    def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
+        layout = LENGTHS.get(command)
+        if (
+            layout is not None
+            and len(message.payload) >= layout.size
+            and layout.unpack(message.payload)[-1] > self.MOST
+        ):
+            raise ProtocolError("too much data")
+        return proceed(command, message)
+
+
+LENGTHS: dict[Command, Layout[Any]] = {
+    **dict.fromkeys((Command.REGION_READ, Command.REGION_WRITE), REGION_ACCESS),
+    **dict.fromkeys((Command.MIG_DATA_READ, Command.MIG_DATA_WRITE), MIGRATION_DATA),
+}
 
 
 class HasNoPin(Fault):
@@ -105,6 +162,21 @@ def test_a_server_is_asked_for_no_more_maps_than_it_announces(tmp_path: Path) ->
         with InProcess(folder, Everything, session=with_fault(TakesFewMaps(most))) as target:
             results = list(run([CHECKS["dma_map/many"]], target, CURRENT, timeout=30))
         assert (wrong(results), skipped(results)) == ({}, left_out)
+
+
+def test_a_server_is_sent_no_descriptors_where_it_announces_that_it_takes_none(tmp_path: Path) -> None:
+    with InProcess(tmp_path, Everything, session=with_fault(TakesNoDescriptors())) as target:
+        results = target.results("set_irqs", "irq_info", "dma_map", "dirty_logging", "session", "reset")
+    assert wrong(results) == {}
+    assert "set_irqs/trigger" in skipped(results)
+    assert "set_irqs/no-action" not in skipped(results)
+
+
+def test_a_server_is_asked_for_no_more_data_than_it_announces(tmp_path: Path) -> None:
+    with InProcess(tmp_path, Everything, session=with_fault(TakesLittleData())) as target:
+        assert wrong(target.results("region_read", "migration", "mig_data", "config")) == {}
+        with closing(Bench(target, CURRENT, timeout=30)) as bench:
+            assert describe(bench.client).problems == []
 
 
 def test_a_device_without_an_interrupt_pin_need_not_keep_its_interrupt_line(tmp_path: Path) -> None:
@@ -212,6 +284,13 @@ class SaysHowMany(Fault):
             regions = regions if self.regions is None else self.regions
             payload = DEVICE_INFO.pack(argsz, flags, regions, irqs if self.irqs is None else self.irqs)
         return payload, fds
+
+
+@for_each([0, 3])
+def test_a_config_space_that_is_none_is_one_finding_and_breaks_no_check(size: int, tmp_path: Path) -> None:
+    with InProcess(tmp_path, Everything, session=with_fault(RegionSays(7, {"size": size}))) as target:
+        found = wrong(target.results("region_info", "region_read", "region_write", "write_multi", timeout=30))
+    assert found == {"region_info/describes-every-region": Outcome.FAIL}
 
 
 @for_each([SaysHowMany(0, 0), SaysHowMany(regions=7)])

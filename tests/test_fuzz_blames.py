@@ -9,15 +9,18 @@ from typing import Any
 
 import pytest
 
-from tests.conformance_target import InProcess, with_fault
+from tests.cases import for_each
+from tests.config_space_faults import RegionSays
+from tests.conformance_target import Fault, InProcess, Proceed, Reply, with_fault
 from tests.everything_device import Everything
-from tests.test_conformance_blames import HasNoPin, TakesOne
+from tests.test_conformance_blames import HasNoPin, SaysHowMany, TakesOne
 from userdev.conformance import Crash, Skip
 from userdev.errors import UserError
 from userdev.fuzz import Find, Found, Kind, Step
 from vfio_user.cli._fuzzing import corpus_checks, play_again
 from vfio_user.fuzz import VfioUserSubject
-from vfio_user.wire import CURRENT
+from vfio_user.server.session import Session
+from vfio_user.wire import CURRENT, Command, Message
 
 READ = Step.of("read", region=7, offset=0, width=4)
 LINE = (Step.of("write_many", values=(1, 2), count=0), Step.of("burst", values=(1, 2), posted=0, place=0))
@@ -98,3 +101,35 @@ def test_a_find_that_could_not_be_seen_is_no_good_sign(tmp_path: Path) -> None:
         else:
             checks[0].run(None)
             play()
+
+
+class LastAreaIsEmpty(Fault):
+    """Of the areas of region 2 that may be mapped."""
+
+    def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
+        payload, fds = proceed(command, message)
+        if command is Command.GET_REGION_INFO and len(payload) > 72:
+            payload = payload[:-16] + bytes(16)
+        return payload, fds
+
+
+LIES: dict[str, tuple[Fault, Step, str]] = {
+    "few regions": (SaysHowMany(3, 1), Step.of("size_region", index=4), "region 4 is needed"),
+    "no region": (SaysHowMany(0, 0), Step.of("write_config", offset=4, data=(1,)), ""),
+    "no config space": (RegionSays(7, {"size": 0}), Step.of("check", id="region_write/over-the-end"), "has 0 bytes"),
+    "a vast config space": (RegionSays(7, {"size": 1 << 40}), Step.of("write_config", offset=4, data=(1,)), ""),
+    "an empty area": (LastAreaIsEmpty(), Step.of("look_at_mapped", region=2, offset=1), "0 bytes"),
+}
+"""What a server says that is not so, a step that it could break, and what is found then."""
+
+
+@for_each(list(LIES))
+def test_what_a_server_lies_about_is_a_find_and_ends_no_campaign(name: str, tmp_path: Path) -> None:
+    fault, step, said = LIES[name]
+    with (
+        InProcess(tmp_path, Everything, session=with_fault(fault)) as target,
+        closing(VfioUserSubject(target, CURRENT, timeout=20)) as subject,
+    ):
+        subject.prepare()
+        assert {kind.name: kind for kind in subject.kinds()}[step.name].takes(step)
+        assert said in str(subject.play([step]) or "")

@@ -112,6 +112,8 @@ class RegionCalls(ClientConnection):
         if region.fd is None or not region.mappable:
             raise UserError(f"region {region.index} cannot be mapped")
         offset, size = region.mappable[0] if area is None else area
+        if not size:
+            raise ProtocolError(f"region {region.index}: an area of 0 bytes at {offset:#x} is to be mapped")
         try:
             mapped = mmap.mmap(region.fd, size, offset=region.offset + offset)
         except (OSError, ValueError, OverflowError) as error:
@@ -168,8 +170,12 @@ class RegionCalls(ClientConnection):
         self.region_write(region, offset, value.to_bytes(width, "little"), posted=posted)
 
     def config_read(self, offset: int, count: int) -> bytes:
-        """Read configuration space."""
-        return self.region_read(RegionIndex.CONFIG, offset, count)
+        """Read configuration space, in as many messages as the server's limit of data asks for."""
+        limit = max(1, self.data_limit)
+        if count <= limit:
+            return self.region_read(RegionIndex.CONFIG, offset, count)
+        pieces = ((RegionIndex.CONFIG, offset + at, min(limit, count - at)) for at in range(0, count, limit))
+        return b"".join(self.read_many(pieces))
 
     def config_write(self, offset: int, data: bytes) -> None:
         """Write configuration space."""

@@ -192,7 +192,7 @@ def burst(encounter: Encounter, values: tuple[int, ...], posted: int, place: int
 
 def write_config(encounter: Encounter, offset: int, data: tuple[int, ...]) -> None:
     """A write to configuration space changes nothing outside of it, and no id."""
-    size = encounter.ground.description.regions[CONFIG_SPACE].size
+    size = encounter.ground.config_size
     if not encounter.accessible or offset + len(data) > size:
         return
     client = encounter.client
@@ -282,7 +282,8 @@ def kinds(ground: Ground) -> list[Kind[Encounter]]:
     existing = tuple(region.index for region in ground.regions)
     registers = ground.registers
     bars = tuple(region for region, _ in registers) or tuple(bar.index for bar in ground.bars) or (CONFIG_SPACE,)
-    ends = tuple(size + by for size in {region.size for region in ground.regions} for by in (-4, -1, 0, 1))
+    sizes = {region.size for region in ground.regions}
+    ends = tuple(size + by for size in sizes for by in (-4, -1, 0, 1) if size + by >= 0)
     known = tuple(at for _, at in registers) * (1 + 2 * len(_OFFSETS) // (1 + len(registers)))
     offsets = (*known, *_OFFSETS, *ends, 1 << 40, (1 << 64) - 8)
     width = Pick((4, 4, 4, 1, 2, 8))

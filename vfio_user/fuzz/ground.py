@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from vfio_user.client import Client
 from vfio_user.client.conformance.bench import closed
-from vfio_user.client.description import Description, IrqFacts, RegionFacts, describe
+from vfio_user.client.description import CONFIG_SIZES, Description, IrqFacts, RegionFacts, describe
 from vfio_user.wire import Command
 from vfio_user.wire.constants import RegionIndex
 
@@ -29,6 +29,11 @@ class Ground:
     def regions(self) -> list[RegionFacts]:
         """The regions that exist."""
         return [region for region in self.description.regions if region.size]
+
+    @property
+    def config_size(self) -> int:
+        """Bytes of configuration space, as far as there can be any; 0 where the device says that it has none."""
+        return next((min(each.size, CONFIG_SIZES[0]) for each in self.regions if each.index == RegionIndex.CONFIG), 0)
 
     @property
     def bars(self) -> list[RegionFacts]:

@@ -30,8 +30,8 @@ class Observation:
     @classmethod
     def of(cls, encounter: Encounter) -> Observation:
         """Look at a device that runs."""
-        size = encounter.ground.description.regions[RegionIndex.CONFIG].size
-        places = {(int(RegionIndex.CONFIG), 0): encounter.client.config_read(0, size)}
+        size = encounter.ground.config_size
+        places = {(int(RegionIndex.CONFIG), 0): encounter.client.config_read(0, size)} if size else {}
         wanted = [
             (bar.index, at, width)
             for bar in encounter.ground.bars

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
+from userdev.conformance import Unmet
 from userdev.errors import ProtocolError, UserdevError, UserError
 from userdev.fuzz import Find, Found, Journal, Kind, Step, cause_of, compared, silence_of
 from userdev.fuzz.levels import DEFAULT, Tolerated, level_of
@@ -28,7 +29,7 @@ from vfio_user.wire.constants import MigrationState
 PROTOCOL = "vfio-user"
 DIALECTS = ("current", "region-migration", "draft-v6")
 """Those whose structures the steps are made of: not libvfio-user's of 2021, whose DMA is a message of 32 bits."""
-_SERVER = (Disconnected, NoAnswer, RemoteError, ProtocolError, CheckFailed, UserError)
+_SERVER = (Disconnected, NoAnswer, RemoteError, ProtocolError, CheckFailed, Unmet, UserError)
 
 
 class VfioUserSubject:

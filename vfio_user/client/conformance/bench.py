@@ -180,6 +180,8 @@ class Bench:
         """Skip the check where descriptors cannot go along."""
         if not self.client.channel.carries_fds:
             raise Skip("the transport carries no descriptors")
+        if not self.client.fds_per_message:
+            raise Skip("the server announces that it takes no descriptors")
 
     def need_dma(self) -> None:
         """Skip where the server ignores DMA_MAP and DMA_UNMAP, as one may whose device does no DMA."""

@@ -222,7 +222,7 @@ def describes_every_type(bench: Bench) -> None:
     for index, found in enumerate(bench.irqs):
         require(found.irq == index, f"interrupt type {index} says that it is type {found.irq}")
         require(found.argsz == IRQ_INFO.size, f"interrupt type {index} has argsz {found.argsz}")
-        if found.nr_vectors and bench.client.channel.carries_fds:
+        if found.nr_vectors and bench.client.fds_per_message:
             require(found.flags & IrqInfoFlags.EVENTFD, f"interrupt type {index} cannot be delivered by eventfd")
 
 

@@ -122,7 +122,7 @@ def refused(bench: Bench) -> None:
 @device_dma.check("unmapped", rule="spec: only memory that the client has configured is accessed")
 def unmapped(bench: Bench) -> None:
     """Memory that was taken away is asked for no more, and one that had a descriptor is not touched any more."""
-    for shared in (False, True) if bench.client.channel.carries_fds else (False,):
+    for shared in (False, True) if bench.client.fds_per_message else (False,):
         memory = _edu(bench, shared=shared)
         bench.client.dma_unmap(BASE, SIZE)
         _copy(bench, BUFFER, BASE, 16, _TO_RAM)

@@ -151,7 +151,7 @@ def _last(bench: Bench) -> int:
 
 
 def _still_armed(bench: Bench) -> Callable[[], None]:
-    if not bench.client.channel.carries_fds:
+    if not bench.client.fds_per_message:
         return lambda: None
     irq, eventfds = _armed(bench)
 

@@ -193,7 +193,7 @@ def reads_to_the_end(bench: Bench) -> None:
     with _Visit(bench, S.STOP_COPY):
         size = sum(map(len, bench.client.saved_state(chunk=4096)))
         require(size, "a device without any state")
-        require(not bench.client.mig_data_read(4096), "data comes behind the end")
+        require(not bench.client.mig_data_read(min(4096, bench.client.data_limit)), "data comes behind the end")
 
 
 @mig_data.check("small-pieces", level=Level.REFERENCE, needs=(*_SAVES, "mig_data/reads-to-the-end"))
