@@ -43,7 +43,7 @@ from vfio_user.wire.layouts import IO_FD, REGION_ACCESS, REGION_IO_FDS
 
 SCRATCH, IOVA, FILL, FETCH, FETCHED, RING = 0x00, 0x08, 0x10, 0x18, 0x1C, 0x20
 BASE = 0x10_0000
-ALL_DIALECTS = pytest.mark.parametrize("dialect", DIALECTS.values(), ids=DIALECTS)
+ALL_DIALECTS = for_each(DIALECTS.values(), ids=DIALECTS)
 Connect = Callable[..., Client]
 
 
@@ -62,10 +62,9 @@ def current(tmp_path: Path) -> Iterator[Client]:
         yield client
 
 
-@ALL_DIALECTS
-@pytest.mark.parametrize("shared", [True, False], ids=["mapped memory", "message DMA"])
-def test_the_device_reaches_guest_memory(tmp_path: Path, dialect: Dialect, shared: bool) -> None:
-    with serving(tmp_path, dialect) as connect, connect() as client, GuestMemory(0x4000, shared=shared) as ram:
+@for_each(DIALECTS, [True, False])
+def test_the_device_reaches_guest_memory(name: str, shared: bool, tmp_path: Path) -> None:
+    with serving(tmp_path, DIALECTS[name]) as connect, connect() as client, GuestMemory(0x4000, shared=shared) as ram:
         client.dma_map(BASE, ram, offset=0x1000, size=0x2000)
         client.store(0, IOVA, 8, BASE + 0xFFE)
         client.store(0, FILL, 4, 4)
@@ -139,7 +138,7 @@ def test_read_only_memory_is_not_written(current: Client) -> None:
 
 
 @ALL_DIALECTS
-def test_everything_is_unmapped_at_once(tmp_path: Path, dialect: Dialect) -> None:
+def test_everything_is_unmapped_at_once(dialect: Dialect, tmp_path: Path) -> None:
     with serving(tmp_path, dialect) as connect, connect() as client, GuestMemory(0x4000) as ram:
         for page in range(4):
             client.dma_map(BASE + 0x2000 * page, ram, offset=0x1000 * page, size=0x1000)
@@ -227,7 +226,7 @@ def test_who_serves_an_inherited_connection_is_told_when_it_has_ended() -> None:
 
 
 @ALL_DIALECTS
-def test_regions_are_described_and_mapped(tmp_path: Path, dialect: Dialect) -> None:
+def test_regions_are_described_and_mapped(dialect: Dialect, tmp_path: Path) -> None:
     with serving(tmp_path, dialect) as connect, connect() as client:
         region = client.region_info(2)
         assert (region.size, region.mappable) == (0x8000, ((0x1000, 0x1000), (0x4000, 0x2000)))
@@ -330,7 +329,7 @@ def test_a_descriptor_that_several_ioeventfds_have_goes_once(tmp_path: Path) -> 
 
 
 @ALL_DIALECTS
-def test_each_vector_fires_its_own_eventfd(tmp_path: Path, dialect: Dialect) -> None:
+def test_each_vector_fires_its_own_eventfd(dialect: Dialect, tmp_path: Path) -> None:
     with serving(tmp_path, dialect) as connect, connect() as client:
         eventfds = [EventFd() for _ in range(8)]
         client.enable_irqs(IrqIndex.MSIX, eventfds)
@@ -403,7 +402,7 @@ def test_features_are_probed_without_changing_anything(current: Client) -> None:
 
 
 @ALL_DIALECTS
-def test_probe_describes_the_device(tmp_path: Path, dialect: Dialect) -> None:
+def test_probe_describes_the_device(dialect: Dialect, tmp_path: Path) -> None:
     with serving(tmp_path, dialect) as connect, connect() as client:
         found = describe(client)
     assert (found.vendor, found.device, found.interrupt_pin) == (0x1AF4, 0x10F5, "A")
@@ -446,7 +445,7 @@ def test_probing_nobody_is_told(tmp_path: Path) -> None:
 
 
 @ALL_DIALECTS
-def test_a_client_that_was_busy_leaves_no_descriptor_behind(tmp_path: Path, dialect: Dialect) -> None:
+def test_a_client_that_was_busy_leaves_no_descriptor_behind(dialect: Dialect, tmp_path: Path) -> None:
     before = fd_count(collect=True)
     with serving(tmp_path, dialect) as connect:
         for _ in range(3):

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 
 import pytest
 
+from tests.cases import for_each
 from tests.device_kit import open_fds
 from userdev.errors import ProtocolError
 from vfio_user.device import DRAFT_V6_POLICY, Dma, DmaRegion
@@ -48,9 +49,13 @@ class Author:
         return [(region.iova, region.size) for region in self.dma.regions]
 
 
-@pytest.fixture(params=[ValueError, ProtocolError, SystemExit], ids=lambda error: error.__name__)
-def author(request: pytest.FixtureRequest) -> Iterator[Author]:
-    author = Author(request.param)
+RAISED: list[type[BaseException]] = [ValueError, ProtocolError, SystemExit]
+
+
+@contextmanager
+def who_raises(error: type[BaseException]) -> Iterator[Author]:
+    """An author's device with memory, of whom nothing is left open."""
+    author = Author(error)
     before = open_fds()
     for iova in MAPPED:
         author.dma.map(iova, 2 * PAGE, RW, memory_file(2 * PAGE))
@@ -86,42 +91,50 @@ def a_table(author: Author) -> None:
     assert fds == []
 
 
-@pytest.mark.parametrize("map", [a_file, a_file_to_read_and_write, no_file, a_table], ids=lambda f: f.__name__)
-def test_a_map_that_the_device_refuses_is_none(author: Author, map: Callable[[Author], None]) -> None:
-    author.maps = {NEW}
-    author.dma.start_log(PAGE)
-    with pytest.raises(author.error, match="map 0x10000"):
+@for_each(RAISED, [a_file, a_file_to_read_and_write, no_file, a_table], ids=lambda each: each.__name__)
+def test_a_map_that_the_device_refuses_is_none(error: type[BaseException], map: Callable[[Author], None]) -> None:
+    with who_raises(error) as author:
+        author.maps = {NEW}
+        author.dma.start_log(PAGE)
+        with pytest.raises(error, match="map 0x10000"):
+            map(author)
+        assert author.there() == THREE
+        assert not author.dma.has_any(NEW, 0)
+        author.maps.clear()
         map(author)
-    assert author.there() == THREE
-    assert not author.dma.has_any(NEW, 0)
-    author.maps.clear()
-    map(author)
-    assert author.dma.has_any(NEW, PAGE)
+        assert author.dma.has_any(NEW, PAGE)
 
 
-def test_a_range_of_no_bytes_is_not_the_devices_to_refuse(author: Author) -> None:
+@for_each(RAISED)
+def test_a_range_of_no_bytes_is_not_the_devices_to_refuse(error: type[BaseException]) -> None:
     """It is no memory, and its end is not told either."""
-    author.maps = {NEW}
-    author.dma.map(NEW, 0, RW)
-    assert author.dma.has_any(NEW, 0)
-    assert author.there() == THREE
+    with who_raises(error) as author:
+        author.maps = {NEW}
+        author.dma.map(NEW, 0, RW)
+        assert author.dma.has_any(NEW, 0)
+        assert author.there() == THREE
 
 
-def test_memory_that_is_mapped_already_stays_whatever_is_said_of_the_second_map(author: Author) -> None:
-    author.dma.map(NEW, PAGE, RW)
-    author.maps = {NEW}
-    with pytest.raises(author.error):
+@for_each(RAISED)
+def test_memory_that_is_mapped_already_stays_whatever_is_said_of_the_second_map(error: type[BaseException]) -> None:
+    with who_raises(error) as author:
         author.dma.map(NEW, PAGE, RW)
-    assert author.there() == [*THREE, (NEW, PAGE)]
+        author.maps = {NEW}
+        with pytest.raises(error):
+            author.dma.map(NEW, PAGE, RW)
+        assert author.there() == [*THREE, (NEW, PAGE)]
 
 
-def test_a_table_that_is_refused_is_undone_whatever_the_device_says_of_that(author: Author) -> None:
-    author.maps, author.unmaps = {NEW}, {NEW + 0x1000, NEW + 0x2000}
-    with pytest.raises(author.error):
-        a_table(author)
-    assert author.there() == THREE
+@for_each(RAISED)
+def test_a_table_that_is_refused_is_undone_whatever_the_device_says_of_that(error: type[BaseException]) -> None:
+    with who_raises(error) as author:
+        author.maps, author.unmaps = {NEW}, {NEW + 0x1000, NEW + 0x2000}
+        with pytest.raises(error):
+            a_table(author)
+        assert author.there() == THREE
 
 
+REFUSED = [*({iova} for iova in MAPPED), {*MAPPED}]
 UNMAPS = {
     "one": (0x4000, 2 * PAGE, [THREE[0], THREE[2]]),
     "all within a range": (0, 0x10000, []),
@@ -129,34 +142,37 @@ UNMAPS = {
 }
 
 
-@pytest.mark.parametrize("refused", [{iova} for iova in MAPPED] + [set(MAPPED)], ids=str)
-@pytest.mark.parametrize("how", UNMAPS)
+@for_each(RAISED, UNMAPS, REFUSED)
 def test_memory_that_is_taken_back_is_gone_whatever_the_device_says(
-    author: Author, how: str, refused: set[int]
+    error: type[BaseException], how: str, refused: set[int]
 ) -> None:
-    author.unmaps = set(refused)
-    iova, size, left = UNMAPS[how]
-    if how == "parts":
+    with who_raises(error) as author:
+        author.unmaps = set(refused)
+        iova, size, left = UNMAPS[how]
+        if how == "parts":
+            author.dma.policy = DRAFT_V6_POLICY
+        with pytest.raises(error, match="unmap") if 0x4000 in refused or how != "one" else nullcontext():
+            author.dma.unmap(iova, size)
+        assert author.there() == left
+        if how == "parts":
+            assert author.told[-2:] == ["map 0x0", "map 0x9000"], "of what is left it is told"
+
+
+@for_each(RAISED, REFUSED)
+def test_all_memory_is_gone_at_the_end_whatever_the_device_says(error: type[BaseException], refused: set[int]) -> None:
+    with who_raises(error) as author:
+        author.unmaps = set(refused)
+        with pytest.raises(error, match="unmap"):
+            author.dma.unmap_all()
+        assert author.there() == []
+
+
+@for_each(RAISED)
+def test_what_is_left_of_memory_that_is_cut_stays_whatever_the_device_says(error: type[BaseException]) -> None:
+    with who_raises(error) as author:
         author.dma.policy = DRAFT_V6_POLICY
-    with pytest.raises(author.error, match="unmap") if 0x4000 in refused or how != "one" else nullcontext():
-        author.dma.unmap(iova, size)
-    assert author.there() == left
-    if how == "parts":
-        assert author.told[-2:] == ["map 0x0", "map 0x9000"], "of what is left it is told"
-
-
-@pytest.mark.parametrize("refused", [{iova} for iova in MAPPED] + [set(MAPPED)], ids=str)
-def test_all_memory_is_gone_at_the_end_whatever_the_device_says(author: Author, refused: set[int]) -> None:
-    author.unmaps = set(refused)
-    with pytest.raises(author.error, match="unmap"):
-        author.dma.unmap_all()
-    assert author.there() == []
-
-
-def test_what_is_left_of_memory_that_is_cut_stays_whatever_the_device_says(author: Author) -> None:
-    author.dma.policy = DRAFT_V6_POLICY
-    author.maps = {0, 0x9000}
-    with pytest.raises(author.error):
-        author.dma.unmap(0x1000, 0x8000)
-    assert author.there() == [(0, PAGE), (0x9000, PAGE)]
-    assert author.told[-1] == "map 0x9000"
+        author.maps = {0, 0x9000}
+        with pytest.raises(error):
+            author.dma.unmap(0x1000, 0x8000)
+        assert author.there() == [(0, PAGE), (0x9000, PAGE)]
+        assert author.told[-1] == "map 0x9000"

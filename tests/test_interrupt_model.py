@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import closing
 
-import pytest
-
+from tests.cases import for_each
 from tests.device_kit import BOOL, CONFIG, EVENTFD, INTX, MASK, MSI, MSIX, NONE, TRIGGER, UNMASK, Ringer
 from vfio_user import PciDevice
 from vfio_user.device import function_of
@@ -170,79 +170,72 @@ STEPS: list[Step] = [
 ]
 
 
-@pytest.fixture
-def device() -> Iterator[Ringer]:
-    device = Ringer()
-    yield device
-    device.close()
+@for_each([MSI, MSIX], range(12))
+def test_message_interrupts_are_as_their_model_after_every_step(index: int, seed: int) -> None:
+    with closing(Ringer()) as device:
+        noise = random.Random(seed)
+        name = "msix" if index == MSIX else "msi"
+        with attached(device):
+            model = Messages(device, index)
+            for number in range(200):
+                step = noise.choice(STEPS)
+                start = noise.randrange(VECTORS)
+                step(model, start, noise.randint(1, VECTORS - start), noise)
+                model.deliver()
+                told = f"step {number}: {step.__name__}"
+                assert model.take() == model.fired, told
+                model.fired = [0] * VECTORS
+                assert model.shown_pending() == model.pending == set(device.interrupts.pending), told
+                assert device.interrupts.active == (name if model.active else "intx"), told
+                if noise.random() < 0.1:
+                    saved = device.interrupts.save()
+                    device.interrupts.check(saved)
+                    device.interrupts.load(saved)
+                    assert model.take() == [0] * VECTORS, "saving and loading fires nothing by itself"
+            model.close()
 
 
-@pytest.mark.parametrize("seed", range(12))
-@pytest.mark.parametrize("index", [MSI, MSIX], ids=["msi", "msix"])
-def test_message_interrupts_are_as_their_model_after_every_step(device: Ringer, index: int, seed: int) -> None:
-    noise = random.Random(seed)
-    name = "msix" if index == MSIX else "msi"
-    with attached(device):
-        model = Messages(device, index)
-        for number in range(200):
-            step = noise.choice(STEPS)
-            start = noise.randrange(VECTORS)
-            step(model, start, noise.randint(1, VECTORS - start), noise)
-            model.deliver()
-            told = f"step {number}: {step.__name__}"
-            assert model.take() == model.fired, told
-            model.fired = [0] * VECTORS
-            assert model.shown_pending() == model.pending == set(device.interrupts.pending), told
-            assert device.interrupts.active == (name if model.active else "intx"), told
-            if noise.random() < 0.1:
-                saved = device.interrupts.save()
-                device.interrupts.check(saved)
-                device.interrupts.load(saved)
-                assert model.take() == [0] * VECTORS, "saving and loading fires nothing by itself"
-        model.close()
-
-
-@pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize("in_band", [False, True], ids=["eventfd", "message"])
-def test_intx_is_a_level_after_every_step(device: Ringer, seed: int, in_band: bool) -> None:
+@for_each(range(6), [False, True])
+def test_intx_is_a_level_after_every_step(seed: int, in_band: bool) -> None:
     """It fires when it can, and masks itself; unmasked while it is raised, it fires again."""
-    noise = random.Random(seed)
-    link = RecordingLink(in_band_interrupts=in_band)
-    level = masked = wired = disabled = False
-    with attached(device, link):
-        eventfd = os.eventfd(0, os.EFD_NONBLOCK)
-        for number in range(200):
-            step = noise.choice(["raise", "lower", "mask", "unmask", "wire", "unwire", "disable", "command"])
-            if step == "raise":
-                device.interrupts.trigger()
-                level = True
-            elif step == "lower":
-                device.interrupts.lower()
-                level = False
-            elif step in ("mask", "unmask"):
-                set_irqs(device, INTX, 0, 1, MASK if step == "mask" else UNMASK, NONE)
-                masked = step == "mask"
-            elif step == "wire":
-                set_irqs(device, INTX, 0, 1, TRIGGER, EVENTFD, fds=[os.dup(eventfd)])
-                wired, masked = True, False  # what is set up anew has no mask
-            elif step == "unwire":
-                set_irqs(device, INTX, 0, 1, TRIGGER, EVENTFD)
-                wired = masked = False
-            elif step == "disable":
-                set_irqs(device, INTX, 0, 0, TRIGGER, NONE)
-                wired = masked = False
-            else:
-                disabled = not disabled
-                write_register(device, CONFIG, 4, 2, COMMAND_INTX_DISABLE * disabled)
-            fires = level and not masked and not disabled and (wired or in_band)
-            masked |= fires
-            told = f"step {number}: {step}"
-            assert _count(eventfd) == (fires and wired), told
-            assert link.interrupts == [(INTX, 0)] * (fires and not wired), told
-            link.interrupts.clear()
-            assert bool(read_register(device, CONFIG, 6, 2) & STATUS_INTERRUPT) == level, told
-        os.close(eventfd)
-    assert function_of(device).interrupts.active == "intx"
+    with closing(Ringer()) as device:
+        noise = random.Random(seed)
+        link = RecordingLink(in_band_interrupts=in_band)
+        level = masked = wired = disabled = False
+        with attached(device, link):
+            eventfd = os.eventfd(0, os.EFD_NONBLOCK)
+            for number in range(200):
+                step = noise.choice(["raise", "lower", "mask", "unmask", "wire", "unwire", "disable", "command"])
+                if step == "raise":
+                    device.interrupts.trigger()
+                    level = True
+                elif step == "lower":
+                    device.interrupts.lower()
+                    level = False
+                elif step in ("mask", "unmask"):
+                    set_irqs(device, INTX, 0, 1, MASK if step == "mask" else UNMASK, NONE)
+                    masked = step == "mask"
+                elif step == "wire":
+                    set_irqs(device, INTX, 0, 1, TRIGGER, EVENTFD, fds=[os.dup(eventfd)])
+                    wired, masked = True, False  # what is set up anew has no mask
+                elif step == "unwire":
+                    set_irqs(device, INTX, 0, 1, TRIGGER, EVENTFD)
+                    wired = masked = False
+                elif step == "disable":
+                    set_irqs(device, INTX, 0, 0, TRIGGER, NONE)
+                    wired = masked = False
+                else:
+                    disabled = not disabled
+                    write_register(device, CONFIG, 4, 2, COMMAND_INTX_DISABLE * disabled)
+                fires = level and not masked and not disabled and (wired or in_band)
+                masked |= fires
+                told = f"step {number}: {step}"
+                assert _count(eventfd) == (fires and wired), told
+                assert link.interrupts == [(INTX, 0)] * (fires and not wired), told
+                link.interrupts.clear()
+                assert bool(read_register(device, CONFIG, 6, 2) & STATUS_INTERRUPT) == level, told
+            os.close(eventfd)
+        assert function_of(device).interrupts.active == "intx"
 
 
 def _count(eventfd: int) -> int:

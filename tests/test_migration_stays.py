@@ -95,8 +95,8 @@ def goes_back(migration: Migration) -> None:
     assert get_state(migration) is S.RUNNING
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_a_source_that_stays_is_what_it_was(used: PciDevice, way: str) -> None:
+@for_each(WAYS)
+def test_a_source_that_stays_is_what_it_was(way: str, used: PciDevice) -> None:
     before, migration = whole(used), migration_of(used)
     for reads in (0, 1, 5):
         go(migration, WAYS[way], reads=reads)
@@ -104,9 +104,8 @@ def test_a_source_that_stays_is_what_it_was(used: PciDevice, way: str) -> None:
         assert whole(used) == before
 
 
-@pytest.mark.parametrize("hook", HOOKS)
-@pytest.mark.parametrize("failure", [RuntimeError("a defect"), ProtocolError("no", errno.EBUSY)], ids=["defect", "no"])
-def test_a_source_that_fails_anywhere_is_what_it_was(used: PciDevice, hook: str, failure: Exception) -> None:
+@for_each(HOOKS, [RuntimeError("a defect"), ProtocolError("no", errno.EBUSY)])
+def test_a_source_that_fails_anywhere_is_what_it_was(hook: str, failure: Exception, used: PciDevice) -> None:
     before, migration = whole(used), migration_of(used)
     for way in WAYS.values():
         with failing(used, hook, failure) as failed:
@@ -156,8 +155,8 @@ WRONG: Mapping[str, Callable[[bytes], bytes]] = {
 }
 
 
-@pytest.mark.parametrize("wrong", WRONG)
-def test_a_destination_that_gets_a_wrong_state_is_what_it_was(used: PciDevice, wrong: str) -> None:
+@for_each(WRONG)
+def test_a_destination_that_gets_a_wrong_state_is_what_it_was(wrong: str, used: PciDevice) -> None:
     """And takes the right one afterwards."""
     good = saved(used)
     other = type(used)()
@@ -186,9 +185,9 @@ def arrive(migration: Migration, state: bytes) -> None:
     set_state(migration, S.RUNNING)
 
 
-@pytest.mark.parametrize("hook", ["check_state", "load_state", "digests", "start"])
+@for_each(["check_state", "load_state", "digests", "start"])
 def test_a_destination_that_fails_at_a_good_state_is_what_it_was_or_what_it_is_to_be(
-    used: PciDevice, hook: str
+    hook: str, used: PciDevice
 ) -> None:
     good = saved(used)
     other = type(used)()
