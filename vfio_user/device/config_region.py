@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
+from userdev.declare.returned import WrongReturn
 from vfio_user.device.hooks import Hooks
 from vfio_user.device.lifecycle import ResetKind
 from vfio_user.device.region import Windows
@@ -55,7 +56,9 @@ class _Callback:
 
     def read(self, offset: int, count: int) -> bytes:
         data = self._hooks.capability_read(self._capability, self._start + offset, count)
-        return data[:count].ljust(count, b"\0")
+        if not isinstance(data, bytes | bytearray | memoryview):
+            raise WrongReturn(self._hooks.capability_read, data, f"{count} bytes, those of the capability there")
+        return bytes(data[:count]).ljust(count, b"\0")
 
     def write(self, offset: int, data: bytes) -> None:
         self._hooks.capability_write(self._capability, self._start + offset, data)

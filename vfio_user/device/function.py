@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from userdev.declare.digest import digest_of
+from userdev.declare.returned import WrongReturn
 from userdev.declare.state import Snapshot
 from userdev.errors import AUTHORS_FAILURES, ProtocolError
 from vfio_user.device.config_region import ConfigRegion, GuestReset, watch_resets
@@ -25,7 +26,7 @@ from vfio_user.device.interrupts import Interrupts
 from vfio_user.device.ioeventfds import IoEventFds
 from vfio_user.device.irq_wiring import IrqInfo
 from vfio_user.device.layout import RegionLayout, place_msix, used_bars
-from vfio_user.device.lifecycle import ResetKind
+from vfio_user.device.lifecycle import ResetKind, answer_of
 from vfio_user.device.link import Link, NoClient
 from vfio_user.device.mechanism import IntX, Mechanism, Msi, MsiX
 from vfio_user.device.plans import Planned, Plans
@@ -137,8 +138,12 @@ class Function:
         self.dma = Dma(self._hook("on_dma_map"), self._hook("on_dma_unmap"))
         self.dma.by_message = author.dma_by_message
         self._io_fds = IoEventFds(lambda work: self._plans.plan(work).due())
-        hooks = (lambda: author.on_quiesce(), lambda: author.on_resume(), lambda work: self.link.call_soon(work))
-        self._standstill = Standstill(self.name, *hooks)
+        self._standstill = Standstill(
+            self.name,
+            lambda: answer_of(author.on_quiesce),
+            lambda: author.on_resume(),
+            lambda work: self.link.call_soon(work),
+        )
         self.migration = Migration(self) if author.migratable else None
 
     def constructed(self) -> None:
@@ -319,14 +324,21 @@ class Function:
     # State
 
     def identity(self) -> dict[str, Any]:
-        """The device's kind and configuration: state is only loaded where all of it is equal."""
+        """The device's kind and configuration: state is only loaded where all of it is equal.
+
+        Raises:
+            WrongReturn: the author's part of it is no mapping.
+        """
+        own = self._author.identity()
+        if not isinstance(own, Mapping):
+            raise WrongReturn(self._author.identity, own, "a dict: {**super().identity(), ...}")
         return {
             "class": self.name,
             "ids": self.config.after_reset(0, 4) + self.config.after_reset(0x2C, 4),
             "config": self.config.after_reset(0, len(self.config)),
             "regions": [region.size for region in self.regions],
             "interrupts": [irq.count for irq in self.irqs],
-            **self._author.identity(),
+            **own,
         }
 
     def memories(self) -> list[Memory]:
@@ -334,8 +346,15 @@ class Function:
         return list(self._layout.memory.all)
 
     def storages(self) -> Sequence[Storage]:
-        """The author's data outside of memory that is to migrate."""
-        return self._author.storages()
+        """The author's data outside of memory that is to migrate.
+
+        Raises:
+            WrongReturn: the author's hook has returned something else.
+        """
+        found = self._author.storages()
+        if not isinstance(found, Sequence):
+            raise WrongReturn(self._author.storages, found, "a list of Storage, empty where there is none")
+        return found
 
     def save_state(self) -> Saved:
         """Save everything but memory that a guest could tell this device by; see `vfio_user.device.saved`."""

@@ -6,6 +6,8 @@ import threading
 from collections.abc import Callable
 from enum import Enum
 
+from userdev.declare.returned import WrongReturn
+
 
 class ResetKind(Enum):
     """Why a device is reset."""
@@ -61,3 +63,15 @@ class Quiesce:
             self._finished, self.errno, call = True, errno, self._then
         if call is not None:
             call()
+
+
+def answer_of(on_quiesce: Callable[[], Quiesce | None]) -> Quiesce | None:
+    """What an author's device says when it is asked to stand still.
+
+    Raises:
+        WrongReturn: it is nothing that can be waited for; or what the hook raises.
+    """
+    answer = on_quiesce()
+    if not isinstance(answer, Quiesce | None):
+        raise WrongReturn(on_quiesce, answer, "None once it stands still, or a Quiesce whose done() says when")
+    return answer
