@@ -479,6 +479,18 @@ def test_a_check_of_ones_own_decides(tmp_path: Path) -> None:
     assert len(load_script(output).requests) <= 3
 
 
+def test_a_check_is_asked_once_more_in_the_end_whether_what_is_left_fails(trace: Path, tmp_path: Path) -> None:
+    """One that fails now and then says of anything that it does."""
+    seen = tmp_path / "seen"
+    seen.mkdir()
+    once = f"""sh -c 'it={seen}/$(md5sum <"$0" | cut -c1-32); test -e $it && exit 0; touch $it; exit 1' {{trace}}"""
+    for check, confirmed in ((once, False), ("false {trace}", True)):
+        words = ["minimize", str(trace), "--check", check, "-o", str(tmp_path / "out")]
+        done = CliRunner().invoke(cli, words)
+        assert done.exit_code == 0, done.output
+        assert ("once more" in done.stdout) is not confirmed, check
+
+
 def test_a_check_that_could_not_be_tried_is_no_verdict_and_what_it_printed_is_told(trace: Path, tmp_path: Path) -> None:
     for status in (2, 126, 127):
         with pytest.raises(UserError, match=str(status)) as refused:

@@ -70,7 +70,10 @@ def minimize(
             )
         if not _fails(first):
             raise UserError(f"the trace does not fail to begin with: {check} succeeds, or takes all the time there is")
-        return reduce_script(script, lambda candidate: _fails(ended(candidate)), seconds=seconds, progress=progress)
+        found = reduce_script(script, lambda candidate: _fails(ended(candidate)), seconds=seconds, progress=progress)
+        if found.ended == "minimal" and found.replays:
+            found.confirmed = _fails(ended(found.script))
+        return found
     assert server_command is not None
     registers = registers or registers_of(script.header)
     ignored = ignore if isinstance(ignore, Ignored) else Ignored.parse(ignore, registers)
