@@ -10,6 +10,8 @@ import subprocess
 import sys
 import time
 import tracemalloc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -149,24 +151,50 @@ def test_a_damaged_record_ends_the_reading_and_what_was_before_it_is_there(
 
 
 def test_a_full_disk_stops_the_trace_and_not_the_session(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """RLIMIT_FSIZE refuses the write just as a full disk does, only with another errno."""
     path = tmp_path / "t"
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    try:
-        with Bench(trace=path) as bench:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
-            for n in range(100):
-                bench.exchange(write(0, n, b"data"))
-            assert bench.trace is not None
-            assert bench.trace.stopped
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, ignored)
+    with Bench(trace=path) as bench, files_of_at_most(2000):
+        for n in range(100):
+            bench.exchange(write(0, n, b"data"))
+        assert bench.trace is not None
+        assert bench.trace.stopped
     trace = read_trace(path)
     assert not trace.truncated
     assert 0 < len(trace.entries) < 100
     assert "STOPPED" in capfd.readouterr().err
+
+
+def test_what_was_in_a_file_before_its_trace_is_there_when_the_disk_is_full(tmp_path: Path) -> None:
+    """Of a descriptor that was handed on the end of the file is the trace's beginning."""
+    for mode in ("ab", "r+b"):
+        path, said = tmp_path / mode, list[str]()
+        path.write_bytes(bytes(1000))
+        with path.open(mode) as file:
+            file.seek(0, os.SEEK_END)
+            writer = TraceWriter(f"fd:{os.dup(file.fileno())}", PROTOCOL.name, {}, warn=said.append)
+            with files_of_at_most(3000):
+                while not writer.stopped:
+                    writer.note("something")
+                    writer.flush()
+            writer.close()
+        data = path.read_bytes()
+        assert data[:1000] == bytes(1000), mode
+        (tmp_path / "trace").write_bytes(data[1000:])
+        trace = read_trace(tmp_path / "trace")
+        assert not trace.truncated, mode
+        assert f"after {len(trace.entries) + 1} records" in said[-1], "the header is one"
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """RLIMIT_FSIZE refuses a write just as a full disk does, only with another errno."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
 
 
 def test_a_disk_that_is_full_from_the_beginning_stops_the_trace_alone(capfd: pytest.CaptureFixture[str]) -> None:

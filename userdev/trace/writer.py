@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import time
 from collections.abc import Callable
@@ -63,7 +64,9 @@ class TraceWriter:
         """Why the trace has stopped; empty while it has not."""
         self.records = 0
         self.size = 0
+        self._written = 0  # records, of those
         self._fd = _opened(str(path), warn)
+        self._begin = _end_of(self._fd)
         header = {"format": FORMAT, "protocol": protocol, "realtime": time.time_ns(), **about}
         self._batch = bytearray(MAGIC)
         """What this turn has recorded."""
@@ -116,6 +119,7 @@ class TraceWriter:
             self._stop(error.strerror or str(error))
         else:
             self.size += len(batch)
+            self._written = self.records
 
     def close(self) -> None:
         """Write what is left, and close the file."""
@@ -134,9 +138,9 @@ class TraceWriter:
     def _stop(self, why: str) -> None:
         self.stopped = why
         with suppress(OSError):  # what is no regular file cannot
-            os.truncate(self._fd, self.size)  # a record that went in only in part is taken back
+            os.truncate(self._fd, self._begin + self.size)  # a record that went in only in part is taken back
         self._warn(
-            f"THE TRACE {self.path} HAS STOPPED after {counted(self.records, 'record')}: {why};"
+            f"THE TRACE {self.path} HAS STOPPED after {counted(self._written, 'record')}: {why};"
             " the session goes on untraced"
         )
 
@@ -158,3 +162,13 @@ def _opened(path: str, warn: Callable[[str], None]) -> int:
         why = error.strerror if isinstance(error, OSError) else f"{number:.20} is no descriptor"
         hint = "name another place for it, or make that one ready" if number == path else ""
         raise UserError(f"cannot write the trace {path}: {why}", hint=hint) from None
+
+
+def _end_of(fd: int) -> int:
+    """Where the next write to a descriptor goes: a file that was handed on may have something in it already."""
+    if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_APPEND:
+        return os.fstat(fd).st_size
+    try:
+        return os.lseek(fd, 0, os.SEEK_CUR)
+    except OSError:  # it is no file
+        return 0
