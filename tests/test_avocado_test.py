@@ -43,3 +43,26 @@ def test_what_a_device_raised_beside_a_test_that_passes_is_in_its_log(
         record for record in caplog.records if "mine: ValueError: boo (mine.py:31, in transmit)" in record.message
     ]
     assert told.levelno == logging.INFO, "avocado would make WARN of it, which is no PASS"
+
+
+class LabInLab(GuestTest):
+    """A lab within another, and one behind them."""
+
+    def test_it(self) -> None:
+        """Each is ended, and what is known of one is not asked of another."""
+        with self.lab() as outer:
+            with self.lab() as inner:
+                assert self._trial.lab is inner
+                assert [*self._open] == [outer, inner]
+            assert self._trial.lab is outer
+            assert [*self._open] == [outer]
+        with self.lab() as last:
+            assert self._trial.lab is last
+        assert not self._open
+
+
+def test_a_lab_may_be_within_another(tmp_path: Path) -> None:
+    test = LabInLab("test_it", base_logdir=str(tmp_path))
+    test.setUp()
+    test.test_it()
+    test.tearDown()

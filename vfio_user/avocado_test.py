@@ -29,6 +29,7 @@ from vfio_user.harness import (
     Exercise,
     Lab,
     Plugged,
+    Trial,
     patience,
     succeed,
     trial,
@@ -69,6 +70,8 @@ class GuestTest(Test):  # type: ignore[misc]  # avocado has no types
     def setUp(self) -> None:
         """Begin what the test's labs share."""
         self._open: dict[Lab, tuple[int, Keeping]] = {}
+        self._trials: list[Trial] = []
+        """Of the labs that are open, the innermost last."""
         self._tried: set[str] = set()
         self._ours: set[str] = set()
         text = self.params.get(CELL_PARAMETER)
@@ -103,27 +106,34 @@ class GuestTest(Test):  # type: ignore[misc]  # avocado has no types
         kept = keeping_test(str(self.name.name), self.cell)
         kept.folder = folder
         try:
-            with kept, trial(heading, folder=folder, cell=self.cell, progress=self.log.info) as self._trial:
-                self._open[self._trial.lab] = threading.get_ident(), kept
+            with kept, trial(heading, folder=folder, cell=self.cell, progress=self.log.info) as made:
+                self._trials.append(made)
+                self._open[made.lab] = threading.get_ident(), kept
                 try:
-                    yield self._trial.lab
+                    yield made.lab
                 finally:
-                    del self._open[self._trial.lab]
-                    self._tried |= self._trial.lab.tried
-                    self._ours |= self._trial.lab.ours
+                    self._trials.remove(made)
+                    del self._open[made.lab]
+                    self._tried |= made.lab.tried
+                    self._ours |= made.lab.ours
                     started = {"tried": sorted(self._tried), "ours": sorted(self._ours)}
-                    self.whiteboard = json.dumps({**self._trial.record(), **started})
+                    self.whiteboard = json.dumps({**made.record(), **started})
         except VerdictError as failure:
             self.log.info("%s\n%s", failure, failure.evidence)
             self.fail("; ".join([str(failure), *getattr(failure, "__notes__", ())]))
-        for exception in self._trial.unnoticed():  # avocado takes a warning for a verdict of its own, WARN
+        for exception in made.unnoticed():  # avocado takes a warning for a verdict of its own, WARN
             self.log.info("no failure, although a device's own code raised: %s", exception.sentence)
-        if self._trial.seen:
-            self.cancel(f"{XFAIL}: {'; '.join(self._trial.seen)}")
+        if made.seen:
+            self.cancel(f"{XFAIL}: {'; '.join(made.seen)}")
 
     def known_issue(self, identity: str, guest: BootedGuest) -> AbstractContextManager[None]:
         """`Trial.known_issue`: a block that has to fail as this known issue says where the guest's QEMU has it."""
         return self._trial.known_issue(identity, guest)
+
+    @property
+    def _trial(self) -> Trial:
+        """That of the lab in whose block the test is."""
+        return self._trials[-1]
 
     def edu(self, guest: BootedGuest, *arguments: str, device: Plugged | None = None) -> Exercise:
         """Run the guest's edu program on a device, the guest's first if none is named; its verdict must be good."""
