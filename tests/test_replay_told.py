@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -15,6 +16,7 @@ from tests.cases import for_each, for_each_row
 from userdev.errors import UserError, VerdictError
 from userdev.fuzz import Find
 from userdev.interposer.server_process import STDERR
+from vfio_user.cli import _replaying
 from vfio_user.cli import fuzz as fuzzing
 from vfio_user.cli import minimize as minimizing
 from vfio_user.cli import replay as replaying
@@ -22,7 +24,7 @@ from vfio_user.interposer.replay import Minimized, What
 from vfio_user.interposer.replay.outcome import RECORDS_SHOWN, Difference, ReplayOutcome
 
 WRONG = Difference(What.REPLY, 5, "0x1", "0x2", place="REGION_READ BAR0 0x0")
-NO_SCRIPT = cast(Any, None)
+NO_SCRIPT = cast(Any, SimpleNamespace(truncated=""))
 
 
 def outcome(**facts: Any) -> ReplayOutcome:
@@ -35,7 +37,7 @@ def test_a_replay_that_differs_is_a_bad_verdict_however_it_is_told(
     how: list[str], differences: list[Difference], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "t").write_bytes(b"")
-    monkeypatch.setattr(replaying, "load_script", lambda *_: NO_SCRIPT)
+    monkeypatch.setattr(_replaying, "load_script", lambda *_: NO_SCRIPT)
     monkeypatch.setattr(replaying, "replay", lambda *_, **__: outcome(differences=differences))
     result = CliRunner().invoke(replaying.command, [str(tmp_path / "t"), "--server-command", "x", *how])
     assert (result.exit_code != 0) is bool(differences)
@@ -62,7 +64,7 @@ def test_what_a_server_prints_is_shown_to_who_is_quiet_only_where_it_is_of_use(
         return outcome(differences=[WRONG] if came == "other" else [])
 
     (tmp_path / "t").write_bytes(b"")
-    monkeypatch.setattr(replaying, "load_script", lambda *_: NO_SCRIPT)
+    monkeypatch.setattr(_replaying, "load_script", lambda *_: NO_SCRIPT)
     monkeypatch.setattr(replaying, "replay", replay)
     result = CliRunner().invoke(replaying.command, [str(tmp_path / "t"), "--server-command", "x", *how])
     assert (places == [STDERR]) is not bool(how)
@@ -109,6 +111,7 @@ class Shortened:
 
 def minimized(folder: Path, monkeypatch: pytest.MonkeyPatch, *words: str, **facts: Any) -> Result:
     found = Minimized(cast(Any, Shortened()), 9, 2, 5, **{"ended": "minimal", "difference": WRONG, **facts})
+    monkeypatch.setattr(_replaying, "load_script", lambda *_: NO_SCRIPT)
     monkeypatch.setattr(minimizing, "minimize", lambda *_, **__: found)
     (folder / "t").write_bytes(b"")
     return CliRunner().invoke(minimizing.command, [str(folder / "t"), "--server-command", "x", *words])
@@ -131,7 +134,7 @@ def test_why_a_search_ended_is_said_and_an_interruption_is_its_status(
 
 
 def test_who_names_no_server_to_replay_against_is_told_how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replaying, "load_script", lambda *_: NO_SCRIPT)
+    monkeypatch.setattr(_replaying, "load_script", lambda *_: NO_SCRIPT)
     (tmp_path / "t").touch()
     find = Find("vfio-user", "rule", "a rule", "rule: c", "c was said", ()).write(tmp_path)
     for trace in (tmp_path / "t", find):
@@ -159,6 +162,7 @@ def test_what_is_shorter_is_beside_what_it_was_under_its_whole_name(
 ) -> None:
     """Of two traces that differ in what stands behind a dot each has its own."""
     found = Minimized(cast(Any, Shortened()), 9, 2, 5, ended="minimal", difference=WRONG)
+    monkeypatch.setattr(_replaying, "load_script", lambda *_: NO_SCRIPT)
     monkeypatch.setattr(minimizing, "minimize", lambda *_, **__: found)
     for name in ("edu.1.trace", "edu.2.trace", "edu"):
         (tmp_path / name).touch()
@@ -193,16 +197,22 @@ def test_each_option_is_for_what_it_is_called_and_no_other(
 ) -> None:
     (tmp_path / "t").write_bytes(b"")
     asked: list[dict[str, Any]] = []
+    sessions: list[int] = []
     found = Minimized(cast(Any, Shortened()), 9, 2, 5, ended="minimal", difference=WRONG)
 
     def said(answer: Any) -> Callable[..., Any]:
         def function(*_: object, **facts: Any) -> Any:
+            facts["session"] = sessions[-1]
             asked.append({option: value for option, value in facts.items() if option != "progress"})
             return answer
 
         return function
 
-    monkeypatch.setattr(replaying, "load_script", lambda *_: NO_SCRIPT)
+    def load(_: str, session: int) -> Any:
+        sessions.append(session)
+        return NO_SCRIPT
+
+    monkeypatch.setattr(_replaying, "load_script", load)
     monkeypatch.setattr(replaying, "replay", said(outcome()))
     monkeypatch.setattr(minimizing, "minimize", said(found))
     command = {"replay": replaying, "minimize": minimizing}[name].command
@@ -219,8 +229,9 @@ def test_the_session_of_a_trace_is_the_one_that_was_asked_for(tmp_path: Path, mo
 
     def load(_: str, *which: object) -> Any:
         asked.append(which)
+        return NO_SCRIPT
 
-    monkeypatch.setattr(replaying, "load_script", load)
+    monkeypatch.setattr(_replaying, "load_script", load)
     monkeypatch.setattr(replaying, "replay", lambda *_, **__: outcome())
     for words in ([], ["--session", "3"]):
         CliRunner().invoke(replaying.command, [str(tmp_path / "t"), "--server-command", "x", *words])
