@@ -10,9 +10,11 @@ import pytest
 
 from tests.cases import for_each_row
 from userdev.declare.returned import WrongReturn
+from userdev.errors import ProtocolError
 from vfio_user import PciDevice, PciIds, Placed, Quiesce, VendorSpecific, state
 from vfio_user.device import function_of
 from vfio_user.testing import attached
+from vhost_user.device import Chain, Queues, VhostDevice, model_of, queue
 
 
 class Careless(PciDevice):
@@ -68,6 +70,38 @@ def test_a_wrong_value_is_told_with_the_hook_that_has_returned_it(
     with pytest.raises(WrongReturn, match=place):
         ask(device)
     device.returned = {}
+    device.close()
+
+
+@for_each_row([(False,), (True,)])
+def test_a_device_that_answers_whether_it_can_have_a_state_and_refuses_none_is_told_how(wrong: bool) -> None:
+    """As its `state(check=...)` does: it is asked by another name, and refuses by what it raises."""
+
+    class Checking(PciDevice):
+        ids = PciIds(vendor=1, device=2)
+        count: int = state(0)
+
+        def on_check(self, values: Any) -> Any:
+            return wrong
+
+    class Dice(VhostDevice):
+        virtio_id, queues = 42, Queues(1)
+
+        @queue(0)
+        def nothing(self, chain: Chain) -> int:
+            return 0
+
+        def on_check(self, values: Any) -> Any:
+            return wrong
+
+    device, other = function_of(Checking()), model_of(Dice())
+    checks: list[Callable[[], None]] = [
+        lambda: device.check_state(device.save_state()),
+        lambda: other.load(other.save()),
+    ]
+    for check in checks:
+        with pytest.raises((WrongReturn, ProtocolError), match=r"on_check .* has returned"):
+            check()
     device.close()
 
 

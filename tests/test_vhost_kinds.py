@@ -158,6 +158,8 @@ def test_a_sample_request_that_no_driver_could_make_is_refused() -> None:
     for queue_, *buffers in ((0,), (-1, 4), (True, 4), (0, b""), (0, 0), (0, 4, b"behind"), (0, "text"), (0, True)):
         with pytest.raises(ValueError):  # noqa: PT011 - a ValueError is what Queues raises too
             SampleRequest(queue_, *buffers)
+    with pytest.raises(ValueError, match="is_right"):
+        SampleRequest(0, 16, is_right=b"hello")  # type: ignore[arg-type]
     with pytest.raises(DeclarationError, match="sample_request"):
 
         class Text(Silent):

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import TypeVar
 
 from userdev.declare.declared import authors_frame, source_of
 from userdev.declare.values import shown
+
+T = TypeVar("T")
 
 
 class WrongValue(TypeError):
@@ -19,6 +22,16 @@ class WrongReturn(WrongValue):
     def __init__(self, function: Callable[..., object], returned: object, wanted: str) -> None:
         """`wanted`: what it has to return."""
         super().__init__(f"{written_at(function)} has returned {shown(returned)}: it has to return {wanted}")
+
+
+def check_by(on_check: Callable[[T], object], values: T) -> None:
+    """Have an author look at a saved state: what it says no by is what it raises, and not what it returns.
+
+    Raises:
+        WrongReturn: it has returned something, as one does that is meant to be a `check` of `state`.
+    """
+    if (returned := on_check(values)) is not None:
+        raise WrongReturn(on_check, returned, "nothing: what is refused is refused by raising ProtocolError")
 
 
 def check_work(asked: str, work: object) -> None:

@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from userdev.declare.digest import digest_of
-from userdev.declare.returned import WrongReturn
+from userdev.declare.returned import WrongReturn, check_by
 from userdev.declare.state import Snapshot
 from userdev.errors import AUTHORS_FAILURES, ProtocolError
 from vfio_user.device.config_region import ConfigRegion, GuestReset, watch_resets
@@ -377,7 +377,9 @@ class Function:
             check_saved(state, self._author.state_version, len(self.config))
             self._snapshot.check(state["values"])
             self.interrupts.check(state["interrupts"])
-            self._author.on_check(state["values"])
+            check_by(self._author.on_check, state["values"])
+        except WrongReturn:
+            raise
         except (TypeError, KeyError, AttributeError) as error:
             raise ProtocolError(f"saved state is misshapen: {error}", errno.EINVAL) from error
 

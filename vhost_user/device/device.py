@@ -26,7 +26,7 @@ from typing import Any, Protocol
 
 from userdev.declare.construction import followed_by
 from userdev.declare.declared import authors_frame, declarations, source_of
-from userdev.declare.returned import check_work
+from userdev.declare.returned import check_by, check_work
 from userdev.declare.state import Snapshot
 from userdev.declare.unused import warn_of_unused_in
 from userdev.errors import AUTHORS_FAILURES, DeclarationError, ProtocolError
@@ -262,7 +262,7 @@ class DeviceModel:
         values = saved.from_bytes(self._identity, state)
         self._snapshot.check(values)
         with self._authors("on_check"):
-            self.device.on_check(values)
+            check_by(self.device.on_check, values)
         before = dict(vars(self.device))
         self._snapshot.load(values)
         try:

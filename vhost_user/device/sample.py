@@ -35,6 +35,8 @@ class SampleRequest:
         kinds = [type(each) is int for each in buffers]
         if kinds != sorted(kinds):
             raise ValueError("buffers that are to be written come behind those that are to be read")
+        if is_right is not None and not callable(is_right):
+            raise ValueError(f"is_right tells of an answer whether it is right, and {is_right!r} cannot be called")
         object.__setattr__(self, "queue", queue)
         object.__setattr__(self, "buffers", buffers)
         object.__setattr__(self, "is_right", is_right or _any)
