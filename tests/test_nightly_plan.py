@@ -140,6 +140,20 @@ def test_all_mistakes_of_a_plan_are_told_at_once(tmp_path: Path) -> None:
     assert "and 4 more" in refusal(tmp_path, PLAN.replace("servers: [edu, theirs]", f"servers: [theirs, {many}]", 1))
 
 
+def test_a_text_of_a_plan_that_is_empty_is_refused_with_its_line(tmp_path: Path) -> None:
+    for right, wrong, said in (
+        ("servers: [edu, theirs]", "servers: [edu, '']", "servers.1 is empty"),
+        ("tests: [dma]", "tests: ['  ']", "tests.0 is empty"),
+        ("{server: theirs, cpus: 2}", "{server: '', cpus: 2}", "without.0.server is empty"),
+        ("name: ours", "name: ''", "name is empty"),
+    ):
+        assert right in PLAN, right
+        plan = PLAN.replace(right, wrong, 1)
+        told = refusal(tmp_path, plan)
+        assert f"plan.yaml:{line_of(plan, wrong)}: " in told, wrong
+        assert said in told, wrong
+
+
 def test_a_mistake_in_a_list_has_the_line_of_its_item(tmp_path: Path) -> None:
     plan = PLAN.replace("servers: [edu, theirs]", "servers:\n      - edu\n      - their")
     assert f"plan.yaml:{line_of(plan, 'their')}:" in refusal(tmp_path, plan)
@@ -156,6 +170,11 @@ def test_a_mistake_in_a_list_has_the_line_of_its_item(tmp_path: Path) -> None:
         ("./server {socket}", "{hier}/server {socket}", "did you mean '{here}'?"),
         ("./server {socket}", "'./server {socket}", "No closing quotation"),
         ("symptom: late", "symptom: '('", "no pattern"),
+        *((("symptom: late", f"symptom: {all_}", "each failure")) for all_ in (".", r"'\S+'", "'(late)?'", "'[a-z]'")),
+        ("symptom: late", "symptom: ''", "known_issues.0.symptom is empty: say what it is, or leave it out"),
+        ("what: it is slow", "what: ' '", "what is empty"),
+        ("AnyDevice.test_the_guest_resets_it", "''", "tests.0 is empty"),
+        ("kind: edu", 'kind: ""', "kind is empty"),
         ("    about:", "    abuot:", "did you mean 'about'?"),
         ("kind: edu", "kind: edoo", "did you mean 'edu'?"),
         ("kind: edu", "kind: Edu", "did you mean 'edu'?"),

@@ -102,7 +102,7 @@ def read_table(path: Path, what: str, keys: Iterable[str]) -> tuple[dict[str, An
     value, root = parse(read_text(path, what), str(path))
     if not isinstance(value, dict) or root is None:
         raise UserError(f"{path}:1: a {what} is a table: {', '.join(keys)}")
-    refuse_twice(str(path), root)
+    refuse_unmeant(str(path), root)
     return value, root
 
 
@@ -115,7 +115,7 @@ def parse_list(model: type[M], text: str, source: str, *, unique: str) -> list[M
     value, root = parse(text, source)
     if not isinstance(value, list) or root is None:
         raise UserError(f"{source}:1: it is a list of entries, each with: {', '.join(model.model_fields)}")
-    refuse_twice(source, root)
+    refuse_unmeant(source, root)
     try:
         found: list[M] = TypeAdapter(list[model]).validate_python(value)  # type: ignore[valid-type]
     except ValidationError as error:
@@ -239,14 +239,32 @@ def _locate(root: yaml.Node | None, place: Place) -> tuple[Place, int]:
     return tuple(words), line + 1
 
 
-def refuse_twice(source: str, root: yaml.Node) -> None:
-    """Refuse a document of which a table has a key twice.
+def refuse_unmeant(source: str, root: yaml.Node) -> None:
+    """Refuse a document of which a table has a key twice, or in which a text is empty: nobody has meant that.
 
     Raises:
-        UserError: one has.
+        UserError: one has, or is.
     """
     for node, key in _twice(root):
         raise UserError(f"{source}:{node.start_mark.line + 1}: the key {key!r} is there twice")
+    for place, node in _empty(root, ()):
+        where = ".".join(map(str, place))
+        raise UserError(f"{source}:{node.start_mark.line + 1}: {where} is empty: say what it is, or leave it out")
+
+
+def _empty(node: yaml.Node, place: Place) -> Iterator[tuple[Place, yaml.Node]]:
+    """Texts of nothing, or of spaces alone: without quotation marks that is no text, but null."""
+    match node:
+        case yaml.MappingNode():
+            for key, value in node.value:
+                if isinstance(key, yaml.ScalarNode):
+                    yield from _empty(key, (*place, key.value))
+                yield from _empty(value, (*place, str(key.value)))
+        case yaml.SequenceNode():
+            for number, value in enumerate(node.value):
+                yield from _empty(value, (*place, number))
+        case yaml.ScalarNode() if node.style is not None and not node.value.strip():
+            yield place, node
 
 
 def _twice(node: yaml.Node) -> Iterator[tuple[yaml.Node, str]]:

@@ -63,11 +63,16 @@ def _pattern(text: str) -> str:
         re.compile(text)
     except re.error as error:
         raise ValueError(f"{text!r} is no pattern: {error}") from None
+    if all(re.search(text, whatever) for whatever in _WHATEVER):
+        raise ValueError(f"{text!r} is found in whatever is said, so that each failure would be this one")
     return text
 
 
+_WHATEVER = [letter * 40 for letter in "aeinost"]
+"""What has nothing in common but that something is said."""
+
 Pattern = Annotated[str, AfterValidator(_pattern)]
-"""A regular expression, found anywhere."""
+"""A regular expression, found anywhere, but not everywhere."""
 
 
 class Symptom(Written):

@@ -37,7 +37,7 @@ from userdev.interposer.faults.use import RuleShown, RuleUse, rule_name
 from userdev.relay.direction import DIRECTIONS, Direction
 from userdev.trace import Decoded
 from userdev.trace.lines import PAYLOAD
-from userdev.written import Written, refuse_twice, refused, unknown
+from userdev.written import Written, refuse_unmeant, refused, unknown
 
 
 def one_of(name: str) -> BeforeValidator:
@@ -407,7 +407,7 @@ def parse_scenario(language: type[ScenarioT], text: str, source: str) -> Scenari
     """
     document, root = parse(text, source)
     if root is not None:
-        refuse_twice(source, root)
+        refuse_unmeant(source, root)
     try:
         return language.model_validate(document)
     except ValidationError as error:

@@ -16,7 +16,7 @@ from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from userdev.documents import parse, read_text
 from userdev.errors import UserError
-from userdev.written import Written, refuse_twice, refused
+from userdev.written import Written, refuse_unmeant, refused
 from vfio_user.interposer.trace.registers import NamedRegister, RegisterMap
 
 _EXAMPLE = "registers: [{region: 0, offset: 8, width: 4, name: compute}]"
@@ -66,7 +66,7 @@ def load_registers(path: str | Path) -> RegisterMap:
     source = str(path)
     content, root = parse(read_text(path, "register map"), source)
     if root is not None:
-        refuse_twice(source, root)
+        refuse_unmeant(source, root)
     try:
         given = {} if content is None else {"registers": content} if isinstance(content, list) else content
         return RegisterMap(entry.register for entry in _Registers.model_validate(given).registers or ())
