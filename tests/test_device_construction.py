@@ -67,6 +67,10 @@ TOO_WIDE: list[tuple[str, Callable[..., object], dict[str, Any]]] = [
     *(("vsec_id", ExtendedVendor, {"vsec_id": wrong, "payload": b""}) for wrong in (-1, 1 << 16)),
     *(("revision", ExtendedVendor, {"vsec_id": 1, "payload": b"", "revision": wrong}) for wrong in (-1, 16)),
     *((name, PciIds, {"vendor": 1, "device": 2, name: 1 << bits}) for name, bits in ID_BITS.items()),
+    *(
+        ("type", ExtraRegion, {"index": 9, "size": 4096, "type": each})
+        for each in (5, (1,), (1, -1), (1 << 32, 0), "ab")
+    ),
     ("writable", VendorSpecific, {"payload": b"abc", "writable": bytes(4)}),
     ("writable", ExtendedVendor, {"vsec_id": 1, "payload": b"abc", "writable": bytes(4)}),
 ]
