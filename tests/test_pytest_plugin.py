@@ -280,6 +280,33 @@ def test_whatever_fails_in_set_up_or_body_leaves_the_same_page(project: pytest.P
             assert ("look elsewhere" in kept) is ("hint" in statement), (name, outcome)
 
 
+OF_AN_END = """
+import pytest
+from userdev.errors import UserError
+
+@pytest.fixture
+def begun(lab):
+    yield
+    {statement}
+
+def test_it(begun):
+    pass
+"""
+
+
+def test_what_fails_at_the_end_of_a_test_leaves_a_page_too(project: pytest.Pytester, tmp_path: Path) -> None:
+    """As a fixture does that looks what a test has left."""
+    for name, statement in WITHOUT_A_BODY.items():
+        project.makepyfile(test_it=OF_AN_END.format(statement=statement))
+        assert results(project, "--vfio-results", str(tmp_path)) == {"passed": 1, "errors": 1}, name
+        [folder] = tmp_path.iterdir()
+        assert (folder / "index.html").exists(), name
+        assert ("look elsewhere" in (folder / "error.txt").read_text()) is ("hint" in statement), name
+    project.makepyfile(test_it=OF_AN_END.format(statement="pytest.skip('nothing to look at')"))
+    results(project, "--vfio-results", str(tmp_path))
+    assert not (folder / "index.html").exists()
+
+
 def test_what_was_skipped_or_is_expected_to_fail_leaves_no_page(project: pytest.Pytester, tmp_path: Path) -> None:
     for outcome, statement in {"skipped": "pytest.skip('not here')", "xfailed": "pytest.xfail('known')"}.items():
         for text in (OF_SET_UP, OF_A_BODY):

@@ -28,6 +28,7 @@ from vfio_user.extras import needing
 
 if TYPE_CHECKING:
     # Imported where they are needed: a pytest that uses none of this does not wait for it.
+    from userdev.errors import UserError, VerdictError
     from vfio_user.client import Client
     from vfio_user.device import PciDevice
     from vfio_user.harness.booted_guest import BootedGuest
@@ -90,7 +91,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture
 def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
     """A `Lab` of this test: what it starts ends with the test, and a failure leaves evidence in a folder of its own."""
-    from userdev.errors import UserError, VerdictError
+    from userdev.errors import UserError
 
     try:
         with needing("harness", "the fixture lab"):
@@ -115,8 +116,7 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
         yield made.lab
         failed = request.node.stash.get(_FAILED, None)
         if failed is not None and made.lab.failure is None:
-            is_told = isinstance(failed, UserError | VerdictError)
-            made.lab.failure = failed if is_told else VerdictError(str(failed))
+            made.lab.failure = _told(failed)
             keeping.failure = failed if isinstance(failed, Exception) else made.lab.failure
     for exception in made.unnoticed():
         what = f"{exception.sentence}, beside a test that passes; its log is in {made.lab.folder}"
@@ -258,6 +258,18 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
+    """Leave a page where a fixture has failed at its end: its test's lab was ended as one of a test that passed."""
+    try:
+        return (yield)
+    except (Exception, pytest.fail.Exception) as failure:
+        made = item.stash.get(_TRIAL, None)
+        if made is not None:
+            made.fails_at_last(_told(failure))
+        raise
+
+
+@pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
@@ -288,6 +300,13 @@ def pytest_runtest_makereport(
         )
         report.sections += [(title, text) for title, text in said if text]
     return report
+
+
+def _told(failure: BaseException) -> UserError | VerdictError:
+    """A failure as one of our errors, of which evidence tells."""
+    from userdev.errors import UserError, VerdictError
+
+    return failure if isinstance(failure, UserError | VerdictError) else VerdictError(str(failure))
 
 
 def _entries(error: BaseException) -> Iterator[TracebackType]:

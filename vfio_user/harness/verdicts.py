@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from userdev.errors import UserError, VerdictError
+from vfio_user.harness import evidence
 from vfio_user.harness.booted_guest import BootedGuest
 from vfio_user.harness.cell import Cell
 from vfio_user.harness.debian import quiet
 from vfio_user.harness.known_issues import expected_to_fail, failure_of, known_issue, recognise
 from vfio_user.harness.lab import Lab
 from vfio_user.harness.server_exceptions import LoggedException
+from vfio_user.page.names import INDEX
 
 TEST_SECONDS = 300.0
 """Seconds for a guest-driven test that says nothing else, with the patience of deadlines."""
@@ -37,6 +39,13 @@ class Trial:
     def unnoticed(self) -> list[LoggedException]:
         """What devices' own code raised although the test passes: asked once its lab has ended, and wrote all down."""
         return self.lab.exceptions() if self.lab.failure is None else []
+
+    def fails_at_last(self, error: UserError | VerdictError) -> None:
+        """Write the evidence of a test that failed when its lab had ended already; none where there is some."""
+        folder, children = self.lab.folder, self.lab.records.children
+        if not (folder / INDEX).exists():
+            with suppress(OSError):  # a full disk: the failure itself is told
+                evidence.write(folder, children, error, evidence.ends(folder, children), name=self.lab.name)
 
     @contextmanager
     def known_issue(self, identity: str, guest: BootedGuest) -> Iterator[None]:
