@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tests.cases import for_each_row
+from tests.cases import for_each, for_each_row
 from tests.interposer_bench import read, request, write
 from userdev.interposer.faults.use import together, untried
 from userdev.relay.direction import DIRECTIONS, Direction
@@ -95,6 +95,35 @@ def test_one_rules_chance_does_not_depend_on_the_others() -> None:
     reads = {"match": {"command": "REGION_READ", "probability": 0.5}, "act": "drop"}
     writes = {"match": {"command": "REGION_WRITE", "probability": 0.5}, "act": "drop"}
     assert rolls(reads) == rolls(reads, writes)
+
+
+IN_VAIN: dict[str, Any] = {
+    "a byte beyond the message": {"corrupt": {"at": 400, "xor": 1}},
+    "a field of another command": {"corrupt": {"field": "argsz", "value": 1}},
+    "the value that it has": {"corrupt": {"field": "region", "value": 0}},
+    "no bit": {"corrupt": {"at": 20, "xor": 0}},
+    "more than there is": {"truncate": {"to": 400}},
+    "its own size": {"wrong-size": {"by": 0}},
+    "its own id": {"wrong-id": 7},
+    "descriptors that it has not": "missing-fd",
+    "several of them": [{"truncate": {"to": 400}}, {"corrupt": {"at": 400, "xor": 1}}],
+}
+
+
+@for_each(IN_VAIN)
+def test_what_changes_nothing_of_a_message_is_no_act(name: str) -> None:
+    """The message that a guest survives is the one that it always has."""
+    act, asked = IN_VAIN[name], read(0, 0, id=7)
+    scenario = Scenario.model_validate({"rules": [{"match": {}, "act": act}]})
+    plan = FaultEngine(scenario, CURRENT).plan(Direction.TO_SERVER, asked, "running", 0)
+    assert plan is not None
+    assert (plan.data, len(plan.left_out)) == (asked.encode(), 1)
+    (told,) = untried(scenario.shown())
+    assert "never acted: 1 message" in told
+    more = [*(act if isinstance(act, list) else [act]), {"delay": 0}]
+    scenario = Scenario.model_validate({"rules": [{"match": {}, "act": more}]})
+    FaultEngine(scenario, CURRENT).plan(Direction.TO_SERVER, asked, "running", 0)
+    assert [*untried(scenario.shown())] == [], "something else of it was done"
 
 
 def test_a_rule_that_never_acted_is_told_with_why_over_all_sessions() -> None:

@@ -104,7 +104,7 @@ def test_a_run_whose_faults_did_not_happen_has_no_verdict_unless_the_guest_saw_s
     """A rule with a wrong offset matched nothing, and the guest had "survived" it: All right."""
     faults = tmp_path / "faults.yaml"
     faults.touch()
-    acted: RuleShown = {"name": "lose", "matched": 3, "acted": 1, "probability": 1}
+    acted: RuleShown = {"name": "lose", "matched": 3, "acted": 1, "in_vain": 0, "probability": 1}
     never: RuleShown = {**acted, "matched": 0, "acted": 0}
     nth: RuleShown = {**acted, "acted": 0}
     right, wrong = (True,) * PARTS, (*(True,) * (PARTS - 1), False)

@@ -108,6 +108,8 @@ def test_an_interposer_tells_at_its_end_which_rules_never_acted_where_there_was_
         setup = Setup(listen=str(tmp_path / f"s{sessions}"), connect=str(tmp_path / "none"), faults=str(faults))
         with Interposer(setup, looped.loop) as interposer:
             interposer.sessions = sessions
-            assert interposer.status()["rules"] == [{"name": "lose", "matched": 0, "acted": 0, "probability": 1.0}]
+            assert interposer.status()["rules"] == [
+                {"name": "lose", "matched": 0, "acted": 0, "in_vain": 0, "probability": 1.0}
+            ]
             interposer.tell_untried()
     assert told == ["the rule 'lose' never acted: no message matched it"]

@@ -70,7 +70,14 @@ class FaultPlan(Generic[M]):
         """Whether nothing is done to the message itself, which finds the way closed or not."""
         return set(self.acts) <= {"close", "signal"}
 
+    def leaves(self, message: M) -> bool:
+        """Whether the message is as it came, with its descriptors."""
+        kept = self.keep_fds is None or len(self.keep_fds) == len(message.fds)
+        return kept and self.data == message.encode()
 
+
+CHANGES = frozenset({"corrupt", "truncate", "wrong-size", "wrong-id", "missing-fd"})
+"""Acts that change what is in a message, where that has what they change."""
 Act = Callable[[Any, Any, Any, Any, random.Random], None]
 """An engine's doing: of a plan, what the scenario says, of a message."""
 
@@ -123,12 +130,19 @@ class FaultEngine(ABC, Generic[M]):
             plan = plan or FaultPlan(message.encode())
             name = rule_name(number, rule.name)
             plan.rules.append(name)
+            done = set[str]()
             for act in rule.act:
                 if why := script.clash(act.name, plan.acts):
                     plan.left_out.append(f"{name}: {why}")
                     continue
                 plan.acts.append(act.name)
+                done.add(act.name)
                 self.acts[act.name](self, plan, act.what, message, self._chances[number])
+            if done and done <= CHANGES and plan.leaves(message):
+                plan.left_out.append(f"{name}: the message has nothing of what it changes, or has it so already")
+                self._uses[number].in_vain += 1
+            else:
+                self._uses[number].acted += 1
         return plan
 
     def _applies(
@@ -150,7 +164,6 @@ class FaultEngine(ABC, Generic[M]):
         if match.probability < 1 and self._chances[number].random() >= match.probability:
             return False
         count.acted += 1
-        use.acted += 1
         return True
 
     # the acts: each changes the plan

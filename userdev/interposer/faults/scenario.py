@@ -389,6 +389,7 @@ class Scenario(ScenarioModel, Generic[RuleT]):
                 "name": rule_name(number, rule.name),
                 "matched": use.matched,
                 "acted": use.acted,
+                "in_vain": use.in_vain,
                 "probability": rule.match.probability,
             }
             for number, (rule, use) in enumerate(zip(self.rules, self._uses, strict=True))

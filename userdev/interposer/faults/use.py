@@ -15,6 +15,8 @@ class RuleUse:
 
     matched: int = 0
     acted: int = 0
+    in_vain: int = 0
+    """How often it could change nothing of a message, which went on as it was."""
 
 
 class RuleShown(TypedDict):
@@ -23,6 +25,7 @@ class RuleShown(TypedDict):
     name: str
     matched: int
     acted: int
+    in_vain: int
     probability: float
 
 
@@ -34,11 +37,13 @@ def rule_name(number: int, name: str) -> str:
 def untried(rules: Iterable[RuleShown]) -> Iterator[str]:
     """Of each rule that has never acted a sentence, with why; not of one that might have by chance, and did not."""
     for rule in rules:
-        if not rule["acted"] and (rule["probability"] >= 1 or not rule["matched"]):
-            yield f"{rule['name']!r} never acted: {_why(rule['matched'])}"
+        if not rule["acted"] and (rule["probability"] >= 1 or not rule["matched"] or rule["in_vain"]):
+            yield f"{rule['name']!r} never acted: {_why(rule['matched'], rule['in_vain'])}"
 
 
-def _why(matched: int) -> str:
+def _why(matched: int, in_vain: int) -> str:
+    if in_vain:
+        return f"{counted(in_vain, 'message')} that it was done to had nothing of what it changes, or had it so already"
     return f"of {counted(matched, 'message')} that matched none was its nth" if matched else "no message matched it"
 
 
@@ -52,4 +57,5 @@ def together(each: Iterable[Sequence[RuleShown]]) -> list[RuleShown]:
         for rule, more in zip(total, rules, strict=True):
             rule["matched"] += more["matched"]
             rule["acted"] += more["acted"]
+            rule["in_vain"] += more["in_vain"]
     return total
