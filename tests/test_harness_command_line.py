@@ -73,7 +73,7 @@ def test_there_is_room_for_memory_that_is_plugged_in_where_it_is_wanted() -> Non
 
 USUALLY = (
     "console=ttyS0 loglevel=4 no_timer_check cryptomgr.notests initcall_blacklist=crypto_kdf108_init,jent_mod_init"
-    " mitigations=off"
+    ",init_encrypted,load_system_certificate_list mitigations=off rodata=off"
 )
 
 

@@ -37,13 +37,15 @@ _ALL_SLOTS_MEMORY = 768
 
 _DEFAULT_CPU: dict[Accelerator, str] = {"kvm": "host", "tcg": "qemu64"}
 # The kernel's test of its timer fails when the host is busy, and it panics. Its tests of ciphers, which nothing in a
-# guest of ours uses, are a tenth of a boot. Each of its indirect calls goes around a weakness that no processor of TCG
-# has, which is a fifth of what QEMU translates when a device is plugged in.
+# guest of ours uses, are a tenth of a boot, with what else it does for keys. Each of its indirect calls goes around a
+# weakness that no processor of TCG has, which is a fifth of what QEMU translates when a device is plugged in. To
+# protect its own text and constants, and to look whether all are, is a fifteenth of a boot.
 _WITHOUT_KVM = (
     "no_timer_check",
     "cryptomgr.notests",
-    "initcall_blacklist=crypto_kdf108_init,jent_mod_init",
+    "initcall_blacklist=crypto_kdf108_init,jent_mod_init,init_encrypted,load_system_certificate_list",
     "mitigations=off",
+    "rodata=off",
 )
 # A processor of TCG has 40 bits of physical address unless told otherwise, and one of AMD keeps the last 12 GiB below
 # 1 TiB for HyperTransport (hw/i386/pc.c): where the firmware puts the windows, so that Linux takes none of them.
