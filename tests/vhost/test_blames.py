@@ -174,3 +174,11 @@ def test_a_kick_never_waits_whatever_a_back_end_has_made_of_its_descriptor(tmp_p
             os.eventfd_write(queue.kick_fd, FULL)
             queue.kick()
             assert drain(queue.kick_fd) == FULL
+
+
+def test_a_fuzzer_says_of_no_number_of_queues_that_it_was_another(tmp_path: Path, faulty: Faulty) -> None:
+    """Of a back-end that has none, as it says; that it has to have one is the rule of a check."""
+    faulty.at(R.GET_QUEUE_NUM, lambda *_: 0)
+    with InProcess(tmp_path, Reverse) as target, closing(VhostUserSubject(target, REVERSE, timeout=20)) as subject:
+        assert subject.prepare() == []
+        assert subject.play([Step.of("ask", what=2)]) is None

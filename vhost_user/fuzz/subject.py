@@ -76,7 +76,7 @@ class VhostUserSubject:
         config = bytes.fromhex(said.config or "")
         writable = self._device is not None and self._device.name == "blk" and not int(features) & _READ_ONLY
         sectors = int.from_bytes(config[:8], "little") if writable else 0
-        self._offered = Offered(features, protocol, said.queues or 1, len(config), sectors)
+        self._offered = Offered(features, protocol, 1 if said.queues is None else said.queues, len(config), sectors)
         name = self._device.name if self._device is not None else None
         found = (*rings.kinds(self._offered, name), *messages.kinds(self._offered))
         self._kinds = {kind.name: kind for kind in found}
