@@ -356,3 +356,25 @@ def test_descriptors_that_a_server_sends_along_stay_open_behind_no_check(tmp_pat
     with InProcess(tmp_path, Everything, session=with_fault(BringsDescriptors())) as target:
         target.results("header", "order", "info", "region_info", "irq_info", "set_irqs", "region_read")
     assert fd_count() == before
+
+
+@dataclass
+class NeverAnswers(Fault):
+    """One command."""
+
+    asked: Command
+
+    def sent(self, message: Message) -> list[Message]:
+        return [] if message.command == CURRENT.number(self.asked) else [message]
+
+
+@for_each([Command.GET_INFO, Command.REGION_READ])
+def test_a_command_that_is_never_answered_is_few_findings_however_many_checks_need_it(
+    command: Command, tmp_path: Path
+) -> None:
+    """Those that ask with messages of their own making, which a server may take for wrong, are beside the first."""
+    groups = {Command.GET_INFO: ("version", "info", "session"), Command.REGION_READ: ("info", "set_irqs", "config")}
+    with InProcess(tmp_path, Everything, session=with_fault(NeverAnswers(command))) as target:
+        results = target.results(*groups[command], timeout=0.02)
+    assert 0 < len(failed(results)) <= 3
+    assert sum(result.outcome is Outcome.NOT_JUDGED for result in results) > 10

@@ -45,6 +45,8 @@ class Pending:
     id: int
     name: str
     reply: Message | None = None
+    request: str = ""
+    """Its name where it was made of a call, and not as somebody else made it, perhaps wrong."""
     given_up: bool = False
     """Whether nobody waits for it any more, so that descriptors of its reply are nobody's."""
 
@@ -158,9 +160,9 @@ class Channel:
         self._last_id = id
         return id
 
-    def expect(self, id: int, name: str) -> Pending:
+    def expect(self, id: int, name: str, *, request: str = "") -> Pending:
         """Wait for a reply with this id, whoever sends the request."""
-        pending = Pending(id, name)
+        pending = Pending(id, name, request=request)
         self._open.sent(id, pending)
         return pending
 
@@ -169,13 +171,13 @@ class Channel:
         if message.flags & NO_REPLY:
             self.send_bytes(message.encode(), message.fds)
             return None
-        with self.expect(message.id, name) as pending:
+        with self.expect(message.id, name, request=name) as pending:
             self.send_bytes(message.encode(), message.fds)
         return pending
 
     def submit_all(self, messages: Sequence[Message], name: str) -> list[Pending]:
         """Send requests that want replies and have no descriptors, in as few pieces as the socket takes."""
-        pending = [self.expect(message.id, name) for message in messages]
+        pending = [self.expect(message.id, name, request=name) for message in messages]
         with giving_up(pending):
             self.send_bytes(b"".join(message.encode() for message in messages))
         return pending
@@ -225,7 +227,9 @@ class Channel:
                 if self._main.gone:
                     raise Disconnected(f"{self._main.gone} while {pending.name} was under way")
                 if not self._turn(deadline) and pending.reply is None:
-                    raise NoAnswer(f"no reply to {pending.name} within {limit:g} s")
+                    silence = NoAnswer(f"no reply to {pending.name} within {limit:g} s")
+                    silence.request = pending.request
+                    raise silence
         return pending.reply
 
     def serve_until(self, done: Callable[[], bool], *, timeout: float, also: Sequence[int] = ()) -> bool:

@@ -31,6 +31,9 @@ class Disconnected(UserdevError, ConnectionError):
 class NoAnswer(UserdevError, TimeoutError):
     """No answer came before the deadline. The connection stays usable: a late reply is taken and dropped."""
 
+    request = ""
+    """What the server does not answer, where it was asked as it has to be: one fault, whoever needs that."""
+
 
 class NoEnd(ProtocolError):
     """The server gives more of a device's state than anybody takes. `request` is what it was asked with."""
