@@ -91,6 +91,13 @@ ADMIN = {
     "an unknown log page": ({"opcode": Admin.GET_LOG_PAGE, "cdw10": 0xF0}, Status.INVALID_LOG_PAGE),
     "behind a log page": ({"opcode": Admin.GET_LOG_PAGE, "cdw10": 2, "cdw12": 512}, Status.INVALID_FIELD),
     "an odd place of a log page": ({"opcode": Admin.GET_LOG_PAGE, "cdw10": 2, "cdw12": 2}, Status.INVALID_FIELD),
+    **{
+        f"log page {page} of one namespace": (
+            {"opcode": Admin.GET_LOG_PAGE, "cdw10": page, "nsid": 1},
+            Status.INVALID_FIELD,
+        )
+        for page in LogPage
+    },
     "an unknown feature": ({"opcode": Admin.GET_FEATURES, "cdw10": 0x77}, Status.INVALID_FIELD),
     "an unknown feature to set": ({"opcode": Admin.SET_FEATURES, "cdw10": 0x77}, Status.INVALID_FIELD),
     "a feature to save": (

@@ -29,7 +29,8 @@ def get_log_page(controller: Controller, command: Command) -> int:
     Zeros are behind its end: the data pointer, and whether that leads to a list, is for all that is asked for.
 
     Raises:
-        Failure: there is no such page, the offset is not in it, or it is more than one command moves.
+        Failure: there is no such page, the offset is not in it, it is more than one command moves, or it is asked for
+            of a single namespace, of which there is none.
     """
     number = command.cdw10 & 0xFF
     size = ((command.cdw10 >> 16 | (command.cdw11 & 0xFFFF) << 16) + 1) * 4
@@ -37,9 +38,7 @@ def get_log_page(controller: Controller, command: Command) -> int:
     page = _PAGES.get(number)
     if page is None:
         raise Failure(Status.INVALID_LOG_PAGE)
-    if offset & 3 or size > MAX_TRANSFER:
-        raise Failure(Status.INVALID_FIELD)
-    if number == LogPage.SMART and command.nsid not in (0, ALL_NAMESPACES):
+    if offset & 3 or size > MAX_TRANSFER or command.nsid not in (0, ALL_NAMESPACES):
         raise Failure(Status.INVALID_FIELD)
     content = page(controller)
     if offset >= len(content):
