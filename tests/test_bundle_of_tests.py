@@ -32,6 +32,10 @@ def test_that_fails(lab):
 
 def test_that_passes(lab):
     pass
+
+def test_that_says_that_it_has_failed(lab):
+    from userdev.errors import VerdictError
+    lab.failure = VerdictError("it was seen elsewhere")
 """
 OF_AVOCADO = """
 from userdev.errors import VerdictError
@@ -50,19 +54,23 @@ class Some(GuestTest):
     def test_that_passes(self):
         with self.lab():
             pass
+
+    def test_that_says_that_it_has_failed(self):
+        with self.lab() as lab:
+            lab.failure = VerdictError("it was seen elsewhere")
 """
 
 
 def kept_by_pytest(project: pytest.Pytester, *words: str) -> list[OpenBundle]:
     project.makepyfile(test_some=OF_PYTEST)
     done = project.runpytest_inprocess("-p", "no:cacheprovider", *words)
-    done.assert_outcomes(failed=1, passed=1)
+    done.assert_outcomes(failed=1, passed=2)
     return [open_bundle(path.parent) for path in sorted(project.path.rglob("bundle.json"))]
 
 
 def test_tests_of_pytest_leave_what_does_them_again(project: pytest.Pytester) -> None:
-    kept, passed = kept_by_pytest(project, "--bundle", "all")
-    assert [each.bundle.outcome.verdict for each in (kept, passed)] == ["FAIL", "PASS"]
+    kept, *others = kept_by_pytest(project, "--bundle", "all")
+    assert [each.bundle.outcome.verdict for each in (kept, *others)] == ["FAIL", "PASS", "FAIL"]
     assert kept.folder == project.path / "all" / "test_some.py-test_that_fails"
     assert kept.bundle.recipe.arguments == ("test_some.py::test_that_fails",)
     assert (kept.folder / "edu.server.log").read_text() == "it listens"
@@ -72,7 +80,7 @@ def test_tests_of_pytest_leave_what_does_them_again(project: pytest.Pytester) ->
 def test_a_test_of_pytest_is_done_again_from_its_bundle(
     project: pytest.Pytester, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    [kept] = kept_by_pytest(project, "--bundle", "auto")
+    kept, _ = kept_by_pytest(project, "--bundle", "auto")
     shutil.copytree(kept.folder, tmp_path / "sent")
     sent = open_bundle(tmp_path / "sent")
     monkeypatch.chdir(project.path)
@@ -97,7 +105,7 @@ def run_avocado(folder: Path, cell: Cell) -> list[Path]:
 def test_tests_of_avocado_that_fail_leave_what_does_them_again(tmp_path: Path) -> None:
     results = run_avocado(tmp_path, Cell(bundle="auto", device="nvme", servers={"edu": "./server {socket}"}))
     found = [open_bundle(place) for place in map(bundle_of, results) if place is not None]
-    assert [each.bundle.outcome.verdict for each in found] == ["FAIL", "FAIL"]
+    assert [each.bundle.outcome.verdict for each in found] == ["FAIL", "FAIL", "FAIL"]
     recipe = found[0].bundle.recipe
     assert recipe.arguments == (f"{tmp_path / 'test_some.py'}:Some.test_that_fails",)
     assert list(recipe.files) == [str(tmp_path / "test_some.py")]

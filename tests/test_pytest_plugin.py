@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import re
+import shutil
 from importlib import import_module
 from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
 
+from vfio_user.bundle import open_bundle
 from vfio_user.pytest_plugin import folder_name
 
 pytest_plugins = ["pytester"]
@@ -409,13 +411,23 @@ def test_it(lab):
 """
 
 
-def test_one_that_is_run_again_and_passes_leaves_no_failure(project: pytest.Pytester, tmp_path: Path) -> None:
-    """As plugins do that run those again which fail."""
+def test_one_that_is_run_again_and_passes_leaves_its_failure_to_the_run_that_failed(
+    project: pytest.Pytester, tmp_path: Path
+) -> None:
+    """As plugins do that run those again which fail: what was seen of a flake is of that run, and is kept."""
     project.makeconftest(AGAIN)
     project.makepyfile(test_it=FIRST_FAILS)
-    assert results(project, "--vfio-results", str(tmp_path)) == {"passed": 1}
-    [folder] = tmp_path.iterdir()
-    assert not (folder / "error.txt").exists()
+    for _ in range(2):  # what an earlier session left is no run of this one
+        kept, evidence = tmp_path / "kept", tmp_path / "evidence"
+        places = ("--rootdir", str(project.path), "--vfio-results", str(evidence), "--bundle", str(kept))
+        assert results(project, *places) == {"passed": 1}
+        first, again = sorted(evidence.iterdir())
+        assert again.name == f"{first.name}.run2"
+        assert (first / "error.txt").exists()
+        assert not (again / "error.txt").exists()
+        assert [open_bundle(each).bundle.outcome.verdict for each in sorted(kept.iterdir())] == ["FAIL", "PASS"]
+        shutil.rmtree(kept)
+        (evidence / f"{first.name}.run3").mkdir()
 
 
 def test_results_are_where_the_run_began_wherever_a_test_goes(project: pytest.Pytester) -> None:

@@ -111,6 +111,7 @@ class GuestTest(Test):  # type: ignore[misc]  # avocado has no types
                 self._open[made.lab] = threading.get_ident(), kept
                 try:
                     yield made.lab
+                    kept.failure = made.lab.failure
                 finally:
                     self._trials.remove(made)
                     del self._open[made.lab]

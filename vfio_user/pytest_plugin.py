@@ -10,6 +10,7 @@ Fixtures: `lab` (guests, servers, migrations), `guest` (one that is booted as th
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import inspect
 import os
@@ -53,6 +54,8 @@ class DeviceWarning(UserWarning):
 _FAILED: pytest.StashKey[BaseException] = pytest.StashKey()
 _TRIAL: pytest.StashKey[Trial] = pytest.StashKey()
 _OF_ONE_RUN: tuple[pytest.StashKey[Any], ...] = (_FAILED, _TRIAL)
+_RUNS: pytest.StashKey[int] = pytest.StashKey()
+"""How often a test was run: plugins run those again which fail, and what was seen of that is kept."""
 _OF_VIRTIO = ("vhost-user:", "vhost-user-")
 _NO_FAILURES = (pytest.skip.Exception, pytest.xfail.Exception)
 _RESULTS = "results"
@@ -103,21 +106,24 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
 
     option = request.config.getoption
     begun_in = request.config.invocation_params.dir  # wherever a test goes
-    folder = begun_in / option("--vfio-results") / folder_name(request.node.nodeid)
+    name = folder_name(request.node.nodeid)
+    request.node.stash[_RUNS] = run = request.node.stash.get(_RUNS, 0) + 1
+    folder = begun_in / option("--vfio-results") / (f"{name}.run{run}" if run > 1 else name)
     bundle = option("--bundle") or ""
     cell = Cell(qemu=option("--qemu") or "", interpose=option("--interpose"), trace=bool(bundle))
     options = [*(["--interpose"] if cell.interpose else []), *(["--fresh"] if option("--fresh") else [])]
     place = bundle if bundle in ("", AUTO) else str(begun_in / bundle / folder.name)
     keeping = keeping_pytest(request.node.nodeid, options, cell.qemu, place)
     keeping.folder = folder
-    shutil.rmtree(folder, ignore_errors=True)  # of an earlier run: its page and cores would be taken for this one's
+    for earlier in (folder, *(folder.parent.glob(f"{glob.escape(name)}.run*") if run == 1 else ())):
+        shutil.rmtree(earlier, ignore_errors=True)  # its page and cores would be taken for this one's
     with keeping, trial(request.node.nodeid, folder=folder, cell=cell) as made:
         request.node.stash[_TRIAL] = made
         yield made.lab
         failed = request.node.stash.get(_FAILED, None)
         if failed is not None and made.lab.failure is None:
             made.lab.failure = _told(failed)
-            keeping.failure = failed if isinstance(failed, Exception) else made.lab.failure
+        keeping.failure = failed if isinstance(failed, Exception) else made.lab.failure
     for exception in made.unnoticed():
         what = f"{exception.sentence}, beside a test that passes; its log is in {made.lab.folder}"
         file, line = exception.source or (str(request.path), 0)
