@@ -13,19 +13,15 @@ from vfio_user.harness.agent import AgentGuest
 from vfio_user.harness.guest import GuestFailure, decode, encode, outcome_of
 
 
-@pytest.fixture
-def port() -> Iterator[Port]:
-    made = Port()
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def guest(port: Port) -> Iterator[AgentGuest]:
+@pytest.fixture(scope="module")
+def guest() -> Iterator[AgentGuest]:
+    """One for all: whatever a function did, the next is called."""
+    port = Port()
     connected = AgentGuest(port.connect())
     connected.hello(30)
     yield connected
     connected.close()
+    port.close()
 
 
 def same(value: object) -> object:
