@@ -423,6 +423,22 @@ def test_a_session_that_is_held_can_end() -> None:
         assert bench.ended
 
 
+@for_each(["delay", "delay that lets others overtake", "reorder"])
+def test_what_is_late_waits_while_requests_are_held(name: str) -> None:
+    """As while a server is replaced: the next is not asked before it knows what the last one knew."""
+    with Faulty(LATE[name], nth=1) as bench:
+        three_writes(bench)
+        bench.settle()
+        bench.session.holding.hold()
+        bench.run(bench.loop.sleep(0.1))
+        bench.server.take_all()
+        bench.client.send(write(0, 4, b"\4\4\4\4", id=4, posted=True))
+        assert bench.server.is_silent()
+        bench.session.holding.resume()
+        last = ids(bench.server, 4 if name == "delay" else 2)
+        assert last == ([1, 2, 3, 4] if name == "delay" else [1, 4]), "the held one came last"
+
+
 LATE: dict[str, Any] = {
     "delay": {"delay": 0.05},
     "delay that lets others overtake": {"delay": {"seconds": 0.05, "overtake": True}},

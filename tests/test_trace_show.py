@@ -403,6 +403,16 @@ def test_packets_say_the_names_of_registers_and_what_was_read(tmp_path: Path) ->
         assert comment in data
 
 
+def test_what_is_said_of_a_packet_is_cut_to_what_an_option_holds(tmp_path: Path) -> None:
+    for name in ("a" * 70_000, "\xe4" * 40_000):
+        with Written(tmp_path / "t", [{"region": 0, "offset": 0x60, "name": name}]) as written:
+            written.read(0x60, 1)
+        run("export", tmp_path / "t", "--format", "pcapng", "-o", tmp_path / "p")
+        data = (tmp_path / "p").read_bytes()
+        assert name[: 0xFFFF // len(name[0].encode())].encode() in data
+        (tmp_path / "t").unlink()
+
+
 @pytest.mark.network
 @pytest.mark.timeout(600)
 def test_wireshark_decodes_the_pcapng_file_with_our_dissector(trace: Path, tmp_path: Path) -> None:

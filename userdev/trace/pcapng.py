@@ -31,6 +31,8 @@ from userdev.trace.lines import TraceLine, said_of
 PSEUDO = struct.Struct(">4sBBBBBBHII")
 PSEUDO_FD = struct.Struct(">IQQ")
 VERSION = 1
+MAX_OPTION = 0xFFFF
+"""Bytes of an option: its length has 16 bits."""
 LINKTYPE_USER0 = 147
 SECTION, INTERFACE, PACKET = 0x0A0D0D0A, 1, 6
 OPTION_END, OPTION_COMMENT, OPTION_TSRESOL, OPTION_FLAGS, OPTION_NAME = 0, 1, 9, 2, 2
@@ -72,7 +74,7 @@ def write_pcapng(stream: BinaryIO, form: PacketForm, header: Header, lines: Iter
         when = max(0, entry.time + epoch)
         fixed = struct.pack("<IIIII", 0, when >> 32, when & 0xFFFFFFFF, len(data), len(data))
         way = struct.pack("<I", OUTBOUND if entry.direction == 0 else INBOUND)
-        said = said_of(line).encode()
+        said = _cut(said_of(line).encode())
         comments = ((OPTION_COMMENT, said),) if said else ()
         stream.write(_block(PACKET, fixed + _padded(data) + _options((OPTION_FLAGS, way), *comments)))
         count += 1
@@ -103,6 +105,11 @@ def _block(kind: int, body: bytes) -> bytes:
 def _options(*options: tuple[int, bytes]) -> bytes:
     found = b"".join(struct.pack("<HH", code, len(value)) + _padded(value) for code, value in options)
     return found + struct.pack("<HH", OPTION_END, 0)
+
+
+def _cut(text: bytes) -> bytes:
+    """As much of a text, in whole characters, as an option holds."""
+    return text if len(text) <= MAX_OPTION else text[:MAX_OPTION].decode(errors="ignore").encode()
 
 
 def _padded(data: bytes) -> bytes:

@@ -188,6 +188,9 @@ class Faults(Generic[M]):
                     line.sleeps = True
                     await self._session.loop.sleep(wait)
                     line.sleeps = False
+                if self._is_kept_back(line):
+                    await self._session.holding.until_free()
+                    continue
                 item = line.queue.popleft()
                 if item.plan is not None and item.plan.hold:
                     await self._hold(line, item)
@@ -205,6 +208,13 @@ class Faults(Generic[M]):
                     self._passed(line)
         finally:
             line.runs = line.sleeps = False
+
+    def _is_kept_back(self, line: _Line[M]) -> bool:
+        """Whether the first in the queue is a request while these are held, or the server is being replaced."""
+        first = line.queue[0]
+        holds_itself = first.plan is not None and first.plan.hold
+        is_request = line.direction is Direction.TO_SERVER and not first.message.is_reply
+        return is_request and self._session.holding.active and not holds_itself
 
     async def _hold(self, line: _Line[M], item: _Item[M]) -> None:
         """Have the session stand still until it is let go."""
