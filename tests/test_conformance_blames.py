@@ -368,6 +368,22 @@ class NeverAnswers(Fault):
         return [] if message.command == CURRENT.number(self.asked) else [message]
 
 
+class DoesNotDescribe(Fault):
+    """It refuses to say what device it has."""
+
+    def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
+        if command is Command.GET_INFO:
+            raise ProtocolError("it is not told", errno.EIO)
+        return proceed(command, message)
+
+
+def test_a_device_that_is_never_described_is_few_findings_however_many_checks_need_it(tmp_path: Path) -> None:
+    with InProcess(tmp_path, Everything, session=with_fault(DoesNotDescribe())) as target:
+        results = target.results("version", "info", "session", "set_irqs", "dma_map")
+    assert {"version/agreed", "info/describes"} <= set(failed(results))
+    assert len(failed(results)) <= 4 < 60 < sum(result.outcome is Outcome.NOT_JUDGED for result in results)
+
+
 @for_each([Command.GET_INFO, Command.REGION_READ])
 def test_a_command_that_is_never_answered_is_few_findings_however_many_checks_need_it(
     command: Command, tmp_path: Path

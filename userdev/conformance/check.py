@@ -33,6 +33,9 @@ class Level(Enum):
 class CheckFailed(UserdevError):
     """The server does not keep the rule; the text says what it did."""
 
+    request = ""
+    """What it does not do, where that is one request that whoever needs it cannot do without."""
+
 
 class Skip(UserdevError):
     """The check does not apply to this server; the text says why."""

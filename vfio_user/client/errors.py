@@ -16,6 +16,9 @@ T = TypeVar("T")
 class RemoteError(UserdevError):
     """The server answered with an error. `errno` may be 0: the draft allows an Error flag without one."""
 
+    request = ""
+    """What the server does not do, where no argument can be to blame: one fault, whoever needs that."""
+
     def __init__(self, errno: int, command: str, reply: Message | None = None) -> None:
         name = _errno.errorcode.get(errno, str(errno))
         super().__init__(f"the server answers {command} with {name} ({os.strerror(errno)})")

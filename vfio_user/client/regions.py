@@ -67,7 +67,12 @@ class RegionCalls(ClientConnection):
         """Ask what the device is (DEVICE_GET_INFO)."""
         wants_struct = self.dialect.shapes[Command.GET_INFO].request is not None
         request = DEVICE_INFO.pack(DEVICE_INFO.size, 0, 0, 0) if wants_struct else b""
-        return DEVICE_INFO.unpack(self.request(Command.GET_INFO, request).payload)
+        try:
+            reply = self.request(Command.GET_INFO, request)
+        except RemoteError as error:
+            error.request = Command.GET_INFO.value
+            raise
+        return DEVICE_INFO.unpack(reply.payload)
 
     def reset(self) -> None:
         """Reset the device (DEVICE_RESET)."""

@@ -249,7 +249,9 @@ class Bench:
         try:
             self.connect().device_info()
         except (RemoteError, ProtocolError, Disconnected) as error:
-            raise CheckFailed(f"the next client is not served: {error}") from None
+            failure = CheckFailed(f"the next client is not served: {error}")
+            failure.request = getattr(error, "request", "")
+            raise failure from None
 
     def ends(self, client: Client, what: str) -> None:
         """The server has to end this connection."""
