@@ -100,6 +100,10 @@ ADMIN = {
     },
     "an unknown feature": ({"opcode": Admin.GET_FEATURES, "cdw10": 0x77}, Status.INVALID_FIELD),
     "an unknown feature to set": ({"opcode": Admin.SET_FEATURES, "cdw10": 0x77}, Status.INVALID_FIELD),
+    "a feature of a namespace that there is not": (
+        {"opcode": Admin.SET_FEATURES, "cdw10": Feature.ARBITRATION, "nsid": 9},
+        Status.INVALID_NAMESPACE,
+    ),
     "a feature to save": (
         {"opcode": Admin.SET_FEATURES, "cdw10": 1 << 31 | Feature.VOLATILE_WRITE_CACHE},
         Status.FEATURE_NOT_SAVEABLE,

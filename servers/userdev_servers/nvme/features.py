@@ -68,6 +68,7 @@ def set_features(controller: Controller, command: Command) -> int | None:
     if feature not in controller.settings and feature != Feature.TIMESTAMP:
         raise Failure(Status.INVALID_FIELD)
     if command.nsid not in (0, ALL_NAMESPACES):
+        controller.namespace(command.nsid)  # one that cannot be is the first thing that is wrong
         raise Failure(Status.FEATURE_NOT_PER_NAMESPACE)
     if value & UNCHANGEABLE.get(feature, 0):
         raise Failure(Status.FEATURE_NOT_CHANGEABLE)
