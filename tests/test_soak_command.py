@@ -24,10 +24,11 @@ from tests.cases import for_each, for_each_row
 from tests.soak_kit import Loses, Pretended
 from userdev.errors import UserError, VerdictError
 from vfio_user.cli import soak as soak_command
-from vfio_user.cli._soak_line import status_line
-from vfio_user.soak import EVENTS, Done, Happening
+from vfio_user.cli._soak_line import Teller, status_line
+from vfio_user.soak import EVENTS, Done, Happening, Journal, Until
 from vfio_user.soak.measuring import trends
 from vfio_user.soak.plots import _histogram, plots
+from vfio_user.soak.reduction import Reduction
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -427,3 +428,17 @@ def test_each_hop_is_in_the_bar_that_its_downtime_is_within(monkeypatch: pytest.
     for count, least, most in bars:
         inside = [one for one in downtimes if least <= one < most or one == most == 30.0]
         assert len(inside) == count, (least, most)
+
+
+def test_what_is_left_of_a_failure_is_told_with_whether_less_of_it_might_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    teller = Teller(Journal(tmp_path / "j", {}, 7), Until(events=9), quiet=True, as_json=False)
+    event = Happening(3, "flr", "edu")
+    for minimal, reproduced, said in (
+        (True, True, "after 8 tries: still fails: 3 flr edu"),
+        (False, True, "after 8 tries: still fails: 3 flr edu; fewer might, but --tries allows no more"),
+        (False, False, "after 8 tries: did not fail again"),
+    ):
+        teller.reduced(Reduction((event,), 8, reproduced, minimal))
+        assert capsys.readouterr().err == f"{said}\n", said

@@ -31,6 +31,20 @@ def test_the_shortest_sequence_is_found(cause: str) -> None:
     assert found.minimal
 
 
+def test_what_does_not_matter_is_left_out_by_its_kind_where_tries_are_few() -> None:
+    """Two resets of one device far from each other: pieces of neighbours left eight of sixteen after so many tries."""
+    pair = "fpxpypfppzpxpypf"
+    events = [(number, kind) for number, kind in enumerate(pair)]
+    cause = [events[6], events[-1]]
+
+    def fails(some: Sequence[tuple[int, str]]) -> bool:
+        return all(each in some for each in cause)
+
+    found = reduce(events, fails, 12, lambda event: event[1])
+    assert len(found.events) < len(reduce(events, fails, 12).events)
+    assert {kind for _, kind in found.events} == {"f"}, found.events
+
+
 def test_one_that_does_not_fail_again_is_left_whole() -> None:
     found = reduce(SIXTEEN, lambda _: False, 100)
     assert (found.events, found.reproduced, found.minimal) == (tuple(SIXTEEN), False, False)

@@ -77,7 +77,8 @@ class Teller:
     def reduced(self, reduction: Reduction[Happening]) -> None:
         """Tell what it takes."""
         what = ", ".join(map(str, reduction.events))
-        told = f"still fails: {what}" if reduction.reproduced else "did not fail again"
+        more = "" if reduction.minimal else "; fewer might, but --tries allows no more"
+        told = f"still fails: {what}{more}" if reduction.reproduced else "did not fail again"
         self.say(f"after {counted(reduction.tries, 'try', 'tries')}: {told}", anyway=True)
 
     def say(self, text: str, *, anyway: bool = False) -> None:

@@ -181,7 +181,9 @@ class Soak:
             return
         number = len(self.journal.failures)
         self._tried_in.clear()
-        reduction = reduce(last, lambda some: self._fails(some, failure, number), self.tries)
+        reduction = reduce(
+            last, lambda some: self._fails(some, failure, number), self.tries, lambda one: (one.event, one.target)
+        )
         self.journal.reduced(
             {
                 "reduced": [each.number for each in reduction.events],

@@ -6,7 +6,7 @@ there are not many.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -26,10 +26,16 @@ class Reduction(Generic[T]):
     minimal: bool = False
 
 
-def reduce(events: Sequence[T], fails: Callable[[Sequence[T]], bool], most: int) -> Reduction[T]:
+def reduce(
+    events: Sequence[T],
+    fails: Callable[[Sequence[T]], bool],
+    most: int,
+    alike: Callable[[T], Hashable] | None = None,
+) -> Reduction[T]:
     """Find it among the ends of `events` of length 1, 2, 4 and so on, then leave out what can be.
 
     `fails` tries a sequence, with a fresh guest: whether that fails in the same way. It is asked at most `most` times.
+    `alike` is the kind of an event: what does not matter is mostly of a kind, and left out together.
     """
     known: dict[tuple[T, ...], bool] = {}
 
@@ -47,7 +53,7 @@ def reduce(events: Sequence[T], fails: Callable[[Sequence[T]], bool], most: int)
         shortest = _failing_end(tuple(events), tried)
     except Stopped:
         shortest = ()
-    search = delta_debugging.Reduction(shortest, tried, least=1, stop=enough)
+    search = delta_debugging.Reduction(shortest, tried, least=1, alike=alike, stop=enough)
     search.run()
     return Reduction(search.best or tuple(events), len(known), bool(shortest), bool(shortest) and search.minimal)
 
