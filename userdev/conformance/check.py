@@ -33,8 +33,10 @@ class Level(Enum):
 class CheckFailed(UserdevError):
     """The server does not keep the rule; the text says what it did."""
 
-    request = ""
-    """What it does not do, where that is one request that whoever needs it cannot do without."""
+    def __init__(self, what: str, request: str = "") -> None:
+        """`request` is what it does not do, where that is one that whoever needs it cannot do without."""
+        super().__init__(what)
+        self.request = request
 
 
 class Skip(UserdevError):

@@ -249,9 +249,7 @@ class Bench:
         try:
             self.connect().device_info()
         except (RemoteError, ProtocolError, Disconnected) as error:
-            failure = CheckFailed(f"the next client is not served: {error}")
-            failure.request = getattr(error, "request", "")
-            raise failure from None
+            raise CheckFailed(f"the next client is not served: {error}", getattr(error, "request", "")) from None
 
     def ends(self, client: Client, what: str) -> None:
         """The server has to end this connection."""
