@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,19 @@ def test_ids_are_the_same_in_the_next_night(tmp_path: Path) -> None:
     assert not again.is_new
     assert cells_of(plan, again) == cells_of(plan, drawn)
     assert plan.digest(again.text()) == plan.digest(drawn.text())
+
+
+def test_without_a_lock_file_the_same_is_drawn_each_time(tmp_path: Path) -> None:
+    """What --list and --dry-run name is what is run, and who draws numbers of his own draws the same as without us."""
+    plan = read_plan(written(tmp_path))
+    random.seed(7)
+    drawn = [draw_plan(plan) for _ in range(5)]
+    after = random.random()
+    random.seed(7)
+    assert after == random.random()
+    assert all(each == drawn[0] for each in drawn)
+    everything = allowed(AXES)
+    assert all(draw(AXES, everything) == drawn_once() for _ in range(5))
 
 
 def test_a_lock_file_has_a_line_for_each_combination(tmp_path: Path) -> None:

@@ -86,6 +86,17 @@ def test_only_a_night_that_is_run_writes_down_its_combinations(told: Callable[..
     assert lock.read_text() == kept
 
 
+def test_a_night_that_is_refused_writes_no_combinations(
+    told: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nothing_of_that(*_: object) -> Stage:
+        raise UserError("there is no such cell")
+
+    monkeypatch.setattr(Stage, "limited", nothing_of_that)
+    assert isinstance(told("--only", "nosuch").exception, UserError)
+    assert not (tmp_path / "plan.lock.json").exists()
+
+
 def test_what_is_wrong_is_new_where_nobody_knows_of_a_night_before(told: Callable[..., Result]) -> None:
     """As where the history was not to be had: it was told as in the last night, and the status was 0."""
     done = told()

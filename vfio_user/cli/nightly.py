@@ -92,9 +92,6 @@ def command(
     if drawn.is_new and locked:
         what = f"{plan.lock_path} does not have all combinations"
         raise UserError(what, hint="a night without --locked adds them; --list and --dry-run write nothing")
-    if drawn.is_new and not list_only and not dry_run:
-        write_lock(plan, drawn)
-        _say(f"{plan.lock_path} has the combinations from now on; keep it with the plan")
     named = [name for names in plan.references.values() for name in names]
     prepare_environment(root, timeout_factor, packages=package_folders(named, root))
     with contextlib.chdir(root):  # so that the names of tests do not begin with where the checkout is
@@ -104,6 +101,9 @@ def command(
             return
         say = unsaid if quiet else partial(click.echo, file=sys.stderr)
         with only_one(base, wait=wait, say=say):
+            if drawn.is_new:
+                write_lock(plan, drawn)
+                _say(f"{plan.lock_path} has the combinations from now on; keep it with the plan")
             end_those_killed(base, say)
             night = Night(stage.plan, drawn, base, commit=commit_of(root), bundles=bundles)
             _run(night, stage, base, say, as_json=as_json)

@@ -1,7 +1,8 @@
 """Combinations of a group's values: all, or so few that each two values meet.
 
-Avocado's CIT varianter finds the few; it draws others each time, without a seed (avocado 113), so that what was drawn
-is kept in the plan's lock file, and drawn again is only what is missing there.
+Avocado's CIT varianter finds the few. It draws by the interpreter's chances (avocado 113), which have one seed here for
+as many values, so that a plan without a lock file has the same cells each time it is looked at. With a value more, or
+another avocado, they would be others: what was drawn is kept in the lock file, and drawn again is only what is missing.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import random
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -102,10 +104,11 @@ def read_lock(path: Path) -> Mapping[str, list[Row]]:
 
 def write_lock(plan: Plan, drawn: Drawn) -> None:
     """Keep what was drawn beside the plan."""
+    path = plan.folder / plan.lock_path.name  # absolute: the plan's may be from where the night was begun
     with about(plan.lock_path):
-        beside = plan.lock_path.with_name(f"{plan.lock_path.name}.new")
+        beside = path.with_name(f"{path.name}.new")
         beside.write_text(drawn.text())
-        beside.replace(plan.lock_path)
+        beside.replace(path)
 
 
 def _allowed(axes: Axes, without: Collection[Row]) -> list[Row]:
@@ -146,5 +149,10 @@ def _table(sizes: tuple[int, ...]) -> Sequence[Sequence[int]]:
     """Of so many values, numbers of theirs in which each two meet."""
     with needing("test", "drawing combinations"):
         from avocado_varianter_cit.Cit import Cit  # brings avocado
-    table: Sequence[Sequence[int]] = Cit(list(sizes), 2, set()).compute()
+    before = random.getstate()
+    random.seed(str(sizes))  # so that what --list names without a lock file is what is run
+    try:
+        table: Sequence[Sequence[int]] = Cit(list(sizes), 2, set()).compute()
+    finally:
+        random.setstate(before)
     return table
