@@ -153,6 +153,9 @@ def test_it_is_done_as_often_as_was_said(
     result = repeated(monkeypatch, tmp_path / "kept", *words, "--json", guests=Guests(*outcomes))
     assert [attempt["verdict"] for attempt in json.loads(result.stdout)["attempts"]] == verdicts
     assert result.exit_code == status
+    until = words[words.index("--until") + 1].upper() if "--until" in words else "none"
+    missed = f"{until} did not come in {len(verdicts)} times"
+    assert (missed in result.stderr) is (until not in (verdicts[-1], "none")), words
 
 
 OTHER_SERVERS = {

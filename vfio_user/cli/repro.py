@@ -13,6 +13,7 @@ from pathlib import Path
 
 import click
 
+from userdev.counted import counted
 from userdev.errors import UserError
 from userdev.process import Child
 from vfio_user.bundle import OpenBundle, open_bundle
@@ -102,6 +103,8 @@ def command(
                 break
     _tell_after(prepared, attempts, as_json=as_json, quiet=quiet)
     came = attempts[-1].verdict == (until or "").upper()
+    if until and not came:
+        _say(f"{until.upper()} did not come in {counted(len(attempts), 'time')}")
     context.exit(int(not (came if until else all(attempt.same for attempt in attempts))))
 
 
