@@ -17,6 +17,7 @@ from click.testing import CliRunner, Result
 from userdev.errors import UserError, VerdictError
 from userdev.interposer.faults.use import RuleShown
 from vfio_user.cli import exec, migrate, run
+from vfio_user.harness import guest
 from vfio_user.harness.artifacts import Timeline
 from vfio_user.harness.exercises import EXERCISES, Exercise
 from vfio_user.harness.interposition import Interposition
@@ -204,6 +205,23 @@ class Stream(io.TextIOWrapper):
 
     def isatty(self) -> bool:
         return self.is_terminal
+
+
+def test_a_command_that_took_too_long_is_told_beside_its_status(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """124 alone may be the command's own."""
+
+    class Pretended(PretendedLab):
+        def boot(self, device: object = None, **asked: Any) -> Any:
+            return super().boot(device, **asked)
+
+    monkeypatch.setattr(exec, "Lab", lambda *_, **__: Pretended(tmp_path, EDU, ()))
+    for timed_out, told in ((False, ""), (True, "error: the command was ended after 1 s, as --timeout says\n")):
+        ended = guest.Result("sleep 5", 124, "", "", 1.0, timed_out)
+        monkeypatch.setattr(exec, "_result", lambda *_, ended=ended: ended)
+        done = CliRunner().invoke(exec.command, ["--quiet", "--timeout", "1", "--", "sleep 5"])
+        assert (done.exit_code, done.stderr) == (124, told), timed_out
 
 
 def test_what_a_command_printed_goes_where_it_printed_it(monkeypatch: pytest.MonkeyPatch) -> None:

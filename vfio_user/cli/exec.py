@@ -127,6 +127,8 @@ def _run(
         click.echo(json.dumps(_document(result)))
     else:
         _pass_on(result)
+    if result.timed_out:
+        _tell_timeout(timeout)
     if any(len(stream) >= OUTPUT_LIMIT for stream in result.raw):
         hint = "have it write a file in the guest, or print less"
         raise UserError(f"it printed more than the {OUTPUT_LIMIT >> 20} MiB that are kept", hint=hint)
@@ -141,6 +143,12 @@ def _result(guest: BootedGuest, command: Command, stdin: bytes | None, timeout: 
         command = f"exec < {_STDIN}; rm {_STDIN}; {line}"
     job = guest.start(command, (timeout or MOST) / guest.patience)
     return job.wait(timeout + ANSWER_SECONDS * guest.patience if timeout else None)  # nothing makes it shorter
+
+
+def _tell_timeout(timeout: float | None) -> None:
+    """Say what the status alone does not: a command may end with it by itself."""
+    after = f"{timeout:g} s, as --timeout says" if timeout else f"{MOST:g} s"
+    click.echo(f"error: the command was ended after {after}", err=True)
 
 
 def _status(result: Result) -> int:
