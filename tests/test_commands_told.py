@@ -179,6 +179,15 @@ class Probed:
         return []
 
 
+def test_how_long_a_server_was_looked_at_first_is_told_where_that_took_long(capsys: pytest.CaptureFixture[str]) -> None:
+    """One that reads and never answers took 20 s of "0 steps in 0 s"."""
+    for looked, told in ((0.2, False), (20.2, True)):
+        _fuzzing._report(ASKED, 77, Summary(), looked)
+        assert ("after 20 s in which the server was looked at" in capsys.readouterr().out) is told
+    _fuzzing._report(replace(ASKED, as_json=True), 77, Summary(), 20.2)
+    assert json.loads(capsys.readouterr().out)["looked"] == 20.2
+
+
 def test_a_seed_is_the_one_that_was_given(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """0 is one too; whoever said to be quiet is told it only where the campaign is interrupted."""
     for seed in (0, 1, 2**32 + 1):

@@ -170,7 +170,7 @@ def _conformance(folder: Path) -> Told:
     found: Told = {"document": suite._document(results)}
     for name, some in (("all", results), ("none failed", [*good, results[-1], results[-2]]), ("good", good)):
         found[f"{name}, shown"] = [called(folder, partial(suite._show, each), False)["out"] for each in some]
-        found[f"{name}, counted"] = called(folder, partial(_tell_counts, some), False)["out"]
+        found[f"{name}, counted"] = called(folder, partial(_tell_counts, some, 2.34567), False)["out"]
         found[f"{name}, judged"] = called(folder, partial(_judge, some), False)
     suite._write_junit(folder / "junit.xml", results)
     found["JUnit"] = [

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from time import monotonic
 from typing import Any, Generic, TypeVar
 
 import click
@@ -148,6 +149,7 @@ class Suite(Generic[B]):
             return
         only_json = asked.json_path == _STDOUT
         shown = _NONE if only_json else _FOUND if asked.quiet else _ALL
+        begin = monotonic()
         with server(asked.address, asked.server_command, greet, timeout=asked.timeout) as target:
             if (habit := target.try_out()) and shown is _ALL:
                 click.echo(habit)
@@ -155,7 +157,7 @@ class Suite(Generic[B]):
             told = _with_complaints(run(checks, target), target, raised.append)
             results = self._shown(_counted_if_interrupted(told, len(checks)), shown)
         if not only_json:  # before what may not be writable any more: the counts are not lost with it
-            _tell_counts(results)
+            _tell_counts(results, monotonic() - begin)
             if raised:
                 click.echo(f"its own code failed beside checks that pass, first so: {raised[0]}")
         if asked.junit is not None:
@@ -372,9 +374,9 @@ def _counted_if_interrupted(results: Iterable[CheckResult[B]], of: int) -> Itera
         raise
 
 
-def _tell_counts(results: Sequence[CheckResult[B]]) -> None:
+def _tell_counts(results: Sequence[CheckResult[B]], seconds: float) -> None:
+    """Say how many checks came to what, and how long it took with all that was between them: servers that came up."""
     count = {outcome: sum(result.outcome is outcome for result in results) for outcome in Outcome}
-    seconds = sum(result.seconds for result in results)
     differ = f"{count[Outcome.DIFFERS]} differ, " if count[Outcome.DIFFERS] else ""
     unjudged = f"{count[Outcome.NOT_JUDGED]} not judged, " if count[Outcome.NOT_JUDGED] else ""
     broken = f"{count[Outcome.BROKEN]} broken, " if count[Outcome.BROKEN] else ""

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from time import monotonic
 from typing import Any, Protocol, TypeVar
 
 import click
@@ -61,6 +62,10 @@ class Asked:
     def is_ignored(self, found: Found) -> bool:
         """Whether that was said to be known, by its name or its oracle's."""
         return found.name in self.ignored or found.oracle.id in self.ignored
+
+
+_WORTH_TELLING = 1.0
+"""Seconds before the first sequence that are told of."""
 
 
 class _Known(click.ParamType[str]):
@@ -200,6 +205,7 @@ def _campaign(asked: Asked, subject: ProbedSubject, said: Callable[[], tuple[str
         click.echo(f"seed {seed}", err=True)
     with needing("fuzz", "drawing sequences"):
         from userdev.fuzz.drawing import sequences
+    begin = monotonic()
     try:
         wrong = subject.prepare()
     except KeyboardInterrupt as interruption:
@@ -207,6 +213,7 @@ def _campaign(asked: Asked, subject: ProbedSubject, said: Callable[[], tuple[str
             interruption.add_note(f"seed {seed}")
         raise
     kinds = subject.kinds()
+    looked = monotonic() - begin
     drawn = sequences(kinds, seed, LENGTH) if kinds else iter(())
     if not asked.quiet:
         click.echo(f"{counted(len(kinds), 'kind')} of steps", err=True)
@@ -223,10 +230,13 @@ def _campaign(asked: Asked, subject: ProbedSubject, said: Callable[[], tuple[str
             ignored=asked.is_ignored,
             said=said,
         ).run(wrong)
-    _report(asked, seed, summary)
+    _report(asked, seed, summary, looked)
 
 
-def _report(asked: Asked, seed: int, summary: Summary) -> None:
+def _report(asked: Asked, seed: int, summary: Summary, looked: float = 0.0) -> None:
+    """Say what came of it. For `looked` seconds the server was looked at before the first sequence: a mute one takes
+    long.
+    """
     finds = list(summary.finds.values())
     rate = summary.steps / summary.seconds if summary.seconds else 0.0
     if asked.as_json:
@@ -235,6 +245,7 @@ def _report(asked: Asked, seed: int, summary: Summary) -> None:
             "sequences": summary.sequences,
             "steps": summary.steps,
             "seconds": round(summary.seconds, 3),
+            "looked": round(looked, 3),
             "interrupted": summary.interrupted,
             "ignored": summary.ignored,
             "raised": summary.raised,
@@ -243,6 +254,8 @@ def _report(asked: Asked, seed: int, summary: Summary) -> None:
         click.echo(json.dumps(document, indent=2))
     done = f"{counted(summary.sequences, 'sequence')}, {counted(summary.steps, 'step')}"
     said = f"{done} in {summary.seconds:.0f} s, {rate:.0f} steps/s"
+    if looked >= _WORTH_TELLING:
+        said += f", after {looked:.0f} s in which the server was looked at"
     if summary.ignored:
         said += f", {counted(summary.ignored, 'time')} what --ignore names"
     if not asked.quiet:
