@@ -1,41 +1,64 @@
-"""A process that ends without freeing what it has."""
+"""How a process of ours ends where nobody reads any more what it says."""
 
 from __future__ import annotations
 
 import atexit
+import io
 import os
 import sys
 import threading
-from typing import TextIO
+from typing import NoReturn
 
+import pytest
+
+from userdev.errors import UserError, VerdictError
 from userdev.leaving import leave
+from vfio_user.cli import end_with
 
 
-class Freed:
-    """Says that it was freed."""
+class Unread(io.StringIO):
+    """A stream of which the other end is closed."""
 
-    def __init__(self, out: TextIO) -> None:
-        self._out = out
+    def __init__(self, file: int) -> None:
+        super().__init__()
+        self._file = file
 
-    def __del__(self) -> None:
-        print("freed", file=self._out)
+    def fileno(self) -> int:
+        return self._file
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError
+
+    def flush(self) -> None:
+        raise BrokenPipeError
 
 
-def test_a_process_that_leaves_has_waited_for_threads_and_said_all_and_freed_nothing() -> None:
-    heard, said = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            atexit._clear()  # what is pytest's
-            sys.stdout = sys.stderr = os.fdopen(said, "w")
-            _kept = Freed(sys.stdout)
-            atexit.register(print, "at the end")
-            goes_on = threading.Event()
-            threading.Thread(target=lambda: print("a thread", goes_on.wait(0.1))).start()
-            leave(3)
-        finally:
-            os._exit(1)
-    os.close(said)
-    with os.fdopen(heard) as out:
-        assert out.read() == "a thread False\nat the end\n"
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 3
+def close_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither of our streams is read any more."""
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, Unread(os.open(os.devnull, os.O_WRONLY)))
+
+
+def test_a_process_that_nobody_reads_ends_with_one_unless_it_was_worse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was 120, the interpreter's."""
+
+    close_all(monkeypatch)
+
+    def ended(status: int) -> NoReturn:
+        raise SystemExit(status)
+
+    monkeypatch.setattr(os, "_exit", ended)
+    monkeypatch.setattr(threading, "_shutdown", lambda: None)
+    monkeypatch.setattr(atexit, "_run_exitfuncs", lambda: None)
+    for status, wanted in ((0, 1), (1, 1), (2, 2), (130, 130)):
+        with pytest.raises(SystemExit) as left:
+            leave(status)
+        assert left.value.code == wanted, status
+
+
+def test_an_error_that_nobody_reads_ends_with_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    close_all(monkeypatch)
+    for error in (VerdictError("it read 7"), UserError("there is none"), KeyboardInterrupt()):
+        with pytest.raises(SystemExit) as left:
+            end_with(error)
+        assert left.value.code == 1, error

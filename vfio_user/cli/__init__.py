@@ -203,7 +203,15 @@ def run_command(command: click.Command) -> None:
 
 
 def end_with(error: BaseException) -> NoReturn:
-    """End as an error has it, whose handler this is called from."""
+    """End as an error has it, whose handler this is called from; with 1 where nobody reads any more what it was."""
+    try:
+        _tell_and_end(error)
+    except BrokenPipeError:
+        _drop_unprinted()
+        sys.exit(1)
+
+
+def _tell_and_end(error: BaseException) -> NoReturn:
     if isinstance(error, click.Abort | KeyboardInterrupt):
         notes = getattr(error.__cause__ if isinstance(error, click.Abort) else error, "__notes__", ())
         click.echo("\n  ".join(("interrupted", *notes)), err=True)
@@ -240,7 +248,8 @@ def _flush() -> None:
 
 def _drop_unprinted() -> None:
     """Give up what cannot be printed: the interpreter would try once more, and end with a status of its own."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where what is left goes
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # where what is left goes
