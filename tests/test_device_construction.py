@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import pytest
 
 from tests.cases import for_each, for_each_row
+from tests.device_kit import open_fds
 from userdev.declare.returned import WrongValue
 from userdev.errors import DeclarationError, ProtocolError
 from vfio_user import (
@@ -378,6 +379,19 @@ NOWHERE: dict[str, Callable[[], type[PciDevice]]] = {
 def test_declarations_that_contradict_each_other_name_the_class(wrong: Callable[[], type[PciDevice]]) -> None:
     with pytest.raises(DeclarationError, match=r"^D[ :.]"):
         wrong()()
+
+
+@for_each([1 << 50, 1 << 70])
+def test_memory_that_cannot_be_had_is_named(size: int) -> None:
+    class Greedy(PciDevice):
+        ids = PciIds(1, 2)
+        small: memoryview = memory(16)
+        large: memoryview = memory(size)
+
+    files = open_fds()
+    with pytest.raises(DeclarationError, match=r"Greedy: .*large"):
+        Greedy()
+    assert open_fds() == files
 
 
 def test_an_overlap_names_both() -> None:

@@ -58,7 +58,8 @@ class DeviceMemory:
 
     def place_mappable(self, bar: int, size: int, areas: Iterable[DeclaredMemory]) -> Memfd:
         """Put areas of a BAR of `size` bytes where they are in it; returns the file that the client maps."""
-        file = self._file(f"vfio-user-region{bar}", size)
+        areas = list(areas)
+        file = self._file(f"vfio-user-region{bar}", size, areas)
         for area in areas:
             self._add(area, file, area.offset)
         return file
@@ -69,7 +70,7 @@ class DeviceMemory:
         for area in areas:
             offsets.append(offsets[-1] + -(-area.size // PAGE) * PAGE)
         if areas:
-            file = self._file("vfio-user-memory", offsets[-1])
+            file = self._file("vfio-user-memory", offsets[-1], areas)
             for area, offset in zip(areas, offsets, strict=False):
                 self._add(area, file, offset)
 
@@ -103,8 +104,17 @@ class DeviceMemory:
         self._cleared.clear()
         self._files.clear()
 
-    def _file(self, name: str, size: int) -> Memfd:
-        self._files.append(Memfd(name, size))
+    def _file(self, name: str, size: int, areas: Iterable[DeclaredMemory]) -> Memfd:
+        """A file for these areas.
+
+        Raises:
+            ValueError: it cannot be had, as where it is larger than what a process can address.
+        """
+        try:
+            self._files.append(Memfd(name, size))
+        except (OSError, OverflowError) as error:
+            names = ", ".join(area.name for area in areas)
+            raise ValueError(f"{size:#x} bytes for {names} cannot be had: {error}") from None
         return self._files[-1]
 
     def _add(self, area: DeclaredMemory, file: Memfd, offset: int) -> None:

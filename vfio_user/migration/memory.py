@@ -85,10 +85,14 @@ class Memfd:
         self.size = size
         self.fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         self._close_fd = weakref.finalize(self, os.close, self.fd)  # also of a device that nobody closed
-        os.ftruncate(self.fd, size)
-        # Whoever gets this file must not be able to shrink it under our feet.
-        fcntl.fcntl(self.fd, F_ADD_SEALS, SIZE_SEALS)
-        self._map = mmap.mmap(self.fd, size)
+        try:
+            os.ftruncate(self.fd, size)
+            # Whoever gets this file must not be able to shrink it under our feet.
+            fcntl.fcntl(self.fd, F_ADD_SEALS, SIZE_SEALS)
+            self._map = mmap.mmap(self.fd, size)
+        except BaseException:
+            self._close_fd()
+            raise
         self.view = memoryview(self._map)
 
     def next_data(self, offset: int) -> int:
