@@ -11,6 +11,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -121,6 +122,25 @@ def stacks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     """The debugger is fetched, which takes a network: only one test needs what it says."""
     if "network" not in request.keywords:
         monkeypatch.setattr(coredump, "backtrace", lambda core: STACKS.strip())
+
+
+def test_a_core_is_a_childs_own_also_where_the_clock_was_set_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is older is of a process before it, which had the same number."""
+    child = Child("mine", ["true"], log=tmp_path / "log", folder=tmp_path)
+    child.wait(60)
+    core, now = tmp_path / "core", time.time()
+    core.touch()
+    monkeypatch.setattr(coredump, "_candidates", lambda *_: iter([core]))
+    monkeypatch.setattr(coredump, "process_of", lambda _: child.pid)
+    monkeypatch.setattr(coredump, "keep", lambda found, _: found)
+    for back, written, is_its_own in ((0, 1, True), (0, -60, False), (3600, -3599, True), (3600, -3660, False)):
+        os.utime(core, (now + written, now + written))
+        with monkeypatch.context() as clock:
+            clock.setattr(time, "time", lambda back=back: now - back)
+            assert (coredump.take(child) is not None) is is_its_own, (back, written)
+    child.stop()
 
 
 @pytest.mark.network

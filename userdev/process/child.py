@@ -75,6 +75,7 @@ class Child:
         self.end = ProcessEnd(self.pid)
         self._reaping = threading.Lock()
         self.began = time.time()
+        self._began = time.monotonic()
         self._ended = 0.0
         self._take_core = take_core
         self.core: Path | None = None
@@ -85,6 +86,11 @@ class Child:
         """Whether it ran until `stop` ended it."""
         self._watcher = threading.Thread(target=self._watch, name=f"end of {name}", daemon=True)
         self._watcher.start()
+
+    @property
+    def not_before(self) -> float:
+        """The moment, in seconds since 1970, before which it wrote nothing: below `began` if clocks went back."""
+        return min(self.began, time.time() - (time.monotonic() - self._began))
 
     @property
     def exit_code(self) -> int | None:

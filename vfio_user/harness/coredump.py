@@ -24,7 +24,10 @@ _BACKTRACE_SECONDS = 60.0
 
 
 def find_core(pid: int, began: float, folder: Path) -> Path | None:
-    """The core of process `pid`, which began at `began` (seconds since 1970) and had `folder` as working directory."""
+    """The core of process `pid`, which began at `began` (seconds since 1970) and had `folder` as working directory.
+
+    An older one is of a process before it that had the same number.
+    """
     for path in _candidates(_PATTERN.read_text().strip(), folder):
         with suppress(FileNotFoundError):  # another's, who has just taken it
             if path.stat().st_mtime >= began and process_of(path) == pid:
@@ -34,7 +37,7 @@ def find_core(pid: int, began: float, folder: Path) -> Path | None:
 
 def take(child: Child) -> Path | None:
     """`keep` the core of a child that crashed, beside its log; None where there is none."""
-    found = find_core(child.pid, child.began, child.folder)
+    found = find_core(child.pid, child.not_before, child.folder)
     return keep(found, child.core_path) if found is not None else None
 
 
