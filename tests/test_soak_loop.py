@@ -343,4 +343,7 @@ def test_a_soak_is_all_right_where_nothing_was_lost_and_nothing_grew(lost: bool,
         journal.failure({"number": 41, "event": "kill", "target": "edu", "check": "work of edu"})
     found = summary_of(journal, {}, {}, "after 40 events")
     assert found["ok"] is not (lost or grows)
+    idle = summary_of(journal, {}, {}, "after 40 events", works=False)
+    assert idle["ok"] is found["ok"]
+    assert ("no device had work" in idle["verdict"]) is found["ok"], "of which something could be lost"
     assert ("work of edu" in found["verdict"], "harness_fds grew" in found["verdict"]) == (lost, grows)

@@ -250,7 +250,7 @@ class _Results:
     def write(self, ended: str) -> dict[str, Any]:
         """Write both; the summary."""
         soaked = {**self._spec.as_dict(), "weights": self._weights}
-        summary = summary_of(self._journal, soaked, self._teller.left_out, ended)
+        summary = summary_of(self._journal, soaked, self._teller.left_out, ended, works=self._spec.works)
         write_summary(self.page.with_name("summary.json"), summary)
         again = {line["number"]: self._again.command(line.get("reduced") or []) for line in self._journal.failures}
         write_page(self.page, summary, self._journal.events, again)

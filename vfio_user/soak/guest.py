@@ -137,6 +137,11 @@ class SoakedSpec:
         return [*words, "--capture-dma"] if self.capture_dma else words
 
     @property
+    def works(self) -> bool:
+        """Whether the guest has work with any of its devices."""
+        return any(each.kind != NONE for each in self.assignments)
+
+    @property
     def assignments(self) -> list[Assignment]:
         """Devices, workloads and interrupts that they are used with."""
         kinds = (*self.workloads, *("" for _ in self.devices))

@@ -13,10 +13,16 @@ from vfio_user.soak.journal import Journal
 from vfio_user.soak.measuring import trends
 
 SCHEMA = 1
+NO_WORK = "the guest stayed whole; no device had work of which something could be lost"
 
 
-def summary_of(journal: Journal, soaked: Mapping[str, Any], left_out: Mapping[str, str], ended: str) -> dict[str, Any]:
-    """`soaked` is what the command line said, `left_out` what could not happen and why, `ended` why it is no more."""
+def summary_of(
+    journal: Journal, soaked: Mapping[str, Any], left_out: Mapping[str, str], ended: str, *, works: bool = True
+) -> dict[str, Any]:
+    """`soaked` is what the command line said, `left_out` what could not happen and why, `ended` why it is no more.
+
+    Without any work (`works`) nothing could be lost of it, which the verdict says.
+    """
     grown = trends(journal.events)
     lost = [
         f"{line['number']} {line['event']} {line['target']}".strip() + f": {line['check']}" for line in journal.failures
@@ -36,7 +42,7 @@ def summary_of(journal: Journal, soaked: Mapping[str, Any], left_out: Mapping[st
         "failures": journal.failures,
         "grown": grown,
         "ended": ended,
-        "verdict": "; ".join([*lost, *grown]) or "nothing was lost",
+        "verdict": "; ".join([*lost, *grown]) or ("nothing was lost" if works else NO_WORK),
         "ok": not lost and not grown,
     }
 
