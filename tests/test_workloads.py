@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import runpy
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -13,6 +14,7 @@ from tests.cases import for_each, for_each_row
 from userdev.errors import UserError
 from vfio_user.harness.device import Device, server_command
 from vfio_user.harness.family import VFIO_USER, VHOST_USER, devices
+from vfio_user.harness.migration import workload
 from vfio_user.harness.migration.workload import KINDS, NONE, SUBJECTS, Assignment, Workload, image_for
 
 PROGRAMS = Path(__file__).parent.parent / "guest_images" / "programs"
@@ -53,6 +55,39 @@ def test_a_device_that_is_not_known_may_be_like_any(device: str) -> None:
     assert Assignment.of(device).kind == NONE
     for kind in KINDS:
         assert Assignment.of(device, kind).kind == kind
+
+
+def test_work_with_another_device_is_a_mistake_of_who_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was a bad verdict of the device: the guest said that it was another."""
+    monkeypatch.setattr(workload, "Workload", lambda *_, **__: "it works")
+    guest: Any = None
+    for (vendor, ident), kind, refused in (
+        ((0x1AF4, 0x10E7), "idle", True),
+        ((0x1234, 0x11E8), "idle", False),
+        ((0x1AF4, 0x10E7), "fio", False),  # of any disk
+        ((0x1AF4, 0x10E7), NONE, False),
+    ):
+        plugged: Any = SimpleNamespace(vendor=vendor, device=ident)
+        asked = Assignment.of("summer:Summer", kind)
+        if not refused:
+            asked.start(guest, plugged)
+            continue
+        with pytest.raises(UserError, match=r"'idle' is work with edu \(1234:11e8\), and .* is 1af4:10e7"):
+            asked.start(guest, plugged)
+
+
+def test_a_command_line_with_its_placeholder_misspelt_is_no_unknown_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}" if name in ("vfio-user", "ed") else None)
+    nowhere = "says nowhere what to listen on"
+    for text, said in {
+        "vfio-user serve edu --socket-path {sock}": nowhere,
+        "vfio-user serve edu": nowhere,
+        "mine {sock}": nowhere,
+        "ed --msix 0": "there is no device called 'ed'",
+        "edoo": "there is no device called 'edoo'",
+    }.items():
+        with pytest.raises(UserError, match=said):
+            Device.parse(text)
 
 
 def test_a_disk_to_work_with_is_made_unless_one_is_given() -> None:

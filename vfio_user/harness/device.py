@@ -123,7 +123,8 @@ class Device:
         family = family_of(name)
         if family is None:
             near = perhaps(name, devices())
-            if "/" in text or (shutil.which(name) and not near):
+            is_line = bool(options) and not options[0].startswith("-")  # as of a program with words of its own
+            if "/" in text or "{" in text or (shutil.which(name) and (is_line or not near)):
                 what = f"the server's command says nowhere what to listen on: {text}"
                 raise UserError(what, hint=f"put {SOCKET} where the path belongs; or a device: {', '.join(devices())}")
             hint = f"{near}there are: {', '.join(devices())}; or {_HOW}"

@@ -16,7 +16,7 @@ from userdev.errors import UserError, meant
 from userdev.process import Deadline
 from vfio_user.harness.booted_guest import BootedGuest, Plugged
 from vfio_user.harness.device import SCRATCH, Device
-from vfio_user.harness.exercises import Exercise, report_of
+from vfio_user.harness.exercises import EXERCISES, Exercise, report_of
 from vfio_user.harness.guest import GuestFailure
 from vfio_user.harness.migration.report import Report
 
@@ -88,10 +88,25 @@ class Assignment:
         """Have the guest do it; None where there is nothing to do.
 
         Raises:
+            UserError: it is work with another device: a mistake of who asked, and none of the device.
             GuestFailure: its first round was wrong, or never ended.
         """
+        self._require_device(plugged)
         options = ("--interrupts", self.interrupts) if self.interrupts else ()
         return Workload(guest, self.kind, *options, device=plugged, limit=limit) if self.kind != NONE else None
+
+    def _require_device(self, plugged: Plugged) -> None:
+        if self.device.served in SUBJECTS:
+            return
+        of = {name: EXERCISES.get(name) for name, subject in SUBJECTS.items() if self.kind in subject.kinds}
+        known = {name: program.ids for name, program in of.items() if program and program.ids}
+        there = (plugged.vendor, plugged.device)
+        if known and len(known) == len(of) and there not in known.values():
+            told = " or ".join(f"{name} ({ids[0]:04x}:{ids[1]:04x})" for name, ids in known.items())
+            what = (
+                f"workload {self.kind!r} is work with {told}, and {self.device.name} is {there[0]:04x}:{there[1]:04x}"
+            )
+            raise UserError(what, hint=all_kinds())
 
 
 def image_for(assignments: Sequence[Assignment]) -> str:
