@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,6 +50,20 @@ def test_a_file_of_known_hosts_that_is_not_there_is_the_users_to_mend(tmp_path: 
     where = SshHost("b", "127.0.0.1", "127.0.0.1", known_hosts=str(tmp_path / "none")).where()
     with pytest.raises(UserError, match="none"):
         connected(where)
+
+
+def test_what_the_library_of_ssh_logs_of_a_host_that_is_not_reached_is_not_on_the_terminal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Three tracebacks of its threads came before the sentence."""
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    logger = logging.getLogger("paramiko")
+    monkeypatch.setattr(logger, "handlers", [])
+    for _ in range(2):
+        with pytest.raises(UserError, match="no SSH connection"):
+            connected(SshHost("b", "127.0.0.1", "127.0.0.1", port=port).where())
+    assert [type(each) for each in logger.handlers] == [logging.NullHandler]
 
 
 def test_who_mistypes_hosts_is_told_what_was_perhaps_meant() -> None:

@@ -8,6 +8,7 @@ puts files and folders there, as a program that can be run on the host from whic
 from __future__ import annotations
 
 import json
+import logging
 import os
 import posixpath
 import shlex
@@ -42,6 +43,8 @@ def connected(where: Mapping[str, Any]) -> paramiko.SSHClient:
         if where[name] and not Path(where[name]).exists():
             raise UserError(f"{name} of {where['host']}: there is no file {where[name]}")
 
+    if not (told := logging.getLogger("paramiko")).handlers:  # or its threads' tracebacks are on the terminal
+        told.addHandler(logging.NullHandler())
     client = paramiko.SSHClient()
     try:
         if where["known_hosts"]:
