@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from tests.interposer_bench import read, request, write
 from tests.traced import Written
 from userdev.errors import UserError, VerdictError
 from userdev.relay.direction import Direction
+from userdev.trace import TraceReader
+from userdev.trace.cutting import FIRST
 from vfio_user.cli import cli
 from vfio_user.client import Client, Disconnected, EventFd, GuestMemory
 from vfio_user.interposer.replay import load_script
@@ -35,9 +38,10 @@ from vfio_user.interposer.replay import replay as replay_impatiently
 from vfio_user.interposer.replay.ignoring import Ignored
 from vfio_user.interposer.replay.outcome import Difference, ReplayOutcome, What
 from vfio_user.interposer.replay.script import Script
-from vfio_user.interposer.replay.steps import is_interrupt
+from vfio_user.interposer.replay.steps import is_interrupt, is_servers_request
 from vfio_user.interposer.trace import MessageRecord, Note, read_trace
 from vfio_user.interposer.trace.decode import DecodedMessage, describe
+from vfio_user.interposer.trace.files import PROTOCOL
 from vfio_user.wire import CURRENT, Capabilities, Command, encode_version
 from vfio_user.wire import layouts as at
 from vfio_user.wire.constants import IrqIndex, IrqSetFlags
@@ -208,6 +212,10 @@ def test_what_cannot_be_replayed_is_refused(trace: Path, tmp_path: Path) -> None
         replay(trace)
     with pytest.raises(UserError):
         load_script(trace, 7)
+    with Written(tmp_path / "header.trace"):
+        pass
+    with pytest.raises(UserError, match="nothing was recorded"):
+        load_script(tmp_path / "header.trace")
     with pytest.raises(UserError):
         replay(tmp_path / "none", EDU)
 
@@ -224,6 +232,38 @@ def test_a_trace_that_ends_within_its_session_is_said_to_where_it_is_played(trac
         done = CliRunner().invoke(cli, [*words, *["-o", str(tmp_path / "out")] * (words[0] == "minimize")])
         assert done.exit_code == 0, done.output
         assert load_script(cut).truncated in done.stderr, words[0]
+
+
+def test_what_a_server_does_behind_the_end_of_a_trace_that_was_cut_off_is_no_difference(
+    trace: Path, tmp_path: Path
+) -> None:
+    """Wherever that is, be it between two records: the very server that was recorded was blamed for it."""
+    data, cut = trace.read_bytes(), tmp_path / "cut.trace"
+    with open(trace, "rb") as stream:
+        sizes = [len(record) for record in TraceReader(stream, "", PROTOCOL).records()]
+    begins = list(accumulate(sizes, initial=len(data) - sum(sizes)))  # of records, from that behind the header
+    asked = [step.number for step in load_script(trace).steps if is_servers_request(step) or is_interrupt(step)]
+    assert len(asked) >= 3
+    left_out = 0
+    for number in asked:
+        cut.write_bytes(data[: begins[number - FIRST]])
+        script = replace(load_script(cut), all_interrupts=True)
+        assert script.truncated == f"cut off behind record {number - 1}, before the session's end"
+        replay(script, EDU).check()
+        left_out += not replay(replace(script, unknown_behind=0), EDU).same
+    assert left_out
+
+
+def test_a_server_that_does_more_than_was_recorded_is_seen_before_the_end_of_a_trace_that_was_cut_off(
+    trace: Path, tmp_path: Path
+) -> None:
+    script = load_script(trace)
+    interrupt = next(step for step in script.steps if is_interrupt(step))
+    script = replace(script, steps=tuple(step for step in script.steps if step is not interrupt), all_interrupts=True)
+    last = max(step.number for step in script.requests)
+    assert [each.what for each in replay(replace(script, unknown_behind=last), EDU).differences] == [
+        What.INTERRUPT_UNEXPECTED
+    ]
 
 
 def test_an_interrupt_that_does_not_say_which_is_none(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from userdev.counted import times
@@ -31,6 +32,8 @@ class Comparison:
         self._outcome = outcome
         self._compared = script.compared
         self._knows_interrupts = script.knows_interrupts
+        self._unknown_behind = script.unknown_behind
+        self._interrupts_behind = Counter[tuple[int, int]]()
         self.after = 0
         """Record of the client's last message."""
         self.replies = {
@@ -60,7 +63,7 @@ class Comparison:
         command = self._dialect.command(request.command)
         ignored = command is not None and command.value in self._ignored.commands
         if found is None:
-            if ignored or not self._counts(0):
+            if ignored or self._is_behind or not self._counts(0):
                 self._outcome.ignored += 1
             else:
                 self._differs(What.DMA_UNEXPECTED, 0, "", self._text(request), request.payload, self._title(request))
@@ -82,6 +85,10 @@ class Comparison:
             said, place = self._text(step.message), self._title(step.message)
             self._differs(What.DMA_MISSING, step.number, said, "", step.message.payload, place)
 
+    def interrupt(self, where: tuple[int, int], count: int) -> None:
+        """An interrupt has come, so often, be it recorded or not."""
+        self._interrupts_behind[where] += count if self._is_behind else 0
+
     def interrupt_came(self, step: Note) -> None:
         """A recorded interrupt has come."""
         counts = self._counts(step.number) and not self._ignored.interrupt(*vector_of(step))
@@ -98,6 +105,7 @@ class Comparison:
 
     def interrupt_unexpected(self, where: tuple[int, int], count: int = 1) -> None:
         """An interrupt has come, so often, that was not recorded."""
+        count = max(0, count - self._interrupts_behind[where])
         if count and self._knows_interrupts and self._counts(0) and not self._ignored.interrupt(*where):
             text = _interrupt(where)
             self._differs(What.INTERRUPT_UNEXPECTED, 0, "", _so_often(text, count), where, text)
@@ -125,6 +133,11 @@ class Comparison:
         """The server has answered what nobody asked."""
         if self._counts(0):
             self._differs(What.UNEXPECTED, 0, "", self._text(reply), reply.payload, self._title(reply))
+
+    @property
+    def _is_behind(self) -> bool:
+        """Whether the client has done all of a trace that ends there: what else was recorded then nobody knows."""
+        return self._unknown_behind != 0 and self.after == self._unknown_behind
 
     def _judge(self, request: MessageRecord, was: _Reply, now: _Reply, *, same: bool) -> None:
         (expected, _), (found, _) = was, now

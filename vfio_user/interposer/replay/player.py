@@ -391,6 +391,7 @@ class Player:
             if not (count := drain(fd)):  # the server has taken it back
                 return
             self._fired[where] += count
+            self._comparison.interrupt(where, count)
             self.outcome.interrupts.append(where)
             self._played.interrupt(where, count)
 

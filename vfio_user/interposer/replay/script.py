@@ -36,6 +36,8 @@ class Script:
     """Whether every interrupt that came is in it, even if that is none."""
     truncated: str = ""
     """Where and why the trace ends within the session; empty where it does not."""
+    unknown_behind: int = 0
+    """The client's last record before such an end, or that of a part: what the server did behind it nobody knows."""
 
     @classmethod
     def of(
@@ -130,7 +132,8 @@ class Script:
         compared = (
             None if self.compared is None else frozenset(numbers[each] for each in self.compared & numbers.keys())
         )
-        return replace(self, steps=steps, compared=compared), numbers
+        unknown_behind = numbers.get(self.unknown_behind, 0)
+        return replace(self, steps=steps, compared=compared, unknown_behind=unknown_behind), numbers
 
     def write(self, path: Path) -> None:
         """Save as a trace of its own; records are numbered anew."""
@@ -159,23 +162,31 @@ def load_script(path: str | Path, session: int = 1) -> Script:
     steps: list[ScriptStep] = []
     compared: frozenset[int] | None = None
     all_interrupts = False
-    current, truncated = 0, trace.truncated
+    current, truncated, is_open = 0, trace.truncated, bool(trace.truncated)
     for entry in trace.entries:
         if isinstance(entry, Note) and entry.event == "connected":
             current += 1
+            is_open = True
         elif isinstance(entry, Note) and entry.event == EXTRACT:
             compared = _compared(path, entry)
             all_interrupts = bool(entry.details.get("all_interrupts"))
         elif current == session or (current == 0 and session == 1):
             if isinstance(entry, Note) and entry.event in ("disconnected", "server-gone", "restarted"):
-                truncated = ""
+                truncated, is_open = "", False
                 break
             if _is_step(entry):
                 steps.append(entry)
+    if not steps and session <= max(current, 1):
+        raise UserError(f"{path}: nothing was recorded of session {session}", hint="it ends before a client's message")
     if not steps:
         raise UserError(f"{path} has no session {session} to replay", hint=f"it has {max(current, 1)}")
-    script = Script(trace.header, tuple(steps), compared, all_interrupts, truncated if current <= session else "")
+    script = Script(trace.header, tuple(steps), compared, all_interrupts)
     is_part = any(isinstance(entry, Note) and entry.event == PART for entry in trace.entries)
+    if is_open and current <= session:
+        if not is_part:
+            truncated = truncated or f"cut off behind record {trace.entries[-1].number}, before the session's end"
+        last = max((step.number for step in script.requests), default=0)
+        script = replace(script, truncated=truncated, unknown_behind=last)
     if is_part and not script.versions:
         hint = "cut it from where the client connects, and up to what is to be seen: --to-mark, --until, --records -N"
         raise UserError(
