@@ -38,6 +38,7 @@ from vfio_user.harness.guest import GuestFailure
 from vfio_user.harness.guest_spec import GuestSpec, name_for
 from vfio_user.harness.hosts import Pair, two_hosts
 from vfio_user.harness.hosts.host import LOCAL, Host
+from vfio_user.harness.hosts.provided import Provided
 from vfio_user.harness.hotplug import wait_for_device
 from vfio_user.harness.image import ensure_image
 from vfio_user.harness.interposition import Interpose, Interposition
@@ -102,7 +103,7 @@ class Lab:
         self.records = Records(self.folder)
         self._moves = itertools.count(1)
         self._hosts = ExitStack()
-        self._provided: set[tuple[str, Path, int]] = set()
+        self._provide = Provided()
         self._first_look = FirstLook(lambda: self.qemu.version, self.timeline)
         self._break = Breakpoint.of_environment()
 
@@ -383,13 +384,6 @@ class Lab:
         self.records.note(child)
         if self._break is not None:
             self._break.tell(name=child.name, pid=child.pid)
-
-    def _provide(self, host: Host, *paths: Path) -> None:
-        """Have files on a host, each once in the life of this lab unless it was written again."""
-        wanted = {(host.name, path, path.stat().st_mtime_ns if path.exists() else 0) for path in paths}
-        if missing := wanted - self._provided:
-            host.provide(*sorted(path for _, path, _ in missing))
-            self._provided |= missing
 
     def _answering(self, machine: Machine, spec: GuestSpec, limit: float = 30.0) -> BootedGuest:
         guest = BootedGuest(machine, spec, serve=self.serve)

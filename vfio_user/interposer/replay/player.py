@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import select
 import socket
@@ -23,9 +22,9 @@ from userdev.transport import Framer, Stream, close_all, connect
 from vfio_user.interposer.codec import MAX_FRAME
 from vfio_user.interposer.replay.comparing import Comparison
 from vfio_user.interposer.replay.ignoring import Ignored
-from vfio_user.interposer.replay.memory import SparseMemory
 from vfio_user.interposer.replay.outcome import ReplayOutcome
 from vfio_user.interposer.replay.playing import Played
+from vfio_user.interposer.replay.remembered import RememberedMemory
 from vfio_user.interposer.replay.script import Script, load_script
 from vfio_user.interposer.replay.steps import (
     ScriptStep,
@@ -39,7 +38,7 @@ from vfio_user.interposer.trace import MessageRecord, Note, Raw
 from vfio_user.interposer.trace.files import CHANNELS, TWIN
 from vfio_user.interposer.trace.registers import RegisterMap, registers_of
 from vfio_user.interposer.twin import place_of_twin
-from vfio_user.wire import MAX_DATA, Command, Message
+from vfio_user.wire import Command, Message
 from vfio_user.wire import layouts as at
 from vfio_user.wire.constants import IrqSetFlags
 from vfio_user.wire.open_requests import OpenRequests
@@ -180,8 +179,7 @@ class Player:
         """Records of requests of the server's that have come."""
         self._fired = Counter[tuple[int, int]]()
         """(index, vector): how often it has come, beyond what was waited for."""
-        self._memory = SparseMemory()
-        self._remember_reads()
+        self._memory = RememberedMemory(script, self._comparison.replies)
 
     def __enter__(self) -> Player:
         return self
@@ -469,7 +467,7 @@ class Player:
         if not request.wants_reply:
             return
         recorded = self._comparison.replies.get(record.number) if record is not None else None
-        answer = self._from_memory(request)
+        answer = self._memory.answer(request)
         if recorded is not None:
             answer = replace(recorded.message, id=request.id, command=request.command, fds=[])
         if twin is None:
@@ -477,32 +475,3 @@ class Player:
         else:
             twin.send(answer.encode())
         self._played.answered(answer, number, channel)
-
-    def _from_memory(self, request: Message) -> Message:
-        """The answer to a request that was not recorded: memory as far as it is known."""
-        command = self._dialect.command(request.command)
-        if command not in (Command.DMA_READ, Command.DMA_WRITE):
-            return request.error(errno.ENOSYS)
-        shape = self._dialect.shapes[command]
-        assert shape.request is not None
-        access = shape.request.unpack(request.payload)
-        data = b""
-        if command is Command.DMA_READ:
-            data = self._memory.read(access.address, min(access.length, MAX_DATA))
-        else:
-            self._memory.write(access.address, request.payload[shape.request.size :])
-        return request.reply(
-            shape.reply.pack(access.address, access.length, tail=data) if shape.reply is not None else b""
-        )
-
-    def _remember_reads(self) -> None:
-        """What the recorded device read is what stood in memory; later reads of a place do not undo earlier ones."""
-        shape = self._dialect.shapes[Command.DMA_READ]
-        assert shape.reply is not None
-        for step in reversed(self._script.steps):
-            if not is_servers_request(step) or step.message.command != shape.number:
-                continue
-            answer = self._comparison.replies.get(step.number)
-            if answer is not None and not answer.message.failed:
-                access = shape.reply.unpack(answer.message.payload)
-                self._memory.write(access.address, answer.message.payload[shape.reply.size :])
