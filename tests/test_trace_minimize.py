@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,9 +20,10 @@ from userdev.errors import UserError
 from userdev.fuzz.finds import Find
 from vfio_user.cli import cli
 from vfio_user.cli.minimize import _why_all_stays
-from vfio_user.interposer.replay import What, load_script
+from vfio_user.interposer.replay import What, explaining, load_script, reducing
 from vfio_user.interposer.replay import minimize as minimize_impatiently
 from vfio_user.interposer.replay import replay as replay_impatiently
+from vfio_user.interposer.replay.outcome import ReplayOutcome
 from vfio_user.interposer.replay.reducing import Minimized
 from vfio_user.interposer.replay.script import Script
 from vfio_user.interposer.replay.steps import is_interrupt, place_of
@@ -55,6 +57,30 @@ def trace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_no_search_is_longer_than_was_allowed(trace: Path) -> None:
     found = minimize(trace, STALE, seconds=0.0)
     assert (found.ended, found.replays, found.confirmed) == ("time is up", 0, True)
+
+
+def test_a_search_takes_no_longer_than_it_may_and_says_how_long_it_took(
+    trace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the first replay, by which the failure is found, to the last, by which it is seen once more."""
+    played = 0
+    told: list[float] = []
+
+    def play(*arguments: Any, **options: Any) -> ReplayOutcome:
+        nonlocal played
+        played += 1
+        return replay(*arguments, **options)
+
+    monkeypatch.setattr(explaining, "replay", play)
+    for module in (explaining, reducing):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: 10.0 * played))
+    for seconds, ended in ((40.0, "time is up"), (90.0, "time is up"), (1000.0, "minimal")):
+        played = 0
+        told.clear()
+        found = minimize(trace, STALE, seconds=seconds, progress=lambda left, replays, spent: told.append(spent))
+        assert (found.seconds, found.ended) == (10.0 * played, ended), seconds
+        assert found.seconds <= seconds or not found.replays, seconds
+        assert all(spent >= 30 for spent in told), "the replays before the search took time, too"
 
 
 @pytest.mark.parametrize(("against", "check"), [(None, None), (flag(), None), (None, "./it-fails")])

@@ -84,6 +84,7 @@ class Explanation:
     """Finds what goes wrong, then what it takes."""
 
     def __init__(self, trial: Trial, script: Script, record: int | None) -> None:
+        self._began = time.monotonic()
         self._trial = trial
         self._before = len(script.requests)
         if trial.reference is not None:  # what is right is what the reference does, whoever was recorded
@@ -94,28 +95,34 @@ class Explanation:
         self._script = self._symptom.cut(script)
         if trial.reference is None and may_pass(script, self._symptom.difference):
             self._ask_again()
+        before = time.monotonic()
         if not trial.shows(self._symptom, self._script):
             raise _fitful(self._symptom.difference)
+        self._once = time.monotonic() - before
+        """Seconds that a replay with all patience takes, as the last one does, which the search leaves time for."""
 
     def minimize(self, seconds: float, progress: Progress) -> Minimized:
-        """The result, with its difference in its own numbers."""
-        began = time.monotonic()
+        """The result, with its difference in its own numbers; the seconds are counted from when this was made."""
         once = replace(self._symptom, again=0)
         for trial in (self._hurried, self._trial):
-            left = max(0.0, began + seconds - time.monotonic())
+            left = max(0.0, seconds - self._spent - self._once)
             found = self._search(trial, left, progress)
             found.script = self._finished(found.script)
             outcome = self._trial.suspect(found.script)
             found.confirmed = once.shows(outcome)
             if found.confirmed or found.ended != "minimal":
                 break
-        found.seconds = time.monotonic() - began
+        found.seconds = self._spent
         found.before, found.after = self._before, len(found.script.requests)
         found.difference = next((each for each in outcome.differences if once.is_(each, outcome)), None)
         found.script, numbers = found.script.renumbered()
         if found.difference is not None:
             found.difference = found.difference.renumbered(numbers)
         return found
+
+    @property
+    def _spent(self) -> float:
+        return time.monotonic() - self._began
 
     def _search(self, trial: Trial, seconds: float, progress: Progress) -> Minimized:
         keep = self._symptom.needed(self._script) | ({self._symptom.again} - {0})
@@ -125,7 +132,7 @@ class Explanation:
             keep=keep,
             evidence=self._evidence(),
             seconds=seconds,
-            progress=lambda left, tries, spent: progress(left - bool(self._symptom.again), tries, spent),
+            progress=lambda left, tries, _: progress(left - bool(self._symptom.again), tries, self._spent),
         )
 
     def _evidence(self) -> Evidence | None:

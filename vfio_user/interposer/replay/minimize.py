@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shlex
 import tempfile
+import time
 from collections.abc import Callable, Collection
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -50,7 +51,8 @@ def minimize(
         be None where the check does not name it.
     patience, beside: seconds for what was recorded, as `replay` has them.
     record: the record that is to be explained, where several differ; the first if not given.
-    seconds: after which the search ends with the best so far; so does KeyboardInterrupt.
+    seconds: after which the search ends with the best so far, all replays counted, but for the one that it is in then;
+        so does KeyboardInterrupt.
 
     Raises:
         UserError: there is no server, the trace does not fail to begin with, not each time, not at that record, or
@@ -60,6 +62,7 @@ def minimize(
         raise UserError("no server to replay against", hint="give its command: it is started anew for every attempt")
     script = trace if isinstance(trace, Script) else load_script(trace, session)
     if check is not None:
+        began = time.monotonic()
         ended = _checked_by(check, server_command or "", seconds)
         first = ended(script)
         if first is not None and first.returncode in NO_VERDICT:
@@ -70,9 +73,15 @@ def minimize(
             )
         if not _fails(first):
             raise UserError(f"the trace does not fail to begin with: {check} succeeds, or takes all the time there is")
-        found = reduce_script(script, lambda candidate: _fails(ended(candidate)), seconds=seconds, progress=progress)
+        found = reduce_script(
+            script,
+            lambda candidate: _fails(ended(candidate)),
+            seconds=max(0.0, began + seconds - time.monotonic()),
+            progress=lambda left, replays, _: progress(left, replays, time.monotonic() - began),
+        )
         if found.ended == "minimal" and found.replays:
             found.confirmed = _fails(ended(found.script))
+        found.seconds = time.monotonic() - began
         return found
     assert server_command is not None
     registers = registers or registers_of(script.header)
