@@ -15,6 +15,7 @@ from click.testing import CliRunner
 
 from tests.cases import for_each, for_each_row
 from tests.interposer_bench import Bench, answer, dma_map, read, request, write
+from tests.pcapng import blocks
 from tests.traced import Written, flag_at_work
 from tests.vhost.between import Between
 from tests.wireshark import Wireshark
@@ -351,15 +352,6 @@ def test_a_reply_says_how_long_it_took_and_what_it_answers(trace: Path) -> None:
 def test_wrong_filters_are_refused(trace: Path, wrong: list[str]) -> None:
     with pytest.raises(UserError):
         run("show", trace, *wrong)
-
-
-def blocks(data: bytes) -> Iterator[tuple[int, bytes]]:
-    at_byte = 0
-    while at_byte < len(data):
-        kind, size = struct.unpack_from("<II", data, at_byte)
-        assert struct.unpack_from("<I", data, at_byte + size - 4)[0] == size
-        yield kind, data[at_byte + 8 : at_byte + size - 4]
-        at_byte += size
 
 
 def test_the_pcapng_file_has_a_packet_for_every_entry(trace: Path, tmp_path: Path) -> None:
