@@ -7,6 +7,7 @@ import io
 import os
 import sys
 import threading
+from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 import pytest
@@ -33,16 +34,25 @@ class Unread(io.StringIO):
         raise BrokenPipeError
 
 
-def close_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither of our streams is read any more."""
-    for name in ("stdout", "stderr"):
-        monkeypatch.setattr(sys, name, Unread(os.open(os.devnull, os.O_WRONLY)))
+@pytest.fixture
+def close_all(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
+    """What has neither of our streams read any more."""
+    with open(os.devnull, "wb") as out, open(os.devnull, "wb") as err:
+        files = {"stdout": out.fileno(), "stderr": err.fileno()}
+
+        def close() -> None:
+            for name, file in files.items():
+                monkeypatch.setattr(sys, name, Unread(file))
+
+        yield close
 
 
-def test_a_process_that_nobody_reads_ends_with_one_unless_it_was_worse(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_nobody_reads_ends_with_one_unless_it_was_worse(
+    close_all: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It was 120, the interpreter's."""
 
-    close_all(monkeypatch)
+    close_all()
 
     def ended(status: int) -> NoReturn:
         raise SystemExit(status)
@@ -56,8 +66,8 @@ def test_a_process_that_nobody_reads_ends_with_one_unless_it_was_worse(monkeypat
         assert left.value.code == wanted, status
 
 
-def test_an_error_that_nobody_reads_ends_with_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    close_all(monkeypatch)
+def test_an_error_that_nobody_reads_ends_with_one(close_all: Callable[[], None]) -> None:
+    close_all()
     for error in (VerdictError("it read 7"), UserError("there is none"), KeyboardInterrupt()):
         with pytest.raises(SystemExit) as left:
             end_with(error)

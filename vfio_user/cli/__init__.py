@@ -252,4 +252,5 @@ def _drop_unprinted() -> None:
         try:
             stream.flush()
         except OSError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # where what is left goes
+            with open(os.devnull, "wb") as nowhere:  # where what is left goes
+                os.dup2(nowhere.fileno(), stream.fileno())
