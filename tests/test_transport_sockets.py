@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import stat
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.cases import for_each, for_each_row
 from tests.device_kit import descriptors_left, open_fds
+from userdev.control.client import ControlClient
 from userdev.errors import UserError
 from userdev.transport import (
     MAX_FDS_PER_SEND,
@@ -25,6 +29,18 @@ from userdev.transport import (
     connect,
     is_other_end,
 )
+
+
+@contextmanager
+def signals_every(seconds: float) -> Iterator[None]:
+    """A block in which a signal comes again and again, which does nothing."""
+    before = signal.signal(signal.SIGALRM, lambda *_: None)
+    signal.setitimer(signal.ITIMER_REAL, seconds, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def exchange(here: Stream, there: Stream) -> None:
@@ -133,6 +149,35 @@ def test_a_successor_keeps_its_path_when_the_first_server_closes(tmp_path: Path)
 def test_connecting_to_nobody_says_where(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nobody"):
         connect(str(tmp_path / "nobody"), timeout=1)
+
+
+def test_who_finds_a_listeners_queue_full_waits_for_a_place_as_long_as_was_said(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+        listening.listen(0)
+        first = connect(str(path), timeout=60)
+        for ask in (lambda: connect(str(path), timeout=0.03), lambda: ControlClient(path, timeout=0.03)):
+            began = time.monotonic()
+            with pytest.raises(UserError):
+                ask()
+            assert time.monotonic() - began >= 0.03
+        later = threading.Thread(target=lambda: listening.accept()[0].close())
+        later.start()
+        connect(str(path), timeout=60).close()
+        later.join()
+        first.close()
+
+
+def test_a_signal_while_a_place_is_waited_for_makes_no_connection_of_none(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with socket.socket(socket.AF_UNIX) as listening, signals_every(0.01):
+        listening.bind(str(path))
+        listening.listen(0)
+        first = connect(str(path), timeout=60)
+        with pytest.raises(UserError, match="wait"):
+            connect(str(path), timeout=0.05)
+        first.close()
 
 
 def test_a_path_has_at_most_107_bytes(tmp_path: Path) -> None:

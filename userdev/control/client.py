@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from userdev.errors import UserError
-from userdev.transport import Stream
+from userdev.transport import Stream, connect_within
 
 TIMEOUT_SECONDS = 60.0
 """Seconds that a program has for an answer."""
@@ -57,9 +57,9 @@ class ControlClient:
         """
         self._path = path
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        connection.settimeout(timeout)
         try:
-            connection.connect(str(path))
+            connect_within(connection, str(path), timeout)
+            connection.settimeout(timeout)
         except OSError as error:
             connection.close()
             raise UserError(

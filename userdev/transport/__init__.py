@@ -1,6 +1,6 @@
 """Sockets that carry file descriptors, and where messages begin and end in them. Knows no protocol."""
 
-from userdev.transport.address import MAX_PATH, Address, Listener, connect
+from userdev.transport.address import MAX_PATH, Address, Listener, connect, connect_within
 from userdev.transport.dialing import Dialer
 from userdev.transport.framing import MAX_FDS, BadFrame, Framed, Framer
 from userdev.transport.peer import is_other_end
@@ -20,5 +20,6 @@ __all__ = [
     "Stream",
     "close_all",
     "connect",
+    "connect_within",
     "is_other_end",
 ]

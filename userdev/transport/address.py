@@ -18,7 +18,9 @@ import logging
 import os
 import select
 import socket
+import struct
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +40,9 @@ _UNUSABLE = (OSError, OverflowError, TypeError, ValueError)
 """What `bind` and `connect` say of an address: ports that are none, names that are none."""
 _RETRY_SECONDS = 0.1
 """Seconds between two tries while the system has no room for another client."""
+
+_TIMEVAL = struct.Struct("@ll")
+"""struct timeval: seconds and microseconds; both 0 are no bound."""
 
 SocketAddress = str | tuple[str, int] | tuple[int, int] | int
 
@@ -92,16 +97,48 @@ def connect(address: Address | str, *, timeout: float | None = None) -> Stream:
         return Stream(_inherited(address.where))
     sock = socket.socket(address.family, socket.SOCK_STREAM)
     try:
-        sock.settimeout(timeout)
-        sock.connect(address.where)
-        sock.settimeout(None)
+        connect_within(sock, address.where, timeout)
     except _UNUSABLE as error:
         sock.close()
         what, hint = _said(error), "is the server running there?"
+        if isinstance(error, BlockingIOError):
+            what, hint = "as many clients as may do so wait there already", "does the server still take any?"
         if isinstance(address.where, str) and Path(address.where).exists() and not Path(address.where).is_socket():
             what, hint = "that is no socket", "give the one that the server listens on"
         raise UserError(f"cannot connect to {address}: {what}", hint=hint) from None
     return Stream(sock)
+
+
+def connect_within(sock: socket.socket, where: str | tuple[str, int] | tuple[int, int], timeout: float | None) -> None:
+    """Connect a socket, waiting at most `timeout` seconds; it is a blocking one afterwards.
+
+    Of a UNIX socket the kernel waits for a place in the listener's queue if the socket is a blocking one, and no longer
+    than it may take to send; of one that is not it says at once that there is none (unix(7), `connect` in net/unix).
+
+    Raises:
+        BlockingIOError: a UNIX listener's queue was full all the while.
+        OSError, ValueError, TypeError: as `socket.connect`.
+    """
+    if sock.family != socket.AF_UNIX or timeout is None:
+        sock.settimeout(timeout)
+        sock.connect(where)
+    else:
+        sock.settimeout(None)
+        _connect_unix(sock, where, time.monotonic() + timeout)
+    sock.settimeout(None)
+
+
+def _connect_unix(sock: socket.socket, where: str | tuple[str, int] | tuple[int, int], until: float) -> None:
+    while True:
+        left = max(1, round((until - time.monotonic()) * 1e6))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIMEVAL.pack(*divmod(left, 1_000_000)))
+        sock.connect(where)
+        try:
+            sock.getpeername()
+        except OSError:  # a signal came while it waited: Python takes that for a connection under way
+            continue
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIMEVAL.pack(0, 0))
+        return
 
 
 class Listener:
