@@ -90,14 +90,19 @@ def _no_interrupts(stats: Stats) -> Iterator[Finding]:
     for name in stats.vectors:
         behind = [(followed.nearest[name], place, followed) for place, followed in stats.followed.items()]
         _, place, followed = max(behind, key=lambda one: one[0], default=(0, None, None))
-        if place is None or followed is None or followed.total < ENOUGH:
+        if place is None or followed is None:
             continue
-        count = followed.by[name]
+        last = stats.pending.get(place)
+        came = last is not None and name in last.seen
+        count, total = followed.by[name] + came, followed.total + came
+        if total < ENOUGH:
+            continue
         if place in stats.tallies and stats.vectors[name].count >= stats.tallies[place].count:
             continue  # all came, though not one behind each: several were under way
-        if USUAL * followed.total <= count < followed.total:
-            lacking = f"{followed.total - count:,} of {followed.total:,}"
-            text = f"{name} came behind every write of {place.subject} but {lacking}"
+        if USUAL * total <= count < total:
+            lacking = f"{total - count:,} of {total:,}"
+            open_yet = ", without the last, behind which the trace ends" if last is not None and not came else ""
+            text = f"{name} came behind every write of {place.subject} but {lacking}{open_yet}"
             yield Finding("no interrupt", text, followed.missing.get(name, ()))
 
 

@@ -47,7 +47,8 @@ class Stats:
         self._before: dict[int, Exchange | None] = {}
         """By the number of a read that has no answer yet: the write before it."""
         self._written: dict[tuple[str, int | None, int | None], Exchange] = {}
-        self._pending: dict[Place, Pending] = {}
+        self.pending: dict[Place, Pending] = {}
+        """Each place's last write, behind which an interrupt may still come."""
 
     @property
     def seconds(self) -> float:
@@ -86,11 +87,11 @@ class Stats:
         self._writes += 1
         self._last_write = exchange
         self._written[place.region, place.offset, place.size] = exchange
-        if (pending := self._pending.pop(place, None)) is not None:
+        if (pending := self.pending.pop(place, None)) is not None:
             self._judge(place, pending)
-        self._pending[place] = Pending(exchange.number)
-        if len(self._pending) > MOST_PENDING:
-            del self._pending[next(iter(self._pending))]
+        self.pending[place] = Pending(exchange.number)
+        if len(self.pending) > MOST_PENDING:
+            del self.pending[next(iter(self.pending))]
 
     def _count(self, exchange: Exchange) -> None:
         place = exchange.place
@@ -144,7 +145,7 @@ class Stats:
         if self._last_write is not None:
             vector.since_write.add(time - self._last_write.time)
             self.followed.setdefault(self._last_write.place, Followed()).nearest[name] += 1
-        for pending in self._pending.values():
+        for pending in self.pending.values():
             pending.seen.add(name)
 
     def _judge(self, place: Place, pending: Pending) -> None:
