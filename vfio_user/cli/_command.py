@@ -17,7 +17,21 @@ class CommandLine(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Refuse what is empty before anything is made of it: a path of "" would be the folder that one is in."""
         refuse_empty(self, ctx, args)
-        return super().parse_args(ctx, args)
+        words = list(args)
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            if type(error) is click.UsageError and (word := self._bare(ctx, words)):
+                raise click.UsageError(f"{error.message}; a device is given by --device {word}", ctx) from None
+            raise
+
+    def _bare(self, ctx: click.Context, words: list[str]) -> str:
+        """The first word of no option where none is taken and devices are: people name one as `serve` has it."""
+        parameters = self.get_params(ctx)
+        if any(isinstance(each, click.Argument) or each.required for each in parameters):
+            return ""
+        _, left, _ = self.make_parser(ctx).parse_args(words)
+        return left[0] if left and any("--device" in each.opts for each in parameters) else ""
 
 
 class Group(click.Group):
