@@ -130,7 +130,7 @@ def test_why_a_search_ended_is_said_and_an_interruption_is_its_status(
     else:
         assert (f"{ended}, there may be a shorter one" in result.stdout) is (ended != "minimal")
         assert ("note:" in result.stdout) is not confirmed
-        assert "2 of 9 messages" in result.stdout
+        assert "2 of 9 messages, 5 shorter ones tried" in result.stdout, "what finds the failure is played besides"
 
 
 def test_who_names_no_server_to_replay_against_is_told_how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

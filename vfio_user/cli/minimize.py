@@ -90,7 +90,7 @@ def command(
             patience=patience,
             seconds=seconds,
             progress=lambda left, replays, spent: waiting.how_far(
-                f"{counted(left, 'message')} left after {counted(replays, 'replay')}, {spent:.0f} s"
+                f"{counted(left, 'message')} left, {counted(replays, 'shorter one')} tried, {spent:.0f} s"
             ),
         )
     keep_aside(output)
@@ -115,8 +115,8 @@ def _why_all_stays(found: Minimized, against: str | None, check: str | None) -> 
 
 def _text(found: Minimized, output: Path, why_all_stays: str) -> str:
     how = "" if found.ended == "minimal" else f"; {found.ended}, there may be a shorter one"
-    replays = counted(found.replays, "replay")
-    count = f"{found.after} of {counted(found.before, 'message')}, after {replays} in {found.seconds:.1f} s"
+    tried = f"{counted(found.replays, 'shorter one')} tried"
+    count = f"{found.after} of {counted(found.before, 'message')}, {tried}, in {found.seconds:.1f} s"
     lines = [f"{output}: {count}{how}"]
     if why_all_stays:
         lines.append(why_all_stays)
