@@ -72,7 +72,7 @@ def test_how_far_a_search_is_is_drawn_on_a_terminal(tmp_path: Path) -> None:
             written.read(0, value)
     words = ["vfio-user", "minimize", str(tmp_path / "some.trace"), "--server-command", "x", "--check", "false"]
     shown = on_a_terminal(f"import sys; sys.argv = {words}; from vfio_user.cli import main; main()")
-    assert "messages, after" in shown
+    assert "tried, in" in shown
     assert "\\x0d" not in shown, "a line that begins again is drawn, and not told"
 
 
