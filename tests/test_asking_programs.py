@@ -32,6 +32,12 @@ def test_what_a_program_prints_is_its_answer(tmp_path: Path) -> None:
         (shell("echo out; exit 3"), "status 3: out"),
         (shell("echo why >&2; echo out; exit 3"), "status 3: why"),
         (shell("exit 3"), "status 3: and says nothing"),
+        (
+            shell("printf 'x.c:1: fatal error: y.h: none\\n a\\ncompilation terminated.\\n' >&2; exit 1"),
+            "y.h: none",
+        ),
+        (shell("printf 'error[E0433]: no crate\\nexiting\\n' >&2; exit 1"), "no crate"),
+        (shell("printf 'Traceback\\nOSError: terror: no\\n' >&2; exit 1"), "status 1: OSError: terror: no$"),
         (["/nonexistent"], "it cannot be run"),
         (HANGS, "it takes longer than 0.01 s"),
     ]

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 from click.testing import CliRunner
@@ -23,6 +24,7 @@ from vfio_user.interposer.replay import load_script
 from vfio_user.interposer.replay import minimize as minimize_impatiently
 from vfio_user.interposer.replay import replay as replay_impatiently
 from vfio_user.interposer.replay.outcome import What
+from vfio_user.interposer.replay.script import Script
 
 # A slow server is no finding: tests that wait for what never comes say for how long.
 replay = partial(replay_impatiently, patience=PATIENCE)
@@ -101,6 +103,23 @@ def test_a_check_is_asked_once_more_in_the_end_whether_what_is_left_fails(trace:
         done = CliRunner().invoke(cli, words)
         assert done.exit_code == 0, done.output
         assert ("once more" in done.stdout) is not confirmed, check
+
+
+def test_a_check_for_whose_last_answer_there_is_no_time_is_not_said_to_have_failed_it(
+    trace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Script] = []
+
+    def until_it_is_once_more(script: Script) -> CompletedProcess[str] | None:
+        asked.append(script)
+        return CompletedProcess("", 1) if asked.count(script) == 1 else None
+
+    monkeypatch.setattr(
+        sys.modules["vfio_user.interposer.replay.minimize"], "_checked_by", lambda *_: until_it_is_once_more
+    )
+    found = minimize(trace, None, check="false {trace}")
+    assert asked[-1] is found.script
+    assert (found.ended, found.confirmed) == ("time is up", True)
 
 
 def test_a_check_that_could_not_be_tried_is_no_verdict_and_what_it_printed_is_told(trace: Path, tmp_path: Path) -> None:

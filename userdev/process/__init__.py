@@ -1,6 +1,6 @@
 """Child processes that end with their owner, and when a program that was started listens."""
 
-from userdev.process.asking import answer_of, run_to_end
+from userdev.process.asking import answer_of, complaint, run_to_end
 from userdev.process.child import CRASHES, PRINTED_NOTHING, Child, tail
 from userdev.process.command import ServerCommand
 from userdev.process.deadline import Deadline
@@ -21,6 +21,7 @@ __all__ = [
     "await_change",
     "await_listening",
     "await_text",
+    "complaint",
     "die_with",
     "is_listening",
     "require_program",

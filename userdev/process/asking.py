@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from userdev.errors import UserError
+
+_COMPLAINT = re.compile(r"\berror(\[\w+\])?:")
+"""What compilers and linkers call what is wrong; that they end, or are ended, stands in lines behind it."""
 
 
 def run_to_end(
@@ -44,10 +48,16 @@ def answer_of(
     """All that a command prints, which ends well.
 
     Raises:
-        UserError: it does not, with the last line that it has said of that; or as `run_to_end`.
+        UserError: it does not, with the line that it has said of that (`complaint`); or as `run_to_end`.
     """
     ran = run_to_end(what, command, seconds, cwd=cwd, env=env)
     if ran.returncode:
-        lines = (ran.stderr.strip() or ran.stdout.strip() or "and says nothing").splitlines()
-        raise UserError(f"{what} ends with status {ran.returncode}: {lines[-1]}")
+        said = complaint(ran.stderr) or complaint(ran.stdout) or "and says nothing"
+        raise UserError(f"{what} ends with status {ran.returncode}: {said}")
     return ran.stdout
+
+
+def complaint(said: str) -> str:
+    """The line that tells best what went wrong: the first that is called an error, else the last; "" where none is."""
+    lines = said.strip().splitlines()
+    return next(filter(_COMPLAINT.search, lines), lines[-1] if lines else "").strip()

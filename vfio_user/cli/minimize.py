@@ -40,7 +40,9 @@ EMPTY = (
     "--check", metavar="CMD", help="Decide by CMD: {trace} is the candidate, which fails unless CMD ends with 0."
 )
 @click.option("--record", type=int, metavar="N", help="Of several that differ the one to explain, as `replay` numbers.")
-@click.option("--for", "seconds", type=Duration(), default=BUDGET_SECONDS, help="At most: 90s, 10m (default), 1h30m.")
+@click.option(
+    "--for", "seconds", type=Duration(), default=BUDGET_SECONDS, help="How long to search: 90s, 10m (default), 1h30m."
+)
 @click.option("--output", "-o", type=Output(dir_okay=False), help="Default: TRACE.min")
 @comparing
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")

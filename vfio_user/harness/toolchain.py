@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from userdev.errors import UserError
-from userdev.process import run_to_end
+from userdev.process import complaint, run_to_end
 from vfio_user.harness.cache import cache_dir, locked, publish
 from vfio_user.harness.debian import DebianArchive, Progress, own_suite, quiet
 
@@ -54,8 +54,7 @@ class Compiler(Unpacked):
         environment = self.environment()
         ran = run_to_end(f"the compiler in {folder}", command, _COMPILE_SECONDS, cwd=folder, env=environment)
         if ran.returncode != 0:
-            errors = [line for line in ran.stderr.splitlines() if "error" in line] or ran.stderr.splitlines()[-1:]
-            raise UserError(f"{folder} does not compile: {errors[0] if errors else f'status {ran.returncode}'}")
+            raise UserError(f"{folder} does not compile: {complaint(ran.stderr) or f'status {ran.returncode}'}")
 
 
 class Debugger(Unpacked):

@@ -80,7 +80,9 @@ def minimize(
             progress=lambda left, replays, _: progress(left, replays, time.monotonic() - began),
         )
         if found.ended == "minimal" and found.replays:
-            found.confirmed = _fails(ended(found.script))
+            last = ended(found.script)
+            found.confirmed = last is None or _fails(last)
+            found.ended = "minimal" if last is not None else "time is up"
         found.seconds = time.monotonic() - began
         return found
     assert server_command is not None
