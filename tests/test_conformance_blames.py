@@ -362,14 +362,14 @@ def test_descriptors_that_a_server_sends_along_stay_open_behind_no_check(tmp_pat
 
 @dataclass
 class NeverAnswers(Fault):
-    """One command."""
+    """One command, but where it is refused."""
 
     asked: Command
     kept_back: set[int] = field(default_factory=set)
     """Message IDs."""
 
     def sent(self, message: Message) -> list[Message]:
-        if message.command != CURRENT.number(self.asked):
+        if message.command != CURRENT.number(self.asked) or message.failed:
             return [message]
         self.kept_back.add(message.id)
         return []
