@@ -7,7 +7,7 @@ import re
 import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,13 +39,15 @@ class Emulated:
         self.running = True
         self.was_stopped = False
         self._ends: dict[str, socket.socket] = {}
+        self._thread: threading.Thread | None = None
 
     def start(self, name: str, argv: list[str], **options: Any) -> Emulated:
         """Take the channels' other ends, as a process would that inherits them."""
         self.log = options["log"]
         wired = re.findall(r"id=(\w+),fd=(\d+)", " ".join(argv))
         self._ends = {channel: socket.socket(fileno=socket.dup(int(fd))) for channel, fd in wired}
-        threading.Thread(target=self._answer, args=(self._ends["qmp"],), daemon=True).start()
+        self._thread = threading.Thread(target=self._answer, args=(self._ends["qmp"],), daemon=True)
+        self._thread.start()
         return self
 
     def say(self, text: bytes) -> None:
@@ -61,6 +63,11 @@ class Emulated:
     def stop(self, grace: float = 0.0) -> None:
         self.running = False
         for end in self._ends.values():
+            with suppress(OSError):  # whoever was there is gone
+                end.shutdown(socket.SHUT_RDWR)
+        if self._thread is not None:
+            self._thread.join()  # which may be about to read
+        for end in self._ends.values():
             end.close()
 
     def group_is_alive(self) -> bool:
@@ -73,7 +80,11 @@ class Emulated:
         def say(message: dict[str, Any]) -> None:
             end.sendall(json.dumps(message).encode() + b"\n")
 
-        say(GREETING)
+        with suppress(BrokenPipeError, ConnectionResetError):  # nobody is there any more who asks
+            say(GREETING)
+            self._answer_all(end, say)
+
+    def _answer_all(self, end: socket.socket, say: Callable[[dict[str, Any]], None]) -> None:
         while said := end.recv(65536):
             asked = json.loads(said)
             self.asked.append(asked)
