@@ -2,31 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import pytest
-
 from tests.cases import for_each
-from tests.nvme_kit import CSTS, NSSR, PAGE, READY, Host, QueuePair, controller
+from tests.nvme_kit import CSTS, NSSR, PAGE, READY, QueuePair, controller
 from userdev_servers.nvme.spec import Admin, Io
 from vfio_user.client import EventFd
 from vfio_user.wire.constants import IrqIndex
 
 INTMS, INTMC = 0x0C, 0x10
-
-
-@pytest.fixture
-def fresh(tmp_path: Path) -> Iterator[Host]:
-    with controller(tmp_path) as (_, host):
-        yield host
-
-
-@pytest.fixture
-def host(fresh: Host) -> Host:
-    fresh.enable()
-    return fresh
 
 
 def test_intx_is_up_until_the_guest_has_taken_its_completions(tmp_path: Path) -> None:
@@ -104,22 +89,25 @@ def test_with_intx_a_shadow_doorbell_asks_to_be_told_of_completions_taken(tmp_pa
             assert line.take() == 0
 
 
-def test_the_vectors_of_intx_are_masked_each_by_itself(fresh: Host) -> None:
-    for register, vectors, masked in [
-        (INTMS, 0b0101, 0b0101),
-        (INTMS, 0b0010, 0b0111),
-        (INTMS, 0b0001, 0b0111),
-        (INTMC, 0b0100, 0b0011),
-        (INTMC, 0b1000, 0b0011),
-        (INTMS, 0, 0b0011),
-        (INTMC, 0b0011, 0),
-    ]:
-        fresh.store(register, 4, vectors)
-        assert (fresh.load(INTMS), fresh.load(INTMC)) == (masked, masked)
+def test_the_vectors_of_intx_are_masked_each_by_itself(tmp_path: Path) -> None:
+    with controller(tmp_path) as (_, host):
+        for register, vectors, masked in [
+            (INTMS, 0b0101, 0b0101),
+            (INTMS, 0b0010, 0b0111),
+            (INTMS, 0b0001, 0b0111),
+            (INTMC, 0b0100, 0b0011),
+            (INTMC, 0b1000, 0b0011),
+            (INTMS, 0, 0b0011),
+            (INTMC, 0b0011, 0),
+        ]:
+            host.store(register, 4, vectors)
+            assert (host.load(INTMS), host.load(INTMC)) == (masked, masked)
 
 
-def test_a_reset_unmasks_the_vectors_of_intx(host: Host) -> None:
-    host.store(INTMS, 4, 0b0101)
-    host.disable()
-    host.enable()
-    assert (host.load(INTMS), host.load(INTMC)) == (0, 0)
+def test_a_reset_unmasks_the_vectors_of_intx(tmp_path: Path) -> None:
+    with controller(tmp_path) as (_, host):
+        host.enable()
+        host.store(INTMS, 4, 0b0101)
+        host.disable()
+        host.enable()
+        assert (host.load(INTMS), host.load(INTMC)) == (0, 0)
