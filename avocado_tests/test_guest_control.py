@@ -3,7 +3,7 @@
 import os
 
 from vfio_user.avocado_test import GuestTest
-from vfio_user.harness import Guest, GuestFailure
+from vfio_user.harness import Guest, GuestFailure, GuestLost
 
 
 def interpreter(path: str) -> dict[str, object]:
@@ -34,6 +34,14 @@ class GuestControl(GuestTest):
             self.assertEqual(len(numbers), 2)
             for guest in guests:
                 self.assertLess(abs(float(guest.succeed("date +%s")) - float(os.popen("date +%s").read())), 5)
+
+    def test_whoever_waits_is_told_that_the_agent_was_killed(self) -> None:
+        with self.lab() as lab:
+            guest = lab.boot()
+            waiting = guest.start("kill -9 $PPID; sleep 600", timeout=600)
+            with self.assertRaisesRegex(GuestLost, "lost its agent"):
+                waiting.wait(120)
+            guest.succeed("true")  # it has been started again
 
     def every_verb(self, guest: Guest) -> None:
         result = guest.run("echo out; echo err >&2; exit 3")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from userdev.process import Deadline
+from vfio_user.harness import mishaps
 from vfio_user.harness.console import Console
 from vfio_user.harness.mishaps import GuestCrash, Kind, Mishap, Mishaps
 from vfio_user.harness.qmp import EventLog, QmpTimeout
@@ -114,6 +115,29 @@ def test_only_the_guests_own_power_off_is_one(machine: Machine) -> None:
     machine.tells("SHUTDOWN", guest=True, reason="guest-shutdown")
     with pytest.raises(GuestCrash, match="guest-shutdown"):
         machine.mishaps.check()
+
+
+def test_the_end_of_the_agent_is_told_each_time_and_is_none_while_a_reset_is_wanted(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mishaps, "_POWER_OFF_SECONDS", 0.0)
+
+    def end(identity: str = "agent", open: bool = False) -> None:
+        machine.tells("VSERPORT_CHANGE", id=identity, open=open)
+
+    end()  # before a guest is up
+    machine.mishaps.begin()
+    end("a port of the user's")
+    end(open=True)
+    for _ in range(2):
+        end()
+        assert machine.heard.get(timeout=60).kind is Kind.AGENT_ENDED
+        machine.mishaps.check()  # the guest goes on, and SSH answers
+    machine.mishaps.expect_reset()
+    end()
+    machine.tells("GUEST_PANICKED", action="run")
+    assert machine.heard.get(timeout=60).kind is Kind.PANIC
+    assert machine.mishaps.untold() is not None
 
 
 def test_a_machine_that_goes_off_before_its_guest_is_up_has_befallen_nobody(machine: Machine) -> None:

@@ -18,6 +18,8 @@ from vfio_user.harness.attachment import Attachment, escaped
 from vfio_user.harness.timeouts import Accelerator
 
 AGENT_PORT = "org.vfio-user.agent.0"
+AGENT = "agent"
+"""The id of the device that is that port: QEMU's VSERPORT_CHANGE has it."""
 
 # Where devices sit on pcie.0: pinned, because a restored machine needs each where it was, and QEMU does not check.
 _SERIAL_AT = "0x2"
@@ -233,7 +235,7 @@ def _devices(config: MachineConfig) -> Iterator[str]:
     if config.iommu:  # before every device whose DMA it is to translate
         yield from ("-device", "intel-iommu,intremap=on,caching-mode=on")
     yield from ("-device", f"virtio-serial-pci,id=serial,bus=pcie.0,addr={_SERIAL_AT}")
-    yield from ("-device", f"virtserialport,bus=serial.0,nr=1,chardev=agent,name={AGENT_PORT}")
+    yield from ("-device", f"virtserialport,id={AGENT},bus=serial.0,nr=1,chardev=agent,name={AGENT_PORT}")
     # The guest reaches nobody; the host reaches its SSH server through a port that the kernel chooses.
     yield from ("-netdev", "user,id=network,restrict=on,ipv6=off,hostfwd=tcp:127.0.0.1:0-:22")
     # A guest that was restored or moved has nobody to tell where it is now.

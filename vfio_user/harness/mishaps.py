@@ -1,7 +1,8 @@
 """What befalls a guest though nobody asked for it: its kernel panics or oopses, it reboots, it powers itself off.
 
-QEMU tells of it by events (QAPI's run-state.json: GUEST_PANICKED, which pvpanic causes, RESET, SHUTDOWN), the kernel on
-the console. Whoever waits for an answer of the guest is told at once, for none will come.
+QEMU tells of it by events (QAPI's run-state.json: GUEST_PANICKED, which pvpanic causes, RESET, SHUTDOWN; char.json:
+VSERPORT_CHANGE), the kernel on the console. Whoever waits for an answer of the guest is told at once, for none will
+come.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from vfio_user.harness.command_line import AGENT
 from vfio_user.harness.console import Console, ConsoleError
 from vfio_user.harness.guest import GuestFailure
 from vfio_user.harness.qmp import EventLog
@@ -27,6 +29,7 @@ class Kind(StrEnum):
     OOPS = "oopsed"
     RESET = "was reset, which nobody had asked for"
     POWERED_OFF = "powered itself off"
+    AGENT_ENDED = "lost its agent, whose process ended"
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ _KERNEL = re.compile(
 )
 _LONGEST_LINE = 4096
 _CONSOLE_SECONDS = 0.5  # seconds that the console may come after the event which the same panic caused
+_POWER_OFF_SECONDS = 5.0  # seconds between the end of a guest's programs and that of a guest which powers itself off
 
 
 class Mishaps:
@@ -78,7 +82,7 @@ class Mishaps:
         return kind in self._happened
 
     def listen(self, listener: Callable[[Mishap], None]) -> None:
-        """Call `listener` with each to come, in a thread of its own; of each kind only the first is one."""
+        """Call `listener` with each to come, in a thread of its own: of a kind the first, but each end of an agent."""
         self._listeners.append(listener)
 
     def begin(self) -> None:
@@ -135,6 +139,14 @@ class Mishaps:
         for listener in self._listeners:
             threading.Thread(target=listener, args=(mishap,), name="mishap", daemon=True).start()
 
+    def _lose_agent(self) -> None:
+        """Tell of it once there was time for what else may have ended it; it is started again, and may end again."""
+        mishap = Mishap(Kind.AGENT_ENDED, "", time.monotonic())
+        for listener in self._listeners:
+            timer = threading.Timer(_POWER_OFF_SECONDS, listener, (mishap,))
+            timer.daemon = True
+            timer.start()
+
     def _on_event(self, event: Mapping[str, Any]) -> None:
         data = event.get("data", {})
         match event["event"]:
@@ -144,6 +156,8 @@ class Mishaps:
                 self._befall(Kind.RESET, data.get("reason", ""))
             case "SHUTDOWN" if data.get("guest") and self._is_up:
                 self._befall(Kind.POWERED_OFF, data.get("reason", ""))
+            case "VSERPORT_CHANGE" if data.get("id") == AGENT and not data.get("open") and self._is_up:
+                self._lose_agent()
 
     def _hear(self, data: bytes) -> None:
         *lines, rest = (self._line + data).split(b"\n")
