@@ -42,7 +42,18 @@ def test_only_the_guests_own_answer_counts(qemu_that: Callable[[str], Qemu], beh
 
 
 def test_a_guest_that_hangs_is_given_up_at_the_limit(qemu_that: Callable[[str], Qemu]) -> None:
-    assert guest_runs(qemu_that(NEVER_ANSWERS), "kvm", limit=0.2) is False
+    assert guest_runs(qemu_that(NEVER_ANSWERS), "kvm", limit=0.2) is None
+
+
+def test_a_guest_that_did_not_answer_is_tried_again_but_not_by_every_test_of_a_night(
+    qemu_that: Callable[[str], Qemu], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers: list[bool | None] = [None, True, False]
+    monkeypatch.setattr(accelerator, "guest_runs", lambda *_: answers.pop(0))
+    qemu = qemu_that(HEALTHY)
+    assert [probe_accelerator(qemu), probe_accelerator(qemu), len(answers)] == ["tcg", "tcg", 2]
+    monkeypatch.setattr(accelerator, "_SILENT_SECONDS", 0.0)
+    assert [probe_accelerator(qemu), probe_accelerator(qemu), len(answers)] == ["kvm", "kvm", 1]
 
 
 def test_the_answer_is_kept_until_the_machine_boots_again(

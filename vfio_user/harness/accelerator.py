@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import select
 import tempfile
+import time
 from pathlib import Path
 
 from userdev.errors import about
@@ -22,6 +23,7 @@ from vfio_user.harness.timeouts import Accelerator
 KVM = Path("/dev/kvm")
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 PROBE_SECONDS = 10.0  # seconds; a good one answers in 0.1, a bad one mostly says so at once
+_SILENT_SECONDS = 600.0  # until one that did not answer is tried again
 FAILURE = b"internal error"
 
 # A multiboot kernel, loaded at and entered 0x20 bytes into 0x100000 in 32-bit protected mode
@@ -50,7 +52,11 @@ _SUCCESS = 2 * 42 + 1
 
 
 def probe_accelerator(qemu: Qemu) -> Accelerator:
-    """Say "kvm" when a guest of this QEMU really runs under KVM, else "tcg"; tried once per QEMU and boot."""
+    """Say "kvm" when a guest of this QEMU really runs under KVM, else "tcg"; tried once per QEMU and boot.
+
+    A probe that did not answer is tried again after ten minutes: the host may have been busy, and TCG takes
+    ten times as long for a night.
+    """
     if not os.access(KVM, os.R_OK | os.W_OK):
         return "tcg"
     remembered = cache_dir() / "accelerator" / qemu.digest[:16]
@@ -60,15 +66,18 @@ def probe_accelerator(qemu: Qemu) -> Accelerator:
             return "kvm"
         case [boot, "tcg"] if boot == boot_id:
             return "tcg"
-    answer: Accelerator = "kvm" if guest_runs(qemu, "kvm") else "tcg"
+        case [boot, "silent", now] if boot == boot_id and time.monotonic() < float(now) + _SILENT_SECONDS:
+            return "tcg"
+    runs = guest_runs(qemu, "kvm")
+    verdict = f"silent {time.monotonic()}" if runs is None else "kvm" if runs else "tcg"
     with about(remembered):
         remembered.parent.mkdir(exist_ok=True)
-        remembered.write_text(f"{boot_id} {answer}")
-    return answer
+        remembered.write_text(f"{boot_id} {verdict}")
+    return "kvm" if runs else "tcg"
 
 
-def guest_runs(qemu: Qemu, accelerator: Accelerator, *, limit: float = PROBE_SECONDS) -> bool:
-    """Whether the probe, run for at most `limit` seconds, computes under this accelerator what a processor would."""
+def guest_runs(qemu: Qemu, accelerator: Accelerator, *, limit: float = PROBE_SECONDS) -> bool | None:
+    """Whether the probe computes under this accelerator what a processor would; None: no answer in `limit` seconds."""
     with tempfile.TemporaryDirectory(prefix="vfio-user-probe-") as folder:
         kernel, words = Path(folder, "probe"), Path(folder, "words")
         kernel.write_bytes(_PROBE)
@@ -79,16 +88,16 @@ def guest_runs(qemu: Qemu, accelerator: Accelerator, *, limit: float = PROBE_SEC
         try:
             child = Child("accelerator probe", argv, log=words)
             try:
-                _listen(listening, Deadline(limit))
+                has_answered = _listen(listening, Deadline(limit))
             finally:
                 code = child.stop(grace=0)
         finally:
             os.close(listening)
-    return code == _SUCCESS
+    return code == _SUCCESS if has_answered else None
 
 
-def _listen(words: int, deadline: Deadline) -> None:
-    """Listen until QEMU ends, has said that the guest failed (when it goes on, stopped), or the deadline."""
+def _listen(words: int, deadline: Deadline) -> bool:
+    """Whether QEMU ended, or said that the guest failed (when it goes on, stopped), before the deadline."""
     said = b""
     poller = select.poll()
     poller.register(words, select.POLLIN)
@@ -96,7 +105,8 @@ def _listen(words: int, deadline: Deadline) -> None:
         chunk = os.read(words, 65536)
         said += chunk
         if not chunk or FAILURE in said:
-            return
+            return True
+    return False
 
 
 def _remembered(path: Path) -> list[str]:
