@@ -157,6 +157,8 @@ BENCHMARKS: Mapping[str, Benchmark] = MappingProxyType(
             [
                 Goal("report of 1 GiB, of a copy of the log", _log("report 1 GiB"), at_most=15),
                 Goal("report of 1 TiB, of a copy of the log", _log("report 1 TiB"), at_most=2),
+                Goal("the same of 1 GiB in larger pages than its log's", _log("folded report 1 GiB"), at_most=15),
+                Goal("the same of 1 TiB", _log("folded report 1 TiB"), at_most=2),
             ],
             quick=("--rounds", "3"),
         ),

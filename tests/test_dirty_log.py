@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
-from itertools import combinations, pairwise
+from itertools import combinations, pairwise, product
 from types import FrameType
 from typing import Any
 
@@ -138,6 +139,17 @@ def test_a_granule_makes_every_page_dirty_that_it_has_bytes_in(
     ]
     expected = touched([(first, end - first) for first, end in granules], address, length, 1 << shift)
     assert pages_in(log.take(address, length, 1 << shift)) == expected
+
+
+def test_random_bits_are_folded_as_if_one_by_one() -> None:
+    """Many and few, from a range that begins before or in the log, in pages of each size."""
+    draw = random.Random(1)
+    for shift, share, before in product(range(13, 33), (0.01, 0.4), (0, 5, -3)):
+        granules = [granule for granule in range(1 << 12) if draw.random() < share]
+        log = marked(GIB, 16 << 20, [(GIB + granule * GRANULE, 1) for granule in granules])
+        places = (granule + before << 12 for granule in granules)
+        reported = pages_in(log.take(GIB - before * GRANULE, (16 << 20) + before * GRANULE, 1 << shift))
+        assert reported == {place >> shift for place in places if place >= 0}, (shift, share, before)
 
 
 @for_each_row(

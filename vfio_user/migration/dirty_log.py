@@ -14,6 +14,8 @@ a mark takes); bits are made of many marks at once, under the lock.
 from __future__ import annotations
 
 import errno
+from binascii import unhexlify
+from struct import iter_unpack
 from threading import Lock
 
 from userdev.errors import ProtocolError
@@ -33,7 +35,7 @@ A guest of 1 TiB takes 32 MiB. Without a bound a few messages that map nothing w
 
 _BLOCK = 32 << 10
 """Bytes of bits that are folded at a time: 1 GiB of memory in granules of 4 KiB. Most are clean, and skipped."""
-_CLEAN = bytes(_BLOCK + 1)
+_CLEAN = bytes(_BLOCK)
 _BITS = tuple(1 << bit for bit in range(8))
 _WORD = 8
 """Bytes: what a bitmap's length is a multiple of."""
@@ -187,29 +189,38 @@ def _clear_bits(bits: bytearray, start: int, end: int) -> None:
     bits[last] &= ~tail
 
 
-_OR_PAIRS = bytes(sum(1 << pair for pair in range(4) if byte >> 2 * pair & 3) for byte in range(256))
-_OR_PAIRS_HIGH = bytes(nibble << 4 for nibble in _OR_PAIRS)
+_OR_PAIRS = b"".join(b"%x" % sum(1 << pair for pair in range(4) if byte >> 2 * pair & 3) for byte in range(256))
+_SWAPPED = bytes(byte >> 4 | byte << 4 & 0xF0 for byte in range(256))
+_OR_PAIRS_SWAPPED = _SWAPPED.translate(_OR_PAIRS)
 
 
-def _halve(bits: bytes) -> bytes:
-    """A bitmap of twice the page size: each bit is the OR of two. The length is a multiple of two bytes."""
-    low, high = bits[::2].translate(_OR_PAIRS), bits[1::2].translate(_OR_PAIRS_HIGH)
-    return (int.from_bytes(low, "little") | int.from_bytes(high, "little")).to_bytes(len(low), "little")
+def _combine(bits: bytearray, shift: int) -> bytearray:
+    """A bitmap of pages that are 2**shift times as large: each bit is the OR of so many.
+
+    The length is a multiple of 2**shift bytes. A byte becomes a digit of half its bits, and two digits a byte,
+    the first in its upper half.
+    """
+    pairs = _OR_PAIRS
+    for _ in range(shift):
+        bits, pairs = bytearray(unhexlify(bits.translate(pairs))), _OR_PAIRS_SWAPPED
+    return bits.translate(_SWAPPED)
 
 
 _LOW_TWICE = bytes(sum(3 << 2 * bit for bit in range(4) if byte >> bit & 1) for byte in range(256))
 _HIGH_TWICE = bytes(_LOW_TWICE[byte >> 4] for byte in range(256))
 
 
-def _double(bits: bytes) -> bytes:
+def _double(bits: bytearray) -> bytearray:
     """A bitmap of half the page size: each bit is there twice."""
     twice = bytearray(2 * len(bits))
     twice[::2], twice[1::2] = bits.translate(_LOW_TWICE), bits.translate(_HIGH_TWICE)
-    return bytes(twice)
+    return twice
 
 
-_FEW_PAGES = 9
+_ONE_BY_ONE = 9
 """From pages of 2**9 granules on, looking at each page's bytes is faster than halving again and again."""
+_OF_A_BLOCK = (8 * _BLOCK).bit_length() - 1
+"""Pages of 2**18 granules: larger ones are made of these."""
 
 
 def _report(bitmap: bytearray, bits: bytearray, granule: int, offset: int, length: int, page_size: int) -> None:
@@ -222,14 +233,22 @@ def _report(bitmap: bytearray, bits: bytearray, granule: int, offset: int, lengt
         at = offset >> granule + 3
         bitmap[at : at + len(bits)] = bits
         return
+    if shift > _OF_A_BLOCK:
+        between = granule + _OF_A_BLOCK
+        start = offset >> between + 3 << between + 3
+        size = offset - start + (len(bits) + 1 << granule + 3)
+        smaller = bytearray(bitmap_size(size, 1 << between))
+        _report(smaller, bits, granule, offset - start, size, 1 << between)
+        _report(bitmap, smaller, between, start, length, page_size)
+        return
     pages = -(-length // page_size)
     step = max(_BLOCK >> max(-shift, 0), 1)  # of smaller pages there are more
     unit = granule + min(shift, 0)
     places = (0, 1) if offset & (1 << unit) - 1 else (0,)
     view = memoryview(bits)
     for start in range(0, len(bits), _BLOCK):
-        block = bytes(view[start : start + _BLOCK])
-        if block == _CLEAN[: len(block)]:
+        block = bytearray(view[start : start + _BLOCK])
+        if _CLEAN.startswith(block):
             continue
         for at in range(0, len(block), step):
             first = offset + (start + at << granule + 3) >> unit
@@ -237,43 +256,34 @@ def _report(bitmap: bytearray, bits: bytearray, granule: int, offset: int, lengt
                 _fold(bitmap, block[at : at + step], first + place, shift, pages)
 
 
-def _fold(bitmap: bytearray, block: bytes, first: int, shift: int, pages: int) -> None:
+def _fold(bitmap: bytearray, block: bytearray, first: int, shift: int, pages: int) -> None:
     """OR a block of granules into pages of 2**shift granules, of which there are so many.
 
-    The first granule is number `first` of the range; with a negative `shift`, it begins with page `first`. The one that
-    is usual, 0, is kept short: a report of a part of the log costs a shift more than one of all of it.
+    The first granule is number `first` of the range; with a negative `shift`, it begins with page `first`.
     """
     if shift <= 0:
         for _ in range(-shift):
             block = _double(block)
         _or(bitmap, block, first, pages)
         return
-    if shift >= _FEW_PAGES:
-        _look_at_pages(bitmap, block, first, shift, pages)
-        return
+    page = first >> shift
     if within := first & (1 << shift) - 1:  # the first granule is not the first of its page
-        block = (int.from_bytes(block, "little") << within).to_bytes(len(block) + (1 << shift >> 3) + 1, "little")
-    block = block.ljust(-(-len(block) >> shift) << shift, b"\0")
-    for _ in range(shift):
-        block = _halve(block)
-    _or(bitmap, block, first >> shift, pages)
+        block = bytearray(within >> 3) + (_later(block, within & 7) if within & 7 else block)
+    if shift >= _ONE_BY_ONE:
+        size = 1 << shift - 3
+        clean = bytes(size)
+        block += bytes(-len(block) & size - 1)
+        block, shift = bytearray([piece != clean for (piece,) in iter_unpack(f"{size}s", block)]), 3
+    block += bytes(-len(block) & (1 << shift) - 1)
+    _or(bitmap, _combine(block, shift), page, pages)
 
 
-def _look_at_pages(bitmap: bytearray, block: bytes, first: int, shift: int, pages: int) -> None:
-    if first & 7:
-        number = int.from_bytes(block, "little") << (first & 7)
-        block, first = number.to_bytes(len(block) + 1, "little"), first & ~7
-    step, page = 1 << shift - 3, first >> shift
-    begin = -((first >> 3) % step)  # where that page starts, at or before the block
-    end = min(len(block), begin + (pages - page) * step)
-    for start in range(begin + max(-page, 0) * step, end, step):
-        piece = block[max(start, 0) : start + step]
-        if piece != _CLEAN[: len(piece)]:
-            page = first + start * 8 >> shift
-            bitmap[page >> 3] |= _BITS[page & 7]
+def _later(block: bytearray, bits: int) -> bytearray:
+    """A block that begins so many bits later, fewer than 8."""
+    return bytearray((int.from_bytes(block, "little") << bits).to_bytes(len(block) + 1, "little"))
 
 
-def _or(bitmap: bytearray, bits: bytes, page: int, pages: int) -> None:
+def _or(bitmap: bytearray, bits: bytearray, page: int, pages: int) -> None:
     """Add bits to a bitmap from page `page` on, without those before its first page or behind its last."""
     number = int.from_bytes(bits, "little")
     if page < 0:
