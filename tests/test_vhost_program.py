@@ -106,9 +106,10 @@ def test_a_feature_that_there_is_not_is_refused_with_all_names() -> None:
 
 
 def test_capabilities_are_printed_without_a_socket() -> None:
-    done = run("rng", "--print-capabilities")
-    assert done.returncode == 0
-    assert json.loads(done.stdout)["type"] == "rng"
+    for others in ([], ["--no-such", "7", "beside", "--fd=three", "--without", "WHEELS"]):  # "should be ignored"
+        done = run("rng", *others, "--print-capabilities")
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["type"] == "rng"
 
 
 def test_a_program_without_a_socket_says_what_to_give() -> None:

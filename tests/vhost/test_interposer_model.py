@@ -147,7 +147,11 @@ RESET = {"rings": {1: RingShown(256, 7)}, "status": DeviceStatus(0)}
         ([encode_request(R.SET_STATUS, 4)], {"status": DeviceStatus(4)}),
         ([encode_request(R.SET_STATUS, 0)], RESET),
         ([encode_request(R.RESET_DEVICE)], RESET),
-        ([encode_request(R.RESET_OWNER)], RESET),
+        ([encode_request(R.RESET_OWNER)], {"rings": {1: RingShown(256, 7, started=True)}}),
+        (
+            [encode_request(R.RESET_OWNER), encode_request(R.SET_FEATURES, V.VERSION_1)],
+            {"negotiated": Negotiated(V.VERSION_1, P.REPLY_ACK)},
+        ),
         (
             [encode_request(R.POSTCOPY_LISTEN), encode_request(R.SET_OWNER)],
             {

@@ -66,7 +66,7 @@ def test_a_second_owner_has_neither_status_nor_log_nor_in_flight_region_of_the_f
 
 def test_nobody_is_told_how_a_transfer_ended_that_was_another_owners_or_before_a_reset(stranger: FrontEnd) -> None:
     protocol = PROTOCOL | P.DEVICE_STATE
-    for ends in (R.SET_OWNER, R.RESET_DEVICE, R.RESET_OWNER):
+    for ends in (R.SET_OWNER, R.RESET_DEVICE):
         stranger.negotiate(protocol=protocol)
         stranger.save_state()
         assert stranger.ask(R.CHECK_DEVICE_STATE) == 0

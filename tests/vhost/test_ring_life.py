@@ -183,6 +183,47 @@ def test_without_protocol_features_a_ring_runs_once_it_is_started_and_as_often(s
         base = ring.stop()
 
 
+def test_features_without_protocol_features_enable_all_rings_at_once(front_end: FrontEnd) -> None:
+    """Whatever was said of them before, whether they are started, and for as long as nobody disables them."""
+    plain = int(FEATURES & ~V.PROTOCOL_FEATURES)
+    started, stopped = front_end.queue(0), front_end.queue(1)
+    for ring in (started, stopped):
+        ring.put(b"ab", 2)
+        front_end.do(R.SET_VRING_ENABLE, VringState(ring.index, 0))
+    started.start(enable=False)
+    front_end.settle()
+    assert split(started).used_index == 0
+    front_end.do(R.SET_FEATURES, plain)
+    assert started.wait_used()[0].data == b"ba"
+    front_end.do(R.SET_FEATURES, int(FEATURES))
+    stopped.start(enable=False)
+    assert stopped.wait_used()[0].data == b"ba"
+    started.enable(False)
+    started.put(b"cd", 2)
+    started.kick()
+    front_end.settle()
+    assert split(started).used_index == 1
+
+
+def test_the_end_of_an_ownership_disables_rings_and_forgets_nothing(stranger: FrontEnd, device: Reverse) -> None:
+    """RESET_OWNER: "this interpretation would lead to bugs", the specification says of back-ends that forget."""
+    stranger.negotiate(protocol=PROTOCOL | P.STATUS)
+    stranger.share_memory()
+    ring = stranger.queue()
+    ring.start()
+    ring.exchange(b"ab", 2)
+    status = stranger.status()
+    stranger.do(R.RESET_OWNER)
+    ring.put(b"cd", 2)
+    ring.kick()
+    stranger.settle()
+    assert split(ring).used_index == 1
+    assert stranger.status() == status
+    assert device.done == 1
+    ring.enable(kick=False)
+    assert ring.wait_used()[0].data == b"dc"
+
+
 def test_a_ring_that_is_stopped_says_where_it_goes_on_and_is_drained(ring: Queue, device: Reverse) -> None:
     for _ in range(5):
         ring.exchange(b"ab", 2)

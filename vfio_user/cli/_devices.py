@@ -49,7 +49,7 @@ class DeviceGroup(Group):
         def run(**given: Any) -> None:
             self._serving.run(device, given)
 
-        return CommandLine(cmd_name, callback=run, params=options, help=(device.__doc__ or "").strip())
+        return _Served(cmd_name, callback=run, params=options, help=(device.__doc__ or "").strip())
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the devices, with the first line of what each says of itself."""
@@ -61,6 +61,20 @@ class DeviceGroup(Group):
             return (self._serving.catalogue.find(name).__doc__ or "").strip().partition("\n")[0]
         except UserError as error:  # one that is broken does not hide the others
             return str(error)
+
+
+class _Served(CommandLine):
+    """The options of a device; with --print-capabilities all others, and arguments, are ignored, whatever they are
+    (vhost-user specification, "Backend program conventions").
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if _CAPABILITIES in args and not {*args} & {*ctx.help_option_names}:
+            args = [_CAPABILITIES]
+        return super().parse_args(ctx, args)
+
+
+_CAPABILITIES = "--print-capabilities"
 
 
 def _setting_option(setting: Setting) -> click.Parameter:

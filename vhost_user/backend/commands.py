@@ -69,6 +69,8 @@ def _set_features(back_end: BackEnd, value: int, _: Fds) -> None:
     if unknown := features & ~back_end.features:
         raise ProtocolError(f"features that were not offered: {words_of(unknown)}")
     back_end.agree(features=features)
+    if VirtioFeature.PROTOCOL_FEATURES not in features:
+        back_end.vrings.enable_all()
     try:
         back_end.model.device.on_features(value)
     except AUTHORS_FAILURES:
@@ -92,8 +94,8 @@ def _set_owner(back_end: BackEnd, _: None, __: Fds) -> None:
 
 
 def _reset_owner(back_end: BackEnd, _: None, __: Fds) -> None:
-    """No longer used; "should disable all rings"."""
-    back_end.reset(device_too=False)
+    """No longer used; to "disable all rings" is all that may be made of it, as front-ends do not expect more."""
+    back_end.vrings.disable_all()
 
 
 def _reset_device(back_end: BackEnd, _: None, __: Fds) -> None:

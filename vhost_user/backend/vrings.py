@@ -28,8 +28,8 @@ _NO_FEATURES = VirtioFeature(0)
 PACKED_BASE = 1 << 15 | 1 << 31
 """Where a packed ring begins: at its first descriptor, both wrap counters 1."""
 
-_ON_RUNNING_RINGS = VirtioFeature.LOG_ALL
-"""What may change while rings run: a migration begins, or is given up."""
+_ON_RUNNING_RINGS = VirtioFeature.LOG_ALL | VirtioFeature.PROTOCOL_FEATURES
+"""What may change while rings run: a migration begins, or is given up; or all rings are enabled ("Ring states")."""
 
 
 class Vrings:
@@ -90,9 +90,9 @@ class Vrings:
     def reset(self) -> None:
         """Have all of them stopped, drained and disabled; memory stays, and whom they tell."""
         self.stop_all()
+        self.disable_all()
         for vring in self._rings:
-            vring.happen(RingEvent.DISABLE)
-            vring.addresses, vring.base, vring.is_told = None, None, False
+            vring.addresses, vring.base = None, None
 
     def forget(self) -> None:
         """Have everything be as in the beginning."""
@@ -286,6 +286,17 @@ class Vrings:
         """SET_VRING_ENABLE."""
         vring.is_told = True
         vring.happen(RingEvent.ENABLE if on else RingEvent.DISABLE)
+
+    def enable_all(self) -> None:
+        """SET_FEATURES without PROTOCOL_FEATURES: "the back-end must enable all rings immediately"."""
+        for vring in self._rings:
+            vring.happen(RingEvent.ENABLE)
+
+    def disable_all(self) -> None:
+        """Have none of them run until it is enabled; or, where that is not said, started."""
+        for vring in self._rings:
+            vring.happen(RingEvent.DISABLE)
+            vring.is_told = False
 
     def unblock(self) -> None:
         """Free whoever waits for the front-end to read what it was told, from any thread."""

@@ -153,6 +153,8 @@ class SessionModel:
             case _R.SET_FEATURES:
                 self._agreed = True
                 self.negotiated = replace(self.negotiated, features=VirtioFeature(value))
+                if not value & VirtioFeature.PROTOCOL_FEATURES:
+                    self._enable_all(True)
             case _R.SET_PROTOCOL_FEATURES:
                 self.negotiated = replace(self.negotiated, protocol_features=ProtocolFeature(value))
             case _R.POSTCOPY_LISTEN:
@@ -170,8 +172,10 @@ class SessionModel:
                     self.regions[value.guest_address] = value
             case _R.REM_MEM_REG:
                 self.regions.pop(value.guest_address, None)
-            case _R.RESET_DEVICE | _R.RESET_OWNER:
+            case _R.RESET_DEVICE:
                 self._reset()
+            case _R.RESET_OWNER:
+                self._enable_all(False)
             case _R.SET_OWNER:
                 self._begin_anew()
             case _:
@@ -194,8 +198,13 @@ class SessionModel:
 
     def _reset(self) -> None:
         self.status = DeviceStatus(0)
+        self._enable_all(False)
         for ring in self.rings.values():
-            ring.started = ring.enabled = False
+            ring.started = False
+
+    def _enable_all(self, on: bool) -> None:
+        for ring in self.rings.values():
+            ring.enabled = on
 
     def _begin_anew(self) -> None:
         """Another owner says everything again, but for protocol features, which come before SET_OWNER."""

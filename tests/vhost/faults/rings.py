@@ -118,6 +118,7 @@ def waits_to_be_enabled(back_end: Faulty) -> None:
         usual(vrings, vring, fd)
 
     back_end.instead(Vrings, "set_kick", set_kick)
+    back_end.instead(Vrings, "enable_all", nothing)
 
 
 @fault_for("rings/call-before-kick")
