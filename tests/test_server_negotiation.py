@@ -19,6 +19,7 @@ from vfio_user.server.negotiation import Agreement, Offer, Twin, VersionAnswer, 
 from vfio_user.wire import (
     CURRENT,
     DRAFT_V6,
+    REGION_MIGRATION,
     Capabilities,
     Command,
     Dialect,
@@ -47,11 +48,24 @@ def test_the_smaller_minor_is_agreed_on(dialect: Dialect, above: int) -> None:
     assert decode_version(dialect, answer.message.payload).minor == smaller
 
 
-def test_other_pages_of_migration_than_ours_are_refused() -> None:
-    agreement, answer = propose(0, Capabilities(migration_pgsize=65536))
-    assert agreement is None
+@for_each_row(
+    [
+        (CURRENT, 65536, False),
+        (CURRENT, 1024, False),
+        (DRAFT_V6, 65536, True),
+        (DRAFT_V6, 5000, True),
+        (DRAFT_V6, 1024, True),
+        (DRAFT_V6, 1000, False),
+        (REGION_MIGRATION, 65536, True),
+    ]
+)
+def test_other_pages_of_migration_than_ours_are_taken_where_the_smaller_of_both_is_used(
+    dialect: Dialect, size: int, taken: bool
+) -> None:
+    agreement, answer = propose(0, Capabilities(migration_pgsize=size), dialect)
+    assert (agreement is not None) is taken
     assert answer.message is not None
-    assert answer.message.errno == errno.EINVAL
+    assert answer.message.errno == (0 if taken else errno.EINVAL)
 
 
 def offered() -> dict[str, Any]:

@@ -152,7 +152,7 @@ def negotiate(
     try:
         proposal = decode_version(dialect, message.payload)
         client = proposal.capabilities
-        _check_migration(client, migration_pgsize)
+        _check_migration(dialect, client, migration_pgsize)
         agreement = Agreement(min(proposal.minor, dialect.minor), client, taken=offer.max_data_xfer_size)
         twin = _wants_twin(dialect, offer, client)
         offered = _capabilities(offer, client, migration_pgsize, twin=twin)
@@ -166,10 +166,15 @@ def negotiate(
     return agreement, VersionAnswer(message.reply(payload, [theirs.detach()]))
 
 
-def _check_migration(client: Capabilities, pgsize: int | None) -> None:
-    """Zero is what a client without an opinion sends."""
-    if pgsize and client.migration_pgsize not in (None, 0, pgsize):
-        raise ProtocolError(f"VERSION: migration pages of {client.migration_pgsize} bytes, {pgsize} are kept")
+def _check_migration(dialect: Dialect, client: Capabilities, pgsize: int | None) -> None:
+    """Zero is what a client without an opinion sends. v1's dialects use the smaller of both sides', which a log in ours
+    can tell of whatever it is; where nothing goes by it, others are refused as by libvfio-user.
+    """
+    if not pgsize or not (said := client.migration_pgsize) or said == pgsize:
+        return
+    smaller = min(said, pgsize) if dialect.migration_region else 0
+    if not smaller or smaller & (smaller - 1):
+        raise ProtocolError(f"VERSION: migration pages of {said} bytes, {pgsize} are kept")
 
 
 def _wants_twin(dialect: Dialect, offer: Offer, client: Capabilities) -> bool:
