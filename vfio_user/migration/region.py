@@ -3,7 +3,7 @@
 Saving, again and again: read pending_bytes, data_offset (which puts the next piece into the window), data_size, the
 data. Resuming: read data_offset, write the data, write data_size. The window may be mapped; the registers may not.
 Where the drafts are silent or disagree, this is what libvfio-user's v1 servers did, but for `reserved`: ignored, as
-specified.
+specified, in whatever pieces.
 """
 
 from __future__ import annotations
@@ -131,12 +131,17 @@ def _refuse(what: str) -> ProtocolError:
     return ProtocolError(f"migration region: {what}", errno.EINVAL)
 
 
+def _within(offset: int, size: int) -> list[tuple[int, int]]:
+    """Every access to bytes of a register and to none beside it, by (offset, width)."""
+    return [(at, width) for at in range(offset, offset + size) for width in range(1, offset + size - at + 1)]
+
+
 _REGISTERS: Mapping[
     tuple[int, int], tuple[Callable[[MigrationRegion], int], Callable[[MigrationRegion, int], None]]
 ] = MappingProxyType(
     {
         (0, 4): (MigrationRegion._read_state, MigrationRegion._write_state),
-        (4, 4): (MigrationRegion._ignored_read, MigrationRegion._ignored_write),
+        **dict.fromkeys(_within(4, 4), (MigrationRegion._ignored_read, MigrationRegion._ignored_write)),
         (8, 8): (MigrationRegion._read_pending, MigrationRegion._read_only),
         (16, 8): (MigrationRegion._read_offset, MigrationRegion._read_only),
         (24, 8): (MigrationRegion._read_size, MigrationRegion._write_size),
