@@ -98,6 +98,7 @@ def test_an_error_without_errno_is_an_error() -> None:
     ):
         client.reset()
     assert caught.value.errno == 0
+    assert "Success" not in str(caught.value)
 
 
 def test_replies_find_their_requests_in_any_order() -> None:
@@ -424,6 +425,16 @@ def test_a_twin_socket_that_is_no_stream_is_the_servers_mistake(other: Callable[
     with ScriptedServer(echo_read, twin=True) as server:
         close_all(server.fds)
         server.fds[:] = [other()]
+        with Client(server.client_stream) as client:
+            with pytest.raises(ProtocolError, match="twin socket"):
+                client.negotiate(twin_socket=True)
+            assert not client.channel.has_twin
+
+
+def test_a_twin_socket_whose_place_is_not_said_is_the_servers_mistake() -> None:
+    """The specification lets no client guess which of the descriptors it is."""
+    with ScriptedServer(echo_read, twin=True) as server:
+        server._capabilities = replace(server._capabilities, twin_socket_fd_index=None)
         with Client(server.client_stream) as client:
             with pytest.raises(ProtocolError, match="twin socket"):
                 client.negotiate(twin_socket=True)

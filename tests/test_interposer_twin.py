@@ -194,9 +194,9 @@ def test_a_server_without_a_second_socket_asks_on_its_connection_and_that_is_sai
     assert "no-twin-socket" in {entry.event for entry in read_trace(tmp_path / "t").entries if isinstance(entry, Note)}
 
 
-@for_each([0, 1, -1, True, "0", 1 << 40])
-def test_a_second_socket_that_is_none_costs_no_session(index: object, tmp_path: Path) -> None:
-    text = json.dumps({"capabilities": {"twin_socket": {"supported": True, "fd_index": index}}}).encode()
+@for_each([{"fd_index": index} for index in (0, 1, -1, True, "0", 1 << 40)] + [{}])
+def test_a_second_socket_that_is_none_costs_no_session(place: dict[str, object], tmp_path: Path) -> None:
+    text = json.dumps({"capabilities": {"twin_socket": {"supported": True, **place}}}).encode()
     event = os.eventfd(0)
     with Bench(trace=tmp_path / "t") as bench:
         CaptureDma(bench.session)

@@ -262,7 +262,7 @@ class ClientConnection:
             if fds:
                 raise ProtocolError(f"{counted(len(fds), 'descriptor')} with the reply to VERSION")
             return
-        index = server.capabilities.twin_socket_fd_index or 0
-        if not asked or index >= len(fds):
+        index = server.capabilities.twin_socket_fd_index
+        if not asked or index is None or index >= len(fds):
             raise ProtocolError("VERSION: a twin socket that was not asked for, or without its descriptor")
         self.channel.add_twin(fds.pop(index))

@@ -122,7 +122,7 @@ def place_of_twin(payload: bytes) -> int | None:
     twin = said[1].get(_CAPABILITY) if said is not None else None
     if not isinstance(twin, dict) or not _is_supported(twin):
         return None
-    place = twin.get("fd_index", 0)
+    place = twin.get("fd_index")
     return place if isinstance(place, int) and not isinstance(place, bool) and place >= 0 else None
 
 
