@@ -66,6 +66,16 @@ class ProtocolError(UserdevError):
         self.fatal = fatal
 
 
+def errno_name(number: int) -> str:
+    """What an errno that a peer gave is called; 0 is none, where a protocol lets an error have none."""
+    return _errno.errorcode.get(number, str(number)) if number else "an error without errno"
+
+
+def errno_in_words(number: int) -> str:
+    """The same, and what it means: `ENOENT (No such file or directory)`."""
+    return f"{errno_name(number)} ({_os.strerror(number)})" if number else errno_name(number)
+
+
 FULL = frozenset({_errno.ENOSPC, _errno.EDQUOT})
 """What a disk or a quota says that is full."""
 

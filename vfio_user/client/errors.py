@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import errno as _errno
-import os
 from collections.abc import Iterable
 from typing import TypeVar
 
-from userdev.errors import ProtocolError, UserdevError
+from userdev.errors import ProtocolError, UserdevError, errno_in_words
 from vfio_user.wire import Message
 
 T = TypeVar("T")
@@ -20,8 +18,7 @@ class RemoteError(UserdevError):
     """What the server does not do, where no argument can be to blame: one fault, whoever needs that."""
 
     def __init__(self, errno: int, command: str, reply: Message | None = None) -> None:
-        name = _errno.errorcode.get(errno, str(errno))
-        super().__init__(f"the server answers {command} with {name} ({os.strerror(errno)})")
+        super().__init__(f"the server answers {command} with {errno_in_words(errno)}")
         self.errno = errno
         self.command = command
         self.reply = reply

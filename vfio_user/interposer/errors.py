@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import errno as errnos
-import os
-
-from userdev.errors import UserError
+from userdev.errors import UserError, errno_in_words
 
 
 class RequestRefused(UserError):
     """The peer answered with an error, or cannot be asked that; `errno` is its."""
 
     def __init__(self, what: str, errno: int) -> None:
-        super().__init__(f"{what}: {errnos.errorcode.get(errno, errno)} ({os.strerror(errno)})")
+        super().__init__(f"{what}: {errno_in_words(errno)}")
         self.errno = errno
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from userdev.conformance import CheckFailed, Skip, Target, Unmet, relying, require
 from userdev.conformance.targets import Greet
 from userdev.counted import counted
-from userdev.errors import ProtocolError
+from userdev.errors import ProtocolError, errno_name
 from userdev.process import Deadline
 from userdev.transport import Stream, close_all
 from vfio_user.client.client import Client
@@ -232,14 +232,13 @@ class Bench:
         closed(reply)
         names = " or ".join(errnos.errorcode[number] for number in accepted)
         require(reply.failed, f"{what} succeeded instead of failing with {names}")
-        got = errnos.errorcode.get(reply.errno, str(reply.errno))
+        got = errno_name(reply.errno)
         require(reply.errno in accepted, f"{what} failed with {got} instead of {names}")
 
     def good(self, reply: Message, what: str) -> Message:
         """`reply`, whose descriptors are closed, has to be no error."""
         closed(reply)
-        got = errnos.errorcode.get(reply.errno, str(reply.errno))
-        require(not reply.failed, f"{what} failed with {got}")
+        require(not reply.failed, f"{what} failed with {errno_name(reply.errno)}")
         return reply
 
     def alive(self) -> None:
