@@ -12,17 +12,27 @@ def told(a):
     gone = False
     call(1, kept=False)
     return zip(a, gone, strict=True)
+
+
+def nothing(a):
+    if a:
+        return None
+    try:
+        call()
+    except OSError:
+        return None
 """
 
 
 @pytest.mark.skipif(find_spec("libcst") is None, reason="without the extra `mutants`: scripts/mutants runs this first")
 def test_what_changes_nothing_by_its_kind_is_no_mutant(tmp_path: Path) -> None:
-    """None is as false as False; `strict` of `zip` tells what is known."""
+    """None is as false as False; `strict` of `zip` tells what is known; a function that ends returns None."""
     from tests.mutants.mutations import drafts
 
     (tmp_path / "module.py").write_text(SAMENESS)
     made = [draft.mutant() for draft in drafts(str(tmp_path / "module.py"))]
     assert sorted((each.old, each.new) for each in made if each is not None) == [
+        ("call()", "pass"),
         ("call(1, kept=False)", "call(1, )"),
         ("call(1, kept=False)", "call(1, kept=True)"),
         ("call(1, kept=False)", "call(2, kept=False)"),
@@ -31,6 +41,8 @@ def test_what_changes_nothing_by_its_kind_is_no_mutant(tmp_path: Path) -> None:
         ("call(1, kept=False)", "pass"),
         ("gone = False", "gone = True"),
         ("gone = False", "pass"),
+        ("if a:", "if not (a):"),
+        ("return None", "pass"),
         ("return zip(a, gone, strict=True)", "pass"),
         ("return zip(a, gone, strict=True)", "return zip(None, gone, strict=True)"),
         ("return zip(a, gone, strict=True)", "return zip(a, None, strict=True)"),

@@ -56,10 +56,14 @@ class _Visitor(cst.CSTVisitor):
         self.changes: list[tuple[cst.CSTNode, cst.CSTNode, int, int]] = []
         self._functions = 0
         self._raises = 0
+        self._ends: list[cst.CSTNode] = []
+        """Statements with which a function returns None, as it would without them."""
 
     def on_visit(self, node: cst.CSTNode) -> bool:
         self._functions += isinstance(node, cst.FunctionDef)
         self._raises += isinstance(node, cst.Raise)
+        if isinstance(node, cst.FunctionDef):
+            self._ends += _ends(node.body)
         if isinstance(node, cst.Annotation | cst.Decorator | cst.Parameters) or _is_for_types(node) or _is_log(node):
             return False
         if self._raises and _is_text(node):  # what is put into the words of an error
@@ -76,7 +80,8 @@ class _Visitor(cst.CSTVisitor):
         for kind, operator in OPERATORS:
             if isinstance(node, kind):
                 for mutated in operator(node):
-                    if not _is_wording(node, mutated) and not _is_same(node, mutated):
+                    is_end = operator is _leave_out and any(node is end for end in self._ends)
+                    if not is_end and not _is_wording(node, mutated) and not _is_same(node, mutated):
                         place = self.get_metadata(PositionProvider, node.test if isinstance(node, cst.If) else node)
                         self.changes.append((node, mutated, place.start.line, place.end.line))
 
@@ -87,6 +92,21 @@ def _leave_out(node: cst.SimpleStatementLine) -> Iterator[cst.SimpleStatementLin
     if not isinstance(node.body[0], kinds) or _is_text(getattr(node.body[0], "value", None)):
         return
     yield node.with_changes(body=[cst.Pass()])
+
+
+def _ends(block: cst.BaseSuite) -> Iterator[cst.CSTNode]:
+    """What comes last in a function and returns None, on each way that leads there."""
+    last = block.body[-1]
+    if m.matches(last, m.SimpleStatementLine(body=[m.Return(value=None) | m.Return(value=m.Name("None"))])):
+        yield last
+    elif isinstance(last, cst.With):
+        yield from _ends(last.body)
+    elif isinstance(last, cst.Try):
+        for part in (*last.handlers, last.orelse or last):
+            yield from _ends(part.body)
+    while isinstance(last, cst.If | cst.Else):
+        yield from _ends(last.body)
+        last = last.orelse if isinstance(last, cst.If) else None
 
 
 def _turn(node: cst.If) -> Iterator[cst.If]:
