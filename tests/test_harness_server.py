@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 import socket
 import sys
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from userdev.trace.exchanges import Exchange
 from vfio_user.client import Client
 from vfio_user.harness.cache import ENVIRONMENT
 from vfio_user.harness.device import Device, server_command
+from vfio_user.harness.hosts.host import LocalHost, OnThisMachine
 from vfio_user.harness.interposition import Interposition
 from vfio_user.harness.scratch import Scratch, listen
 from vfio_user.harness.server import DeviceServer, ServerError, ServerFailure
@@ -93,9 +95,41 @@ def test_a_server_of_anybody_gets_its_socket_where_it_wants_it() -> None:
 
 
 def test_paths_can_differ_from_host_to_host() -> None:
-    device = Device.parse("nvme --image /images/{host}.img:1M")
-    assert "/images/b.img:1M" in server_command(device, Path("/tmp/s"), (), "b")
-    assert server_command(Device.parse("srv {socket} {host}"), Path("/tmp/s"), (), "b") == ["srv", "/tmp/s", "b"]
+    device, host = Device.parse("nvme --image /images/{host}.img:1M"), LocalHost("b")
+    assert "/images/b.img:1M" in server_command(device, Path("/tmp/s"), (), host)
+    assert server_command(Device.parse("srv {socket} {host}"), Path("/tmp/s"), (), host) == ["srv", "/tmp/s", "b"]
+
+
+class Elsewhere(OnThisMachine):
+    """A host whose Python is at another place, and where nothing starts."""
+
+    name, address, python = "b", "127.0.0.2", "/opt/there/python3"
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def command(self, argv: Sequence[str], socket: Path | None = None) -> list[str]:
+        self.asked.append(shlex.join(argv))
+        return ["false"]
+
+
+def test_whatever_is_started_on_a_host_is_run_by_the_python_of_that_host(tmp_path: Path) -> None:
+    cases: list[tuple[str, Interposition | None]] = [
+        ("edu", None),
+        ("edu", Interposition()),
+        ("edu", Interposition(keep_alive=True)),
+        ("vhost-user-rng", None),
+    ]
+    for device, interposition in cases:
+        host = Elsewhere()
+        with Scratch() as scratch, suppress(ServerError):
+            site = Site(scratch, tmp_path, host)
+            DeviceServer(Device.parse(device), site, "device", interposition=interposition).stop()
+        case = (device, interposition, host.asked)
+        assert all(asked.startswith(host.python) for asked in host.asked), case
+        assert not any(sys.executable in asked for asked in host.asked), case
+        if interposition and interposition.keep_alive:
+            assert host.asked[0].count(host.python) == 2, case  # its own, and that of the server
 
 
 def test_a_socket_is_ready_when_it_listens_not_when_it_exists(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from userdev.process import require_program
 from userdev.serving.catalogue import perhaps
 from vfio_user.harness.cache import cache_dir
 from vfio_user.harness.family import VFIO_USER, Family, devices, family_of, family_of_driver
-from vfio_user.harness.hosts.host import LocalHost
+from vfio_user.harness.hosts.host import LOCAL, Host
 from vfio_user.harness.scratch import checked_socket_path
 
 SOCKET = "{socket}"
@@ -146,14 +146,15 @@ def _properties(text: str) -> dict[str, object]:
     return found
 
 
-def server_command(device: Device, path: Path, fds: Sequence[int | str] = (), host: str = LocalHost.name) -> list[str]:
+def server_command(device: Device, path: Path, fds: Sequence[int | str] = (), host: Host = LOCAL) -> list[str]:
     """The command line of a device's server on a host, for a socket at `path` or an inherited one."""
     if device.command:
         checked_socket_path(path)
-        return shlex.split(_filled_in(device.command, host, shlex.quote(str(path)), shlex.quote(str(path.parent))))
+        return shlex.split(_filled_in(device.command, host.name, shlex.quote(str(path)), shlex.quote(str(path.parent))))
     inherited = [argument for fd in fds for argument in ("--fd", str(fd))]
-    options = [_filled_in(option, host, str(path), str(path.parent)) for option in device.options]
-    return device.family.serving(device.served, inherited or ["--socket-path", str(path)], options)
+    options = [_filled_in(option, host.name, str(path), str(path.parent)) for option in device.options]
+    where = inherited or ["--socket-path", str(path)]
+    return device.family.serving(device.served, where, options, host.python)
 
 
 def command_line(device: Device) -> str:

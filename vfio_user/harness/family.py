@@ -64,8 +64,8 @@ class Family(Protocol):
     def devices(self) -> list[str]:
         """The names of the devices that our servers have."""
 
-    def serving(self, device: str, where: Sequence[str], options: Sequence[str]) -> list[str]:
-        """The command line of a server of ours; `where` says on which socket."""
+    def serving(self, device: str, where: Sequence[str], options: Sequence[str], python: str = ...) -> list[str]:
+        """The command line of a server of ours, run by `python`; `where` says on which socket."""
 
     def attach(
         self, device: str, identity: str, path: Path, place: Place, properties: Mapping[str, object]
@@ -106,9 +106,11 @@ class VfioUser:
         """The names of the installed devices: entry points of the group `vfio_user.devices`, sorted."""
         return sorted(_installed("vfio_user.devices"))
 
-    def serving(self, device: str, where: Sequence[str], options: Sequence[str]) -> list[str]:
-        """The command line of `vfio-user serve` for a device, by the Python that runs this."""
-        return [sys.executable, "-P", "-m", self.package, "serve", device, *where, *options]
+    def serving(
+        self, device: str, where: Sequence[str], options: Sequence[str], python: str = sys.executable
+    ) -> list[str]:
+        """The command line of `vfio-user serve` for a device."""
+        return [python, "-P", "-m", self.package, "serve", device, *where, *options]
 
     def attach(
         self, device: str, identity: str, path: Path, place: Place, properties: Mapping[str, object]
@@ -164,10 +166,12 @@ class VhostUser:
         """The installed devices, entry points of the group `vhost_user.devices`, called as QEMU's: vhost-user-rng."""
         return sorted(f"{_VHOST_USER}{name}" for name in _installed("vhost_user.devices"))
 
-    def serving(self, device: str, where: Sequence[str], options: Sequence[str]) -> list[str]:
-        """The command line of `vhost-user serve` for a device, by the Python that runs this."""
+    def serving(
+        self, device: str, where: Sequence[str], options: Sequence[str], python: str = sys.executable
+    ) -> list[str]:
+        """The command line of `vhost-user serve` for a device."""
         name = _served_name(device)
-        return [sys.executable, "-P", "-m", self.package, "serve", name, *where, *options]
+        return [python, "-P", "-m", self.package, "serve", name, *where, *options]
 
     def attach(
         self, device: str, identity: str, path: Path, place: Place, properties: Mapping[str, object]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -111,7 +110,7 @@ class InterposerProcess:
         with ExitStack() as inherited:
             fds = [inherited.enter_context(listen(path)).fileno() for path in (self.path, self.control_path)]
             front, control = fds
-            argv = [sys.executable, "-P", "-m", family.package, "interpose", "--listen", f"fd:{front}", *upstream]
+            argv = [site.host.python, "-P", "-m", family.package, "interpose", "--listen", f"fd:{front}", *upstream]
             argv += ["--control", f"fd:{control}"]
             if self.trace is not None:
                 argv += ["--trace", self._traced_to(site, self.trace, inherited, fds)]

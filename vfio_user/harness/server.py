@@ -84,7 +84,7 @@ class OwnProcess:
         listens = bool(device.command) or device.family.listens_itself
         with ExitStack() as inherited:
             fds = [] if listens else [inherited.enter_context(listen(path)).fileno()]
-            argv = server_command(device, path, fds, site.host.name)
+            argv = server_command(device, path, fds, site.host)
             log = site.folder / f"{name}.server.log"
             self.child = site.start(name, argv, log, fds, path if listens else None)
         try:
@@ -350,7 +350,7 @@ class DeviceServer:
 
     def _kept_alive(self, site: Site) -> list[str]:
         """How an interposer is told of a server to start; one of ours inherits its socket as {fd}."""
-        served = server_command(self.device, self.server_path, ("{fd}",), site.host.name) if self.device.served else []
+        served = server_command(self.device, self.server_path, ("{fd}",), site.host) if self.device.served else []
         return ["--keep-alive", "--server-command", self.device.command or shlex.join(served)]
 
 

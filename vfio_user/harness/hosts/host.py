@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,10 @@ class Host(Protocol):
     @property
     def address(self) -> str:
         """The IP address at which the other hosts reach it."""
+
+    @property
+    def python(self) -> str:
+        """The Python there that has this package."""
 
     @property
     def shares_memory(self) -> bool:
@@ -46,6 +51,7 @@ class Host(Protocol):
 class OnThisMachine:
     """The part that all hosts on this machine have in common."""
 
+    python = sys.executable
     shares_memory = True
     kill_signal = signal.SIGKILL
 

@@ -73,8 +73,6 @@ def main(arguments: list[str]) -> int:
     """
     [where_text, *options], argv = arguments[: arguments.index("--")], arguments[arguments.index("--") + 1 :]
     where: dict[str, Any] = json.loads(where_text)
-    if argv[0] == sys.executable:
-        argv[0] = where["python"]
     streams, listeners = inherited_sockets()
     files = inherited_files()
     try:
