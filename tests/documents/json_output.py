@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,12 @@ import click
 import pytest
 from jsonschema import Draft202012Validator
 
+from tests.documents.shell import surroundings
 from userdev.fuzz import Find
 from vfio_user.cli import cli, vhost_user_cli
 
 ROOT = Path(__file__).parent.parent.parent
 SCHEMAS = ROOT / "docs/reference/json"
-BIN = Path(sys.executable).parent
 EDU, RNG = (
     f"{program} serve {name} --socket-path {{socket}}"
     for program, name in (("vfio-user", "edu"), ("vhost-user", "rng"))
@@ -90,7 +89,7 @@ LINES = ("soak-event", "trace-line")
 
 def run(command: str, folder: Path) -> str:
     done = subprocess.run(
-        ["bash", "-c", f"PATH={BIN}:$PATH\n{command}"], cwd=folder, capture_output=True, text=True, timeout=300
+        ["bash", "-c", command], cwd=folder, env=surroundings(), capture_output=True, text=True, timeout=300
     )
     assert done.stdout, done.stderr
     return done.stdout
@@ -102,11 +101,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     made = tmp_path_factory.mktemp("json")
     running = []
     for program, server, name in (("vfio-user", EDU, "edu"), ("vhost-user", RNG, "rng")):
-        words = [str(BIN / program), "interpose", "--listen", f"{name}.sock", "--trace", f"{name}.trace"]
+        words = [program, "interpose", "--listen", f"{name}.sock", "--trace", f"{name}.trace"]
         words += ["--control", f"{name}.control"]
-        environment = {"PATH": f"{BIN}:/usr/bin:/bin"}
         command = [*words, "--server-command", server]
-        process = subprocess.Popen(command, cwd=made, env=environment, stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(command, cwd=made, env=surroundings(), stdout=subprocess.PIPE, text=True)
         running.append(process)
         assert process.stdout is not None
         assert "listening" in process.stdout.readline()

@@ -46,6 +46,16 @@ def alike(shown: str, said: str) -> bool:
     return check(shown, said, FLAGS) or check(shown.removeprefix("...\n"), said, FLAGS)  # anything may be no line
 
 
+def surroundings() -> dict[str, str]:
+    """The variables of a reader with our commands at hand: of what tests set there is none, so that what was fetched,
+    built and booted before is found, as it is for them from the second command on.
+    """
+    return {
+        **{name: value for name, value in os.environ.items() if not name.startswith(("VFIO_USER_", "PYTEST_"))},
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+
+
 class Shell:
     """Runs commands in a folder, one by one as a person does, and ends what was left in the background."""
 
@@ -54,12 +64,7 @@ class Shell:
         self.status = 0
         self.failed = ""
         self.jobs: list[tuple[subprocess.Popen[str], Path]] = []
-        self.environment = {
-            **{name: value for name, value in os.environ.items() if not name.startswith(("VFIO_USER_", "PYTEST_"))},
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "COLUMNS": "80",
-            "NO_COLOR": "1",
-        }
+        self.environment = {**surroundings(), "COLUMNS": "80", "NO_COLOR": "1"}
 
     def run(self, command: str, shown: str) -> None:
         """Run a command as bash does; one that ends with `&` until what is shown of it has been said.

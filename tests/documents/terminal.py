@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import re
 import subprocess
-import sys
 import tempfile
 from html import unescape
 from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
+
+from tests.documents.shell import surroundings
 
 ROOT = Path(__file__).parent.parent.parent
 PICTURE = ROOT / "docs/pictures/terminal.svg"
@@ -25,8 +26,9 @@ LOGS = re.compile(r" Logs: .*")
 def said() -> str:
     """What a real run says, without where its logs are."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [str(Path(sys.executable).parent / "vfio-user"), "run"]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=400, check=True)
+        done = subprocess.run(
+            COMMAND.split(), cwd=folder, env=surroundings(), capture_output=True, text=True, timeout=400, check=True
+        )
     return LOGS.sub("", done.stdout).rstrip()
 
 

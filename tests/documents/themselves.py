@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 from markdown_it import MarkdownIt
 
+from tests.documents import json_output
 from tests.documents.blocks import LANGUAGES
 from tests.documents.commands import check_command
 from tests.documents.shell import Shell, alike, dialogue
@@ -93,6 +95,12 @@ def test_what_another_status_than_0_ends_has_to_be_asked_for(shell: Shell) -> No
     shell.run("exit 3", "")
     with pytest.raises(AssertionError, match="status 3"):
         shell.run("true", "")
+
+
+def test_what_was_fetched_built_and_booted_before_is_found(shell: Shell, tmp_path: Path) -> None:
+    assert "VFIO_USER_CACHE" in os.environ  # an empty one, which unit tests have
+    shell.run("echo ${VFIO_USER_CACHE-that of a reader}", "that of a reader")
+    assert json_output.run("echo ${VFIO_USER_CACHE-that of a reader}", tmp_path) == "that of a reader\n"
 
 
 def test_a_job_is_waited_for_and_ended(shell: Shell) -> None:
