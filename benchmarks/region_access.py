@@ -79,10 +79,10 @@ def place(servers: list[int], cores: str) -> None:
             os.sched_setaffinity(int(thread.name), {others[0] if cores == "two" else ours})
 
 
-def measure(client: list[str], socket: Path, register: tuple[int, int], trips: int) -> dict[str, float]:
-    """One turn against one server."""
-    region, offset = register
-    command = [*client, str(socket), str(region), str(offset), str(trips), str(max(1, trips // 20))]
+def measure(client: list[str], socket: Path, register: tuple[int, int], trips: int, maps: int = 0) -> dict[str, float]:
+    """One turn against one server, with so many pages mapped for DMA."""
+    numbers = (*register, trips, max(1, trips // 20), maps)
+    command = [*client, str(socket), *map(str, numbers)]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     figures: dict[str, float] = json.loads(output)
     return figures

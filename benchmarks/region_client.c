@@ -1,8 +1,9 @@
 /*
  * Times register accesses against a vfio-user server (current dialect), from the outside and with little of its own.
  *
- *   region_client SOCKET REGION OFFSET ROUND_TRIPS BURSTS
+ *   region_client SOCKET REGION OFFSET ROUND_TRIPS BURSTS [MAPS]
  *
+ * First it maps so many pages of DMA memory, none beside another, without a descriptor.
  * Prints one line of JSON: nanoseconds per REGION_READ round trip, per REGION_WRITE round trip (medians), round trips
  * per second over the whole of both, and posted writes per second over bursts of 64 posted writes that end in a read.
  */
@@ -16,7 +17,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { VERSION = 1, REGION_READ = 9, REGION_WRITE = 10, NO_REPLY = 0x10, BURST = 64, WIDTH = 4 };
+enum { VERSION = 1, DMA_MAP = 2, REGION_READ = 9, REGION_WRITE = 10, NO_REPLY = 0x10, BURST = 64, WIDTH = 4 };
 
 struct header {
     uint16_t id, command;
@@ -96,6 +97,24 @@ static void check(struct header header)
     }
 }
 
+static void map_pages(long count)
+{
+    struct {
+        struct header header;
+        uint32_t argsz, flags;
+        uint64_t offset, address, size;
+    } __attribute__((packed)) map = {.argsz = 32, .flags = 3, .size = 4096};
+    struct header reply;
+
+    for (long i = 0; i < count; i++) {
+        map.header = (struct header){i, DMA_MAP, sizeof map, 0, 0};
+        map.address = 2 * 4096 * i;
+        send_all(&map, sizeof map);
+        receive(&reply, sizeof reply);
+        check(reply);
+    }
+}
+
 static uint64_t read_once(struct access *request)
 {
     struct access reply;
@@ -151,8 +170,8 @@ int main(int argc, char **argv)
     struct access request = {.count = WIDTH};
     uint64_t begin;
 
-    if (argc != 6) {
-        fprintf(stderr, "usage: region_client SOCKET REGION OFFSET ROUND_TRIPS BURSTS\n");
+    if (argc != 6 && argc != 7) {
+        fprintf(stderr, "usage: region_client SOCKET REGION OFFSET ROUND_TRIPS BURSTS [MAPS]\n");
         return 2;
     }
     strncpy(address.sun_path, argv[1], sizeof address.sun_path - 1);
@@ -162,6 +181,7 @@ int main(int argc, char **argv)
     if (peer < 0 || connect(peer, (struct sockaddr *)&address, sizeof address))
         fail(argv[1]);
     negotiate();
+    map_pages(argc == 7 ? atol(argv[6]) : 0);
     median(read_once, &request, 500);
     begin = now();
     printf("{\"read_ns\": %llu, ", (unsigned long long)median(read_once, &request, atol(argv[4])));
