@@ -22,7 +22,7 @@ from typing import Any
 import click
 
 from userdev.errors import VerdictError
-from vfio_user.harness import BootedGuest, Conductor, Lab, Limits, Mode, Pair, Phase, Plan
+from vfio_user.harness import BootedGuest, Conductor, Lab, Limits, Mode, Pair, Phase, Plan, Tuning
 
 DEVICE = "benchmarks.migration_device:"
 MEMORY = 1152  # MiB, of which the guest uses the first 256
@@ -57,7 +57,7 @@ SETTINGS = (
 )
 
 
-def with_device(lab: Lab, guest: BootedGuest, pair: Pair, pages: int) -> dict[str, float]:
+def with_device(lab: Lab, guest: BootedGuest, pair: Pair, tuning: Tuning, pages: int) -> dict[str, float]:
     """Migrate a guest whose device writes `pages` pages meanwhile."""
 
     def watch(phase: Phase) -> None:
@@ -67,12 +67,12 @@ def with_device(lab: Lab, guest: BootedGuest, pair: Pair, pages: int) -> dict[st
             answer = server.control.call("region_write", region="BAR0", offset=0, data=_base64(lines))
             assert answer == {}
 
-    return _migrate(lab, guest, pair, Plan(limits=Limits(total=300)), Mode.COORDINATED, watch)
+    return _migrate(lab, guest, pair, Plan(tuning, Limits(total=300)), Mode.COORDINATED, watch)
 
 
-def without_device(lab: Lab, guest: BootedGuest, pair: Pair) -> dict[str, float]:
+def without_device(lab: Lab, guest: BootedGuest, pair: Pair, tuning: Tuning) -> dict[str, float]:
     """Migrate a guest that has none, as QEMU does it alone."""
-    return _migrate(lab, guest, pair, Plan(), Mode.DIRECT)
+    return _migrate(lab, guest, pair, Plan(tuning), Mode.DIRECT)
 
 
 def _migrate(
@@ -90,14 +90,16 @@ def _migrate(
     return {"downtime": report.downtime, "total": report.seconds, **phases}
 
 
-def measure(setting: Setting, rounds: int, lab: Lab, pair: Pair, alone: BootedGuest) -> dict[str, dict[str, float]]:
+def measure(
+    setting: Setting, rounds: int, lab: Lab, pair: Pair, alone: BootedGuest, tuning: Tuning
+) -> dict[str, dict[str, float]]:
     """Medians with the device and without it."""
     options: dict[str, Any] = {"memory": MEMORY, "kernel_options": ("mem=256M",)}
     guest = lab.boot(f"{DEVICE}{setting.device}", migratable=True, host=pair.a, **options)
     found: dict[str, list[dict[str, float]]] = {"with": [], "without": []}
     for _ in range(rounds):
-        found["with"].append(with_device(lab, guest, pair, setting.pages))
-        found["without"].append(without_device(lab, alone, pair))
+        found["with"].append(with_device(lab, guest, pair, tuning, setting.pages))
+        found["without"].append(without_device(lab, alone, pair, tuning))
     guest.close()
     return {
         side: {name: statistics.median(one[name] for one in runs) for name in runs[0]} for side, runs in found.items()
@@ -113,8 +115,9 @@ def _base64(data: bytes) -> str:
 @click.command(help=__doc__)
 @click.option("--rounds", default=5, show_default=True)
 @click.option("--only", default="", help="Settings whose name has this in it.")
+@click.option("--channels", default=0, show_default=True, help="Streams of multifd, for both; 0: one, without it.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the figures here.")
-def main(rounds: int, only: str, json_file: Path | None) -> None:
+def main(rounds: int, only: str, channels: int, json_file: Path | None) -> None:
     figures = {}
     print(f"{'':22}{'downtime':>12}{'without':>12}{'total':>12}{'without':>12}")
     with Lab("benchmark-migration", progress=lambda message: print(message, file=sys.stderr)) as lab:
@@ -123,7 +126,7 @@ def main(rounds: int, only: str, json_file: Path | None) -> None:
         for setting in SETTINGS:
             if only not in setting.name:
                 continue
-            medians = figures[setting.name] = measure(setting, rounds, lab, pair, alone)
+            medians = figures[setting.name] = measure(setting, rounds, lab, pair, alone, Tuning(channels=channels))
             there, bare = medians["with"], medians["without"]
             row = (there["downtime"] * 1e3, bare["downtime"] * 1e3, there["total"] * 1e3, bare["total"] * 1e3)
             goal = ""

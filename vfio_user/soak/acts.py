@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from userdev.control import ControlError
 from userdev.process import Deadline
-from vfio_user.harness import Conductor, DeviceServer, Limits, Phase, Plan, Report, Verdict
+from vfio_user.harness import Conductor, DeviceServer, Limits, Phase, Plan, Report, Tuning, Verdict
 from vfio_user.soak.failed import Failed
 from vfio_user.soak.guest import Scene, SoakedDevice
 
@@ -17,6 +18,7 @@ Act = Callable[[Scene, SoakedDevice, float], Facts]
 """Do it to a device, or to the guest that has it; the number from 0 to 1 is for what is left open."""
 
 _MIGRATION = Plan(limits=Limits(total=180))
+_HOP = replace(_MIGRATION, tuning=Tuning(channels=2))  # the guest's memory in half the time that one stream takes
 _HURRY = 2.0  # seconds for a migration whose link was cut, before it is given up
 _REPLACED_SECONDS = 60.0
 _SHORTEST, _LONGEST = 0.05, 1.0  # seconds of a pause; QEMU's patience with a server is 5
@@ -25,7 +27,7 @@ _SHORTEST, _LONGEST = 0.05, 1.0  # seconds of a pause; QEMU's patience with a se
 def hop(scene: Scene, _: SoakedDevice, chance: float) -> Facts:
     """Migrate the guest to the other host."""
     machine = scene.guest.name
-    report = scene.lab.migrate(scene.guest, to=scene.pair.other(scene.guest.host), plan=_MIGRATION)
+    report = scene.lab.migrate(scene.guest, to=scene.pair.other(scene.guest.host), plan=_HOP)
     if not report.ok:
         raise Failed("migration", report.sentence)
     scene.left(machine)
