@@ -52,6 +52,7 @@ from vfio_user.harness import (
     Mode,
     Plan,
     Plugged,
+    Tuning,
     c_compiler,
     install_peer,
 )
@@ -280,7 +281,7 @@ def migrated(folder: Path, turns: int) -> tuple[float, float]:
             if not report.ok or report.downtime is None:
                 sys.exit(f"{report.verdict}: {report.reason}")
             found["with"].append(report.downtime)
-            found["without"].append(without_device(lab, bare, pair)["downtime"])
+            found["without"].append(without_device(lab, bare, pair, Tuning())["downtime"])
     return statistics.median(found["with"]), statistics.median(found["without"])
 
 
