@@ -187,7 +187,7 @@ BENCHMARKS: Mapping[str, Benchmark] = MappingProxyType(
             [
                 Goal(
                     "reset, digest, move of 1 GiB never used: times faster than looking at it",
-                    lambda found: min(each["ratio"] for each in found if each["ratio"]),
+                    lambda found: min(each["ratio"] for each in found if ", 1 GiB, 0 MiB" in each["what"]),
                     at_least=100,
                 )
             ],
