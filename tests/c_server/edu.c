@@ -217,6 +217,8 @@ static int answer(int command, const uint8_t *asked, uint32_t size, uint8_t *rep
         memcpy(&fds, asked, sizeof fds);
         if (fds.argsz > MOST_ARGSZ || fds.flags || fds.count || !region_size(fds.index))
             return -EINVAL;
+        fds.argsz = sizeof fds;
+        memcpy(reply, &fds, sizeof fds);
         return sizeof fds;
     }
     case GET_IRQ: {
