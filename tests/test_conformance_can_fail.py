@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.cases import for_each
+from tests.clauses.faults import SaysVersion
+from tests.clauses.sessions import ExplainsItsRefusals
 from tests.config_space_faults import BROKEN
 from tests.conformance_target import Fault, InProcess, Proceed, Reply, with_fault
 from tests.conftest import PATIENCE
@@ -230,13 +232,16 @@ WRONG: tuple[tuple[type[Session], frozenset[str] | None], ...] = (
     (
         with_fault(SaysTooMuchOfItself()),
         frozenset(f"version/{name}" for name in ("agreed", "no-unasked-fds", "fits-qemu", "limits-qemu-takes"))
-        | {"version/reply-has-json"},
+        | {"version/reply-is-json"},
     ),
+    (with_fault(SaysVersion(b"")), frozenset({"version/reply-has-json"})),
+    (with_fault(SaysVersion(b'{"capabilities":{"write_multiple":true}}\0')), frozenset({"version/no-unasked-modes"})),
+    (ExplainsItsRefusals, frozenset({"header/errors-have-no-payload"})),
     (with_fault(KeepsTheTwin()), frozenset({"version/twin-socket"})),
     (
         RefusesTheUnusual,
         frozenset(f"version/{name}" for name in ("no-json", "empty-object", "unknown-capability", "unknown-member"))
-        | {"version/no-reply-flag"},
+        | {"version/no-reply-flag", "version/smaller-pages"},
     ),
     (ServesOneClient, frozenset({"session/many-clients"})),
     *((with_fault(broken.fault), frozenset(broken.found)) for broken in BROKEN.values()),

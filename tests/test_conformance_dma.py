@@ -14,7 +14,7 @@ from vfio_user.client.conformance import CATALOGUE, Outcome, run
 from vfio_user.device import PciDevice
 from vfio_user.server.session import Session
 from vfio_user.wire import CURRENT, Command, Message
-from vfio_user.wire.constants import DmaFlags
+from vfio_user.wire.constants import DmaFlags, Feature
 from vfio_user.wire.layouts import DMA_MAP
 
 UNMAP_REPLY = 24
@@ -69,6 +69,15 @@ class MapsNothingAtAll(Fault):
         return b"", []
 
 
+class LogsNothing(Fault):
+    """Reports that no page was written."""
+
+    def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
+        payload, fds = proceed(command, message)
+        logged = command is Command.DEVICE_FEATURE and message.payload[4] == Feature.DMA_LOGGING_REPORT
+        return (payload[:-8] + bytes(8) if logged else payload), fds
+
+
 class StuckEdu(Edu):
     """Is busy for good where its DMA is refused."""
 
@@ -96,7 +105,8 @@ FAULTS: tuple[tuple[Fault, Callable[[], PciDevice], set[str]], ...] = (
     (Fault(), Edu, set()),
     (Fault(), BlottingEdu, {"by-message", "by-mapping"}),
     (MapsNothing(), Edu, {"by-mapping"}),
-    (MapsNothingAtAll(), Edu, {"by-message", "by-mapping", "read-only", "refused", "unmapped"}),
+    (MapsNothingAtAll(), Edu, {"by-message", "by-mapping", "read-only", "refused", "unmapped", "logged"}),
+    (LogsNothing(), Edu, {"logged"}),
     (WritesWhatMayOnlyBeRead(), Edu, {"read-only"}),
     (UnmapsNothing(), Edu, {"unmapped"}),
     (KeepsItsMappings(), Edu, {"unmapped"}),

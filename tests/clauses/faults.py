@@ -104,6 +104,19 @@ class Takes(_Meant):
             raise
 
 
+class Hears(_Meant):
+    """Something else is done than what some requests of a command say."""
+
+    def __init__(self, command: Command, edit: Edit, when: When = always) -> None:
+        super().__init__(command, when)
+        self._edit = edit
+
+    def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
+        if self.is_meant(command, message):
+            message.payload = self._edit(message.payload)
+        return proceed(command, message)
+
+
 class Behind(_Meant):
     """When a request is done something else is, too."""
 

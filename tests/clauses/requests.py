@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from itertools import count
 
 from tests.clauses.faults import When
-from vfio_user.wire.constants import FEATURE_MASK, Feature, FeatureFlags, RegionIndex
+from vfio_user.wire.constants import FEATURE_MASK, Feature, FeatureFlags, IrqSetFlags, RegionIndex
 from vfio_user.wire.layouts import DEVICE_STATE, DMA_UNMAP, FEATURE, IRQ_SET, MIGRATION_DATA, REGION_ACCESS
 
 # requests that are meant
@@ -140,3 +141,30 @@ def one_less(data: bytes) -> bytes:
     """Saved state in pieces that lack a byte each."""
     told = MIGRATION_DATA.unpack(data)
     return MIGRATION_DATA.pack(told.argsz - 1, told.size - 1, tail=data[8:-1]) if told.size > 1 else data
+
+
+def counting() -> Callable[[bytes], bytes]:
+    """A register that is one more each time it is read."""
+    times = count(1)
+    return lambda data: data[:-8] + struct.pack("<Q", next(times))
+
+
+def never_forgotten() -> Callable[[bytes], bytes]:
+    """A dirty bitmap of 8 bytes that has what those before it had."""
+    seen = 0
+
+    def edit(data: bytes) -> bytes:
+        nonlocal seen
+        seen |= int.from_bytes(data[-8:], "little")
+        return data[:-8] + struct.pack("<Q", seen)
+
+    return edit
+
+
+# requests that are heard otherwise
+
+
+def of_the_first(request: bytes) -> bytes:
+    """SET_IRQS that takes an eventfd away, of the first vector."""
+    asked = IRQ_SET.unpack(request)
+    return IRQ_SET.pack(*asked._replace(flags=IrqSetFlags.DATA_EVENTFD | IrqSetFlags.TRIGGER, nr_vectors=1))

@@ -119,6 +119,15 @@ class MarksItsRefusals(NoShortcut):
         self.connection.out[-8] |= 0x40  # the flags, before the errno, of a reply that is a header
 
 
+class ExplainsItsRefusals(NoShortcut):
+    """In bytes behind their headers."""
+
+    def failed(self, message: Message, error: BaseException) -> None:
+        super().failed(message, error)
+        self.connection.out[-12] += 4  # the size of a reply that is a header
+        self.connection.out += b"why?"
+
+
 class AnswersReplies(NoShortcut):
     def _handle(self, message: Message) -> None:
         if message.is_reply:

@@ -8,17 +8,20 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from tests.clauses import acts, devices, faults, sessions
-from tests.clauses.faults import Behind, BehindRefusal, Changes, Gives, Keeps, Refuses, Says, Sends, Takes
+from tests.clauses.faults import Behind, BehindRefusal, Changes, Gives, Hears, Keeps, Refuses, Says, Sends, Takes
 from tests.clauses.requests import (
     again,
     at,
     begins,
+    counting,
     ends_with,
     front,
     irqs,
     longer,
+    never_forgotten,
     of_feature,
     of_region,
+    of_the_first,
     one_less,
     one_more_at_the_end,
     pending_at_the_end,
@@ -56,6 +59,7 @@ GET, PROBE = FeatureFlags.GET, FeatureFlags.PROBE
 NONE, BOOL, EVENTFD = IrqSetFlags.DATA_NONE, IrqSetFlags.DATA_BOOL, IrqSetFlags.DATA_EVENTFD
 TRIGGER = IrqSetFlags.TRIGGER
 MIGRATION, STATE, REPORT = Feature.MIGRATION, Feature.MIG_DEVICE_STATE, Feature.DMA_LOGGING_REPORT
+REPORTS = of_feature(REPORT)
 WIDE = unmaps(BASE - 0x1000, SIZE + 0x2000)
 ASKED_CUT, ASKED_LESS, ASKED_MORE = begins(32), begins(79), begins(180)
 """Requests for the region that needs 80 bytes: its structure, a byte too few, and plenty."""
@@ -68,9 +72,19 @@ VERSION_CLAUSES = [
     Clause("version/agreed", "closes the connection after", sessions.HangsUp),
     Clause("version/agreed", "a proposal of 0.0 failed with EINVAL", NO_JSON),
     Clause("version/reply-has-json", "the reply has no JSON", faults.SaysVersion(b"")),
-    Clause("version/reply-has-json", "does not end with a NUL", faults.SaysVersion(b"{}")),
-    Clause("version/reply-has-json", "the reply's JSON is malformed", faults.SaysVersion(b"{\0")),
-    Clause("version/reply-has-json", "capabilities are no object", faults.SaysVersion(b"[]\0")),
+    Clause("version/reply-is-json", "does not end with a NUL", faults.SaysVersion(b"{}")),
+    Clause("version/reply-is-json", "the reply's JSON is malformed", faults.SaysVersion(b"{\0")),
+    Clause("version/reply-is-json", "capabilities are no object", faults.SaysVersion(b"[]\0")),
+    Clause(
+        "version/no-unasked-modes",
+        "has write_multiple, which nobody",
+        faults.SaysVersion(b'{"capabilities":{"write_multiple":true}}\0'),
+    ),
+    Clause(
+        "version/no-unasked-modes",
+        "has twin_socket, which nobody",
+        faults.SaysVersion(b'{"capabilities":{"twin_socket":{"supported":true,"fd_index":0}}}\0'),
+    ),
     Clause("version/fits-qemu", "and QEMU room for", faults.SaysVersion(b'{"x":"' + b"x" * 400 + b'"}\0')),
     Clause(
         "version/limits-qemu-takes", "max_msg_fds is 17", faults.SaysVersion(b'{"capabilities":{"max_msg_fds":17}}\0')
@@ -100,7 +114,9 @@ MESSAGE_CLAUSES = [
     Clause("header/flags-of-replies", "a good reply has flags 0x41", Sends(lambda reply: replace(reply, flags=0x41))),
     Clause("header/flags-of-replies", "a good reply has errno 5", Sends(lambda reply: replace(reply, errno=5))),
     Clause("header/flags-of-replies", "past the end has flags 0x61", sessions.MarksItsRefusals),
-    Clause("header/flags-of-replies", "past the end has errno 5000", faults.RefusesWith(5000)),
+    Clause("header/errno-of-errors", "past the end has errno 5000", faults.RefusesWith(5000)),
+    Clause("header/errno-of-errors", "past the end has errno 0", faults.RefusesWith(0)),
+    Clause("header/errors-have-no-payload", "answers REGION_READ has 20 bytes", sessions.ExplainsItsRefusals),
     Clause("header/same-id-twice", "a read failed with EIO", Refuses(C.REGION_READ)),
     Clause("header/size-below-16", "a message of size 0 failed with EIO", sessions.FramesWrongly),
     Clause("header/size-below-16", "the next client is not served", sessions.serves(3)),
@@ -149,6 +165,17 @@ DESCRIPTION_CLAUSES = [
     Clause("region_info/complete-with-room", "the CAPS flag is not", Says(C.GET_REGION_INFO, u32(4, 7), ASKED_MORE)),
     Clause("region_info/always-complete", "with argsz 0 failed", Refuses(C.GET_REGION_INFO, begins(0)), DRAFT),
     Clause("region_info/always-complete", "was cut", Says(C.GET_REGION_INFO, front(32), begins(0)), DRAFT),
+    Clause("region_info/capability-versions", "argsz 80 failed", Refuses(C.GET_REGION_INFO, again(begins(80)))),
+    Clause(
+        "region_info/capability-versions",
+        "capability 1 has version 2",
+        Says(C.GET_REGION_INFO, u32(32, 1 | 2 << 16), begins(80)),
+    ),
+    Clause("io_fds/reply", "argsz 65536 failed", Refuses(C.GET_REGION_IO_FDS, begins(1 << 16))),
+    Clause("io_fds/reply", "region 0 is answered with (64, 1", Says(C.GET_REGION_IO_FDS, u32(4, 1))),
+    Clause("io_fds/reply", "region 2 is answered with (16, 0, 0", Says(C.GET_REGION_IO_FDS, u32(8, 0))),
+    Clause("io_fds/reply", "64 bytes with argsz 17", Says(C.GET_REGION_IO_FDS, u32(0, 17))),
+    Clause("io_fds/reply", "9 sub-regions in 48 bytes", Says(C.GET_REGION_IO_FDS, u32(12, 9))),
     Clause("io_fds/two-steps", "a sub-region 0x100000000", Says(C.GET_REGION_IO_FDS, u64(16, 1 << 32))),
     Clause("irq_info/describes-every-type", "says that it is type 0", Says(C.GET_IRQ_INFO, u32(8, 0))),
     Clause("irq_info/describes-every-type", "has argsz 17", Says(C.GET_IRQ_INFO, u32(0, 17))),
@@ -175,6 +202,7 @@ ACCESS_CLAUSES = [
     Clause("region_write/reply", "bytes instead of 32", Says(C.REGION_WRITE, longer)),
     Clause("region_write/reply", "the reply says offset 0x1", Says(C.REGION_WRITE, u32(0, 1))),
     Clause("region_write/reply", "has count 7", Says(C.REGION_WRITE, u32(12, 7))),
+    Clause("region_write/reply", "has count 1", Says(C.REGION_WRITE, u32(12, 1)), DRAFT),
     Clause("region_write/stays", "the interrupt line reads", Keeps(C.REGION_WRITE, answer=front(16))),
     Clause("region_write/read-only", "the ids are", faults.TakesItsIds()),
     Clause("region_write/bar-sizing", "BAR0 sizes to 0x0", Says(C.REGION_READ, u32(16, 0), at(0x10))),
@@ -190,7 +218,18 @@ ACCESS_CLAUSES = [
     Clause("set_irqs/trigger", "was not fired once", Keeps(C.SET_IRQS, irqs(NONE | TRIGGER, 1))),
     Clause("set_irqs/trigger-range", "fire vector 1 alone", Behind(C.SET_IRQS, acts.fires_the_whole_index)),
     Clause("set_irqs/trigger-bool", "fire vector 1 alone", Behind(C.SET_IRQS, acts.fires_the_whole_index)),
+    Clause("set_irqs/reply-is-header", "TRIGGER with NONE failed", Refuses(C.SET_IRQS)),
+    Clause("set_irqs/reply-is-header", "instead of 16", Says(C.SET_IRQS, longer)),
+    Clause("set_irqs/eventfd-range", "did not take the place", Keeps(C.SET_IRQS, irqs(EVENTFD | TRIGGER, 1))),
+    Clause(
+        "set_irqs/eventfd-range", "did not take the place", Hears(C.SET_IRQS, u32(12, 0), irqs(EVENTFD | TRIGGER, 1))
+    ),
     Clause("set_irqs/disable", "after its index was disabled", Keeps(C.SET_IRQS, irqs(NONE | TRIGGER, 0))),
+    Clause(
+        "set_irqs/disable", "after its index was disabled", Hears(C.SET_IRQS, of_the_first, irqs(NONE | TRIGGER, 0))
+    ),
+    Clause("set_irqs/detach-range", "did not take it alone", Keeps(C.SET_IRQS, irqs(EVENTFD | TRIGGER, 1))),
+    Clause("set_irqs/detach-range", "did not take it alone", Hears(C.SET_IRQS, u32(16, 2), irqs(EVENTFD | TRIGGER, 1))),
     Clause("set_irqs/detach", "after it was taken away", Keeps(C.SET_IRQS, again(irqs(EVENTFD | TRIGGER, 1)))),
     Clause("set_irqs/replace", "not the new eventfd", Keeps(C.SET_IRQS, again(irqs(EVENTFD | TRIGGER, 1)))),
     Clause("set_irqs/all-vectors", "not every vector fired", Keeps(C.SET_IRQS, irqs(NONE | TRIGGER, 8))),
@@ -234,6 +273,11 @@ MEMORY_CLAUSES = [
     Clause("device_dma/refused", "no DMA_WRITE came", Keeps(C.DMA_MAP, sized(32)), device=Edu),
     Clause("device_dma/unmapped", "for memory that was unmapped", Keeps(C.DMA_UNMAP, sized(24), front(24)), device=Edu),
     Clause("device_dma/unmapped", "was unmapped was written", faults.KeepsMappings(), device=Edu),
+    Clause(
+        "device_dma/logged", "a page was only read", Says(C.DEVICE_FEATURE, ends_with(b"\xff"), REPORTS), device=Edu
+    ),
+    Clause("device_dma/logged", "written, and []", Says(C.DEVICE_FEATURE, ends_with(bytes(8)), REPORTS), device=Edu),
+    Clause("device_dma/logged", "reported again", Says(C.DEVICE_FEATURE, never_forgotten(), REPORTS), device=Edu),
     Clause("dirty_logging/clean-at-first", "are dirty", Says(C.DEVICE_FEATURE, ends_with(b"\xff"), of_feature(REPORT))),
     Clause("dirty_logging/start-twice", "with another page size succeeded", Takes(C.DEVICE_FEATURE)),
     Clause("dirty_logging/unmap-with-bitmap", "pages are dirty", Says(C.DMA_UNMAP, ends_with(b"\xff"))),
@@ -251,6 +295,9 @@ MIGRATION_CLAUSES = [
     Clause("feature/migration-flags", "argsz is not", Says(C.DEVICE_FEATURE, u32(0, 99), of_feature(MIGRATION))),
     Clause("feature/migration-flags", "bytes instead of 32", Says(C.DEVICE_FEATURE, longer, of_feature(MIGRATION))),
     Clause("feature/migration-flags", "STOP_COPY is not", Says(C.DEVICE_FEATURE, u32(8, 0), of_feature(MIGRATION))),
+    Clause("feature/set-echoes", "is in failed", Refuses(C.DEVICE_FEATURE, state_set_to(S.RUNNING))),
+    Clause("feature/set-echoes", "SET is answered", Says(C.DEVICE_FEATURE, u32(0, 99), state_set_to(S.RUNNING))),
+    Clause("reset/ends-error", "the state is ERROR after a reset", Keeps(C.DEVICE_RESET)),
     Clause("migration/initial-state", "the state is STOP", Says(C.DEVICE_FEATURE, u32(8, 1), of_feature(STATE))),
     Clause(
         "migration/running-to-stop",
@@ -270,6 +317,11 @@ MIGRATION_CLAUSES = [
     Clause("mig_data/reads-to-the-end", "without any state", Says(C.MIG_DATA_READ, lambda it: u32(4, 0)(it[:8]))),
     Clause("mig_data/reads-to-the-end", "data comes behind the end", Says(C.MIG_DATA_READ, one_more_at_the_end())),
     Clause("mig_data/small-pieces", "bytes in one piece and", Says(C.MIG_DATA_READ, one_less, begins(15))),
+    Clause("mig_data/less-is-the-end", "a read of the state failed", Refuses(C.MIG_DATA_READ, begins(72))),
+    Clause("mig_data/less-is-the-end", "64 bytes come with argsz 9", Says(C.MIG_DATA_READ, u32(0, 9))),
+    Clause("mig_data/less-is-the-end", "come behind a piece", Hears(C.MIG_DATA_READ, u32(4, 32), begins(72))),
+    Clause("mig_data/write-reply-is-header", "that was saved failed", Refuses(C.MIG_DATA_WRITE)),
+    Clause("mig_data/write-reply-is-header", "instead of 16", Says(C.MIG_DATA_WRITE, longer)),
     Clause("mig_data/read-running", "reading in RUNNING succeeded", Takes(C.MIG_DATA_READ)),
     Clause("mig_data/read-running", "changed after reading in", BehindRefusal(C.MIG_DATA_READ, acts.stops)),
     Clause("migration_region/running-at-first", "the state is 0", Says(C.REGION_READ, u32(16, 0), v1(0, 4)), V1),
@@ -278,6 +330,12 @@ MIGRATION_CLAUSES = [
     Clause("migration_region/invalid-states", "changed after 5", BehindRefusal(C.REGION_WRITE, acts.stops_by_v1), V1),
     Clause("migration_region/read-only-registers", "pending_bytes succ", Takes(C.REGION_WRITE, answer=front(16)), V1),
     Clause("migration_region/register-widths", "a read of 1 bytes at 0 succeeded", Takes(C.REGION_READ), V1),
+    Clause("migration_region/reserved", "a write of what is reserved failed", Refuses(C.REGION_WRITE, v1(4, 4)), DRAFT),
+    Clause("migration_region/reserved", "a read of that failed", Refuses(C.REGION_READ, v1(4, 4)), DRAFT),
+    Clause("migration_region/reserved", "the state is 0", Behind(C.REGION_WRITE, acts.stops_by_v1, v1(4, 4)), DRAFT),
+    Clause(
+        "migration_region/pending-again", "pending_bytes reads 1, 2, 3", Says(C.REGION_READ, counting(), v1(8, 8)), V1
+    ),
     Clause("migration_region/round-trip", "without any state", Says(C.REGION_READ, u64(16, 0), v1(8, 8)), V1),
     Clause(
         "migration_region/round-trip", "pending behind the end", Says(C.REGION_READ, pending_at_the_end(), v1(8, 8)), V1

@@ -15,6 +15,7 @@ from vfio_user.client.regions import RegionCalls
 from vfio_user.wire.state_pieces import StatePieces
 
 DEVICE_STATE = 0
+RESERVED = 4
 PENDING_BYTES = 8
 DATA_OFFSET = 16
 DATA_SIZE = 24

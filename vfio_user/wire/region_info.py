@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from userdev.errors import ProtocolError
 from vfio_user.wire.constants import RegionCapability, RegionFlags
@@ -14,7 +14,6 @@ from vfio_user.wire.layouts import (
     REGION_TYPE,
     SPARSE_AREA,
     SPARSE_MMAP,
-    VfioRegionInfo,
 )
 
 _PLENTY = 4096
@@ -80,7 +79,7 @@ def decode_region_info(payload: bytes) -> tuple[RegionDescription, int]:
     info = REGION_INFO.unpack(payload)
     sparse: tuple[tuple[int, int], ...] | None = None
     kind: tuple[int, int] | None = None
-    for id, body in _chain(payload, info):
+    for id, _, body in capabilities(payload):
         if id == RegionCapability.SPARSE_MMAP:
             count = SPARSE_MMAP.unpack(payload, body).nr_areas
             first = body + SPARSE_MMAP.size
@@ -109,9 +108,18 @@ def _encode_chain(region: RegionDescription) -> bytes:
     return chain
 
 
-def _chain(payload: bytes, info: VfioRegionInfo) -> Sequence[tuple[int, int]]:
-    """(id, offset of the body) of each capability."""
-    found: list[tuple[int, int]] = []
+class FoundCapability(NamedTuple):
+    """A capability of a reply: its header's id and version, and where its body begins."""
+
+    id: int
+    version: int
+    body: int
+
+
+def capabilities(payload: bytes) -> list[FoundCapability]:
+    """Follow the chain of a reply; raises as `decode_region_info`."""
+    info = REGION_INFO.unpack(payload)
+    found: list[FoundCapability] = []
     at = info.cap_offset if info.flags & RegionFlags.CAPS else 0
     if not at and info.flags & RegionFlags.CAPS:
         raise ProtocolError(f"region {info.region}: it says that it has capabilities, and has none", errno.EINVAL)
@@ -119,6 +127,6 @@ def _chain(payload: bytes, info: VfioRegionInfo) -> Sequence[tuple[int, int]]:
         if len(found) > len(payload) // CAPABILITY_HEADER.size or at < REGION_INFO.size:
             raise ProtocolError(f"region {info.region}: its capabilities are a loop", errno.EINVAL)
         header = CAPABILITY_HEADER.unpack(payload, at)
-        found.append((header.id, at + CAPABILITY_HEADER.size))
+        found.append(FoundCapability(header.id, header.version, at + CAPABILITY_HEADER.size))
         at = header.next
     return found

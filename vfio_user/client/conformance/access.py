@@ -96,13 +96,14 @@ enter(
 
 @region_write.check("reply", rule="protocol.md 9.4: WRITE reply; spec: the count is 0")
 def write_reply(bench: Bench) -> None:
-    """The reply repeats offset and region; its count is what was written, or 0."""
+    """The reply repeats offset and region; its count is what was written, or 0, which the draft has alone."""
     line = bench.client.config_read(INTERRUPT_LINE, 1)
     reply = bench.good(bench.ask(Command.REGION_WRITE, _write(INTERRUPT_LINE, line)), "a write of the interrupt line")
     got = REGION_ACCESS.unpack(reply.payload)
     require(reply.size == 32, f"the reply has {reply.size} bytes instead of 32")
     require(got[:2] == (INTERRUPT_LINE, _CONFIG), f"the reply says offset {got.offset:#x}, region {got.region}")
-    require(got.length in (0, 1), f"the reply to a write of 1 byte has count {got.length}")
+    most = int(bench.dialect.write_reply_counts)
+    require(got.length <= most, f"the reply to a write of 1 byte has count {got.length}")
 
 
 @region_write.check("stays", rule="PCI 3.0, 6.2.4: Interrupt Line is read/write")

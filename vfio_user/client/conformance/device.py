@@ -10,12 +10,15 @@ from vfio_user.client.conformance.dialects import CURRENT_FAMILY, DRAFT
 from vfio_user.client.conformance.refusals import SINCE_2022, Bad, enter
 from vfio_user.client.regions import Region
 from vfio_user.wire import Command
-from vfio_user.wire.constants import DeviceFlags, IrqInfoFlags, RegionFlags, RegionIndex
+from vfio_user.wire.constants import DeviceFlags, IrqInfoFlags, RegionCapability, RegionFlags, RegionIndex
 from vfio_user.wire.layouts import DEVICE_INFO, IRQ_INFO, REGION_INFO, REGION_IO_FDS
-from vfio_user.wire.region_info import decode_region_info
+from vfio_user.wire.region_info import capabilities, decode_region_info
 
 info = Group[Bench]("info", "protocol.md 7: DEVICE_GET_INFO")
 region_info = Group[Bench]("region_info", "protocol.md 8: DEVICE_GET_REGION_INFO")
+_PLENTY = 1 << 16
+"""Bytes of room, as a client has it that asks once."""
+
 io_fds = Group[Bench](
     "io_fds", "protocol.md 9.1: DEVICE_GET_REGION_IO_FDS", dialects=CURRENT_FAMILY, needs=("io_fds/two-steps",)
 )
@@ -138,6 +141,16 @@ def complete_with_room(bench: Bench) -> None:
         require(found.flags & RegionFlags.CAPS, "the CAPS flag is not set")
 
 
+@region_info.check("capability-versions", rule="spec: VFIO sparse mmap, VFIO Region Type: version")
+def capability_versions(bench: Bench) -> None:
+    """Its capabilities have version 1, the only one that there is."""
+    region, needed = _with_capabilities(bench)
+    reply = bench.ask(Command.GET_REGION_INFO, REGION_INFO.pack(needed, 0, region.index, 0, 0, 0))
+    for found in capabilities(bench.good(reply, f"argsz {needed}").payload):
+        known = found.id in {*RegionCapability}
+        require(not known or found.version == 1, f"capability {found.id} has version {found.version}")
+
+
 @region_info.check("always-complete", dialects=DRAFT, rule="protocol.md 8.1: no two-step rule in the draft")
 def always_complete(bench: Bench) -> None:
     """The reply is complete although the request's argsz says nothing."""
@@ -184,6 +197,22 @@ def io_fds_two_steps(bench: Bench) -> None:
                         bench.own(fd)
                 inside = entry.gpa_offset + entry.size <= region.size
                 require(inside, f"region {region.index}: a sub-region {entry.gpa_offset:#x}+{entry.size:#x}")
+
+
+@io_fds.check("reply", rule="spec: VFIO_USER_DEVICE_GET_REGION_IO_FDS, Reply")
+def io_fds_reply(bench: Bench) -> None:
+    """The reply repeats the region, has no flags, and says how many sub-regions follow, and how many bytes that is."""
+    for region in bench.regions:
+        if not region.size:
+            continue
+        for argsz in (REGION_IO_FDS.size, _PLENTY):
+            reply = bench.ask(Command.GET_REGION_IO_FDS, _io_request(argsz, region=region.index))
+            got = REGION_IO_FDS.unpack(bench.good(reply, f"argsz {argsz}").payload)
+            require(got[1:3] == (0, region.index), f"region {region.index} is answered with {tuple(got)}")
+        size, entries = len(reply.payload), len(reply.payload) - REGION_IO_FDS.size
+        require(got.argsz == size, f"region {region.index}: {size} bytes with argsz {got.argsz}")
+        whole = not entries if not got.nr_entries else entries and not entries % got.nr_entries
+        require(whole, f"region {region.index}: {got.nr_entries} sub-regions in {entries} bytes")
 
 
 enter(

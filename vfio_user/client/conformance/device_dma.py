@@ -12,13 +12,14 @@ from userdev.conformance.check import Group, Level, Skip, require
 from vfio_user.client.conformance.bench import Bench
 from vfio_user.client.memory import GuestMemory
 from vfio_user.wire import Command
-from vfio_user.wire.constants import DmaFlags
+from vfio_user.wire.constants import DmaFlags, Feature
 
 device_dma = Group[Bench]("device_dma", "protocol.md 9.5: DMA_READ / DMA_WRITE", needs=("dma_map/map-and-unmap",))
 
 EDU = bytes.fromhex("3412e811")
 BASE = 0x10_0000
 SIZE = 0x2000
+PAGE = 0x1000
 BUFFER = 0x40000
 _SOURCE, _DESTINATION, _COUNT, _COMMAND = 0x80, 0x88, 0x90, 0x98
 _RUN, _TO_RAM = 1, 2
@@ -76,6 +77,38 @@ def _there_and_back(bench: Bench, memory: GuestMemory) -> None:
     require(_is_untouched(memory, 0x1900, 0x1910), "edu wrote behind its destination")
 
 
+class _DirtyLog:
+    """What the device writes of memory, logged in a block, by whichever of the two ways the dialect has."""
+
+    def __init__(self, bench: Bench) -> None:
+        self._client = bench.client
+        self._by_messages = Command.DEVICE_FEATURE in bench.dialect
+        if not self._by_messages:
+            bench.need_migration_region()
+            return
+        bench.need_migration()
+        if not self._client.has_feature(Feature.DMA_LOGGING_START):
+            raise Skip("the device does not log what it writes")
+
+    def __enter__(self) -> _DirtyLog:
+        if self._by_messages:
+            self._client.start_logging(PAGE)
+        else:
+            self._client.start_dirty_pages()
+        return self
+
+    def dirty(self, iova: int, size: int) -> list[int]:
+        """Where the pages are that were written since they were asked for, those beside the range among them."""
+        report = self._client.report_logging if self._by_messages else self._client.dirty_pages
+        return report(iova, size, PAGE).pages()
+
+    def __exit__(self, *_: object) -> None:
+        if self._by_messages:
+            self._client.stop_logging()
+        else:
+            self._client.stop_dirty_pages()
+
+
 def _is_untouched(memory: GuestMemory, start: int = 0, stop: int = 16) -> bool:
     return bytes(memory.view[start:stop]) == UNTOUCHED * (stop - start)
 
@@ -97,6 +130,23 @@ def by_mapping(bench: Bench) -> None:
     memory = _edu(bench, shared=True)
     _there_and_back(bench, memory)
     require(not bench.client.service.asked, "a DMA message came for memory that can be mapped")
+
+
+@device_dma.check("logged", rule="spec: DMA_LOGGING_START, DMA_LOGGING_REPORT; DIRTY_PAGES")
+def logged(bench: Bench) -> None:
+    """A page that was written is reported once, and neither one that was read nor one beside the range."""
+    bench.need_fds()
+    memory = _edu(bench, shared=True)
+    memory.view[:16] = bytes(16)  # what edu reads it has for the next check, which is to see it written
+    with _DirtyLog(bench) as log:
+        _copy(bench, BASE, BUFFER, 16)
+        _copy(bench, BUFFER, BASE + PAGE, 16, _TO_RAM)
+        found = log.dirty(BASE, PAGE)
+        require(not found, f"a page was only read, and {list(map(hex, found))} are reported for it")
+        found = log.dirty(BASE, SIZE)
+        require(found == [BASE + PAGE], f"page {BASE + PAGE:#x} was written, and {list(map(hex, found))} are reported")
+        found = log.dirty(BASE, SIZE)
+        require(not found, f"{list(map(hex, found))} are reported again")
 
 
 @device_dma.check("read-only", level=Level.REFERENCE, rule="protocol.md 9.5: sg not writeable -> EPERM")

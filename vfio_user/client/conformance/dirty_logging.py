@@ -96,7 +96,7 @@ def stop_twice(bench: Bench) -> None:
     bench.client.stop_logging()
 
 
-@dirty_logging.check("unmap-with-bitmap", rule="spec: DMA_UNMAP, GET_DIRTY_BITMAP")
+@dirty_logging.check("unmap-with-bitmap", level=Level.REFERENCE, rule="protocol.md 6: GET_DIRTY_BITMAP")
 def unmap_with_bitmap(bench: Bench) -> None:
     """A range is unmapped with its bitmap while logging is on."""
     _need_logging(bench)

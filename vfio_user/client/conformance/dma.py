@@ -276,7 +276,7 @@ def reply_echoes(bench: Bench) -> None:
     require(reply.payload == request, f"the reply has {reply.size} bytes and is not the request's structure")
 
 
-@dma_unmap.check("all", dialects=CURRENT_FAMILY, rule="protocol.md 6: ALL")
+@dma_unmap.check("all", level=Level.REFERENCE, dialects=CURRENT_FAMILY, rule="protocol.md 6: ALL")
 def unmap_all(bench: Bench) -> None:
     """ALL takes every range away."""
     bench.need_dma()

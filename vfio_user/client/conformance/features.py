@@ -66,6 +66,15 @@ def migration_flags(bench: Bench) -> None:
         require(flags & MigrationSupport.STOP_COPY, f"STOP_COPY is not among the flags {flags:#x}")
 
 
+@feature.check("set-echoes", rule="spec: VFIO_USER_DEVICE_FEATURE, Reply")
+def set_echoes(bench: Bench) -> None:
+    """SET is answered with its own request."""
+    bench.need_migration()
+    request = container(Feature.MIG_DEVICE_STATE | SET, DEVICE_STATE.pack(S.RUNNING, 0))
+    reply = bench.good(bench.ask(Command.DEVICE_FEATURE, request), "SET of the state that the device is in")
+    require(reply.payload == request, "SET is answered with something else")
+
+
 _STATE_ROOM = FEATURE.size + DEVICE_STATE.size
 
 enter(

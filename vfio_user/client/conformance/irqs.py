@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from userdev.conformance.check import Group, Level, Skip, require
 from vfio_user.client.conformance.bench import DESCRIBED, Bench
+from vfio_user.client.conformance.dialects import CURRENT_FAMILY
 from vfio_user.client.conformance.refusals import Bad, enter
 from vfio_user.client.eventfd import EventFd
 from vfio_user.wire import Command
@@ -65,13 +66,31 @@ def trigger_without_eventfd(bench: Bench) -> None:
     bench.client.trigger_irqs(irq)
 
 
+@set_irqs.check("reply-is-header", dialects=CURRENT_FAMILY, rule="spec: VFIO_USER_DEVICE_SET_IRQS, Reply")
+def reply_is_header(bench: Bench) -> None:
+    """The reply is a header and nothing else."""
+    reply = bench.good(bench.ask(Command.SET_IRQS, _set(bench, NONE | TRIGGER)), "TRIGGER with NONE")
+    require(reply.size == 16, f"the reply has {reply.size} bytes instead of 16")
+
+
+@set_irqs.check("eventfd-range", rule="spec: VFIO IRQ set, start and count")
+def eventfd_range(bench: Bench) -> None:
+    """Eventfds are set for the vectors of their range, and no others lose theirs."""
+    irq, (first, second) = _armed(bench, 2)
+    third = bench.eventfd()
+    bench.client.enable_irqs(irq, [third], start=1)
+    bench.client.trigger_irqs(irq, count=2)
+    require(_fired([first, second, third]) == [1, 0, 1], "an eventfd for vector 1 did not take the place of its alone")
+
+
 @set_irqs.check("disable", rule="spec: VFIO IRQ set, count 0 with DATA_NONE disables the index")
 def disable(bench: Bench) -> None:
     """TRIGGER with NONE and count 0 takes every eventfd of the index away."""
-    irq, eventfds = _armed(bench)
+    count = min(2, bench.irq().nr_vectors)
+    irq, eventfds = _armed(bench, count)
     bench.client.disable_irqs(irq)
-    bench.client.trigger_irqs(irq)
-    require(_fired(eventfds) == [0], "an eventfd was fired after its index was disabled")
+    bench.client.trigger_irqs(irq, count=count)
+    require(not any(_fired(eventfds)), "an eventfd was fired after its index was disabled")
 
 
 @set_irqs.check("detach", level=Level.REFERENCE)
@@ -81,6 +100,15 @@ def detach(bench: Bench) -> None:
     bench.client.detach_irqs(irq, start=0, count=1)
     bench.client.trigger_irqs(irq)
     require(_fired(eventfds) == [0], "an eventfd was fired after it was taken away")
+
+
+@set_irqs.check("detach-range", level=Level.REFERENCE, rule="spec: VFIO IRQ set, DATA_EVENTFD without descriptors")
+def detach_range(bench: Bench) -> None:
+    """The vectors beside that range keep theirs."""
+    irq, eventfds = _armed(bench, 2)
+    bench.client.detach_irqs(irq, start=0, count=1)
+    bench.client.trigger_irqs(irq, count=2)
+    require(_fired(eventfds) == [0, 1], "taking the eventfd of vector 0 away did not take it alone")
 
 
 @set_irqs.check("replace", level=Level.REFERENCE)

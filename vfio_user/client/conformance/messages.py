@@ -7,11 +7,12 @@ from collections.abc import Sequence
 
 from userdev.conformance.check import Group, Level, require
 from vfio_user.client.conformance.bench import INTERRUPT_LINE, Bench, closed
+from vfio_user.client.conformance.dialects import MESSAGES
 from vfio_user.client.conformance.refusals import SINCE_2022
 from vfio_user.client.errors import Disconnected
 from vfio_user.wire import ERROR, HEADER, NO_REPLY, REPLY, Command, Message
 from vfio_user.wire.constants import RegionIndex
-from vfio_user.wire.layouts import DEVICE_INFO, REGION_ACCESS
+from vfio_user.wire.layouts import DEVICE_INFO, IRQ_INFO, REGION_ACCESS, REGION_INFO
 
 header = Group[Bench]("header", "protocol.md 2: Header")
 order = Group[Bench]("order", "spec: Command Concurrency")
@@ -50,13 +51,31 @@ def command_echoed(bench: Bench) -> None:
 
 @header.check("flags-of-replies", rule="spec: Header, Flags")
 def flags_of_replies(bench: Bench) -> None:
-    """A good reply has flags 0x1 and errno 0, a bad one 0x21 and an errno."""
+    """A good reply has flags 0x1 and errno 0, a bad one 0x21."""
     good = bench.ask(Command.REGION_READ, _read())
     require(good.flags == REPLY, f"a good reply has flags {good.flags:#x}")
     require(good.errno == 0, f"a good reply has errno {good.errno}")
     bad = bench.ask(Command.REGION_READ, _PAST_THE_END)
     require(bad.flags == REPLY | ERROR, f"the reply to a read past the end has flags {bad.flags:#x}")
+
+
+@header.check("errno-of-errors", level=Level.REFERENCE, rule="protocol.md 2: QEMU takes Error with errno 0 for success")
+def errno_of_errors(bench: Bench) -> None:
+    """A bad reply says an errno, which the specification does not ask for."""
+    bad = bench.ask(Command.REGION_READ, _PAST_THE_END)
     require(0 < bad.errno < 4096, f"the reply to a read past the end has errno {bad.errno}")
+
+
+@header.check("errors-have-no-payload", rule="spec: Header, an error's reply is a header", dialects=MESSAGES)
+def errors_have_no_payload(bench: Bench) -> None:
+    """A bad reply is a header and nothing else."""
+    for command, payload in (
+        (Command.REGION_READ, _PAST_THE_END),
+        (Command.GET_REGION_INFO, REGION_INFO.pack(REGION_INFO.size, 0, 0xFFFF_FFFF, 0, 0, 0)),
+        (Command.GET_IRQ_INFO, IRQ_INFO.pack(IRQ_INFO.size, 0, 0xFFFF_FFFF, 0)),
+    ):
+        bad = bench.ask(command, payload)
+        require(not bad.failed or bad.size == 16, f"the error that answers {command.value} has {bad.size} bytes")
 
 
 @header.check("same-id-twice", rule="spec: Header, ids can be re-used even concurrently")

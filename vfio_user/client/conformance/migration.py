@@ -7,6 +7,7 @@ from contextlib import suppress
 from functools import partial
 
 from userdev.conformance.check import Group, Level, Skip, require
+from vfio_user.client.conformance.access import reset
 from vfio_user.client.conformance.bench import Bench
 from vfio_user.client.conformance.dialects import MESSAGES
 from vfio_user.client.conformance.features import SET, container
@@ -177,6 +178,32 @@ def survives_client(bench: Bench) -> None:
     client.device_info()
 
 
+@reset.check(
+    "ends-error",
+    dialects=MESSAGES,
+    rule="spec: VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE, to recover from ERROR",
+    needs=(*_THERE_AND_BACK, "reset/succeeds"),
+)
+def reset_ends_error(bench: Bench) -> None:
+    """A device that half a state has brought to ERROR is RUNNING again after DEVICE_RESET."""
+    client = bench.client
+    with _Visit(bench, S.RESUMING) as visit:
+        half = len(visit.saved) // 2
+        client.write_state(visit.saved[:half])
+        taken = not bench.ask(Command.DEVICE_FEATURE, container(2 | SET, DEVICE_STATE.pack(S.STOP, 0))).failed
+        found = client.migration_state()
+        if taken:
+            client.load_state(visit.saved)
+        elif found is S.RESUMING:
+            client.write_state(visit.saved[half:])
+            client.set_migration_state(S.STOP)
+        if taken or found is not S.ERROR:
+            raise Skip("half a state does not bring the device to ERROR")
+        client.reset()
+        found = client.migration_state()
+        require(found is S.RUNNING, f"the state is {found.name} after a reset in ERROR")
+
+
 # the data
 
 
@@ -184,6 +211,7 @@ def _data(size: int, *, argsz: int | None = None, data: bytes = b"") -> bytes:
     return MIGRATION_DATA.pack(MIGRATION_DATA.size + size if argsz is None else argsz, size, tail=data)
 
 
+_READ, _WRITE = Command.MIG_DATA_READ, Command.MIG_DATA_WRITE
 _SAVES = _arrived(S.STOP_COPY, S.RUNNING)
 
 
@@ -208,6 +236,42 @@ def small_pieces(bench: Bench) -> None:
     require(pieces == whole, f"{whole} bytes in one piece and {pieces} in pieces of 7")
 
 
+_PIECE, _MOST_PIECES = 64, 64
+
+
+@mig_data.check(
+    "less-is-the-end",
+    rule="spec: VFIO_USER_MIG_DATA_READ, argsz and size",
+    needs=(*_SAVES, "mig_data/reads-to-the-end"),
+)
+def less_is_the_end(bench: Bench) -> None:
+    """In STOP_COPY only the last piece is smaller than what was asked for, and argsz is what a piece takes."""
+    with _Visit(bench, S.STOP_COPY):
+        ended = False
+        for _ in range(_MOST_PIECES):
+            told = MIGRATION_DATA.unpack(bench.good(bench.ask(_READ, _data(_PIECE)), "a read of the state").payload)
+            require(told.argsz == MIGRATION_DATA.size + told.size, f"{told.size} bytes come with argsz {told.argsz}")
+            require(
+                not ended or not told.size, f"{told.size} bytes come behind a piece that was smaller than asked for"
+            )
+            ended = told.size < _PIECE
+            if not told.size:
+                break
+
+
+@mig_data.check(
+    "write-reply-is-header", rule="spec: VFIO_USER_MIG_DATA_WRITE, Reply", needs=_arrived(S.RESUMING, S.STOP)
+)
+def write_reply_is_header(bench: Bench) -> None:
+    """A write of state is answered with a header and nothing else."""
+    with _Visit(bench, S.RESUMING) as visit:
+        piece = visit.saved[: bench.client.data_limit]
+        reply = bench.good(bench.ask(_WRITE, _data(len(piece), data=piece)), "a write of the state that was saved")
+        bench.client.write_state(visit.saved[len(piece) :])
+        bench.client.set_migration_state(S.STOP)
+        require(reply.size == 16, f"the reply has {reply.size} bytes instead of 16")
+
+
 def _bad_data(command: Command, name: str, what: str, state: MigrationState, payload: bytes) -> None:
     def run(bench: Bench) -> None:
         with _Visit(bench, state):
@@ -218,7 +282,6 @@ def _bad_data(command: Command, name: str, what: str, state: MigrationState, pay
     mig_data.add(name, title, run, level=Level.REFERENCE, needs=_arrived(state))
 
 
-_READ, _WRITE = Command.MIG_DATA_READ, Command.MIG_DATA_WRITE
 for command, name, what, state, payload in (
     (_READ, "read-running", "reading in RUNNING", S.RUNNING, _data(16)),
     (_READ, "read-stop", "reading in STOP", S.STOP, _data(16)),

@@ -8,7 +8,7 @@ from collections import deque
 from userdev.conformance.check import Group, Level, require
 from userdev.memory.bitmap import bitmap_size
 from vfio_user.client.conformance.bench import UNUSED_IOVA, Bench
-from vfio_user.client.conformance.dialects import REGION
+from vfio_user.client.conformance.dialects import DRAFT, REGION
 from vfio_user.client.conformance.refusals import Bad, enter
 from vfio_user.client.migration_region import (
     DATA_OFFSET,
@@ -16,6 +16,7 @@ from vfio_user.client.migration_region import (
     DEVICE_STATE,
     PENDING_BYTES,
     PRE_COPY,
+    RESERVED,
     RESUMING,
     RUNNING,
     STOP_AND_COPY,
@@ -112,6 +113,31 @@ def register_widths(bench: Bench) -> None:
     for offset, width in ((DEVICE_STATE, 1), (DEVICE_STATE + 2, 2), (PENDING_BYTES, 1), (DATA_SIZE + 1, 2)):
         reply = bench.ask(Command.REGION_READ, REGION_ACCESS.pack(offset, region.index, width))
         bench.refused(reply, (errno.EINVAL,), f"a read of {width} bytes at {offset}")
+
+
+@migration_region.check("reserved", dialects=DRAFT, rule="spec: VFIO Device Migration Info, reserved")
+def reserved(bench: Bench) -> None:
+    """Accesses to the reserved bytes are answered, and nothing is done."""
+    region = _region(bench)
+    bench.good(_write(bench, region, RESERVED, 0xFFFF_FFFF, 4), "a write of what is reserved")
+    bench.good(bench.ask(Command.REGION_READ, REGION_ACCESS.pack(RESERVED, region.index, 4)), "a read of that")
+    require(region.state == RUNNING, f"the state is {region.state} after a write of what is reserved")
+
+
+@migration_region.check(
+    "pending-again", rule="spec: VFIO Device Migration Info, pending_bytes", needs=("migration_region/arcs",)
+)
+def pending_again(bench: Bench) -> None:
+    """Reading pending_bytes again changes nothing."""
+    region = _region(bench)
+    try:
+        region.state = STOP_AND_COPY
+        found = [region.pending_bytes for _ in range(3)]
+        deque(region.pieces(), maxlen=0)
+        region.state = STOPPED
+    finally:
+        _running(region)
+    require(len({*found}) == 1, f"pending_bytes reads {', '.join(map(str, found))}")
 
 
 @migration_region.check("round-trip", needs=("migration_region/arcs",))

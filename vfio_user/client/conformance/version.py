@@ -8,7 +8,7 @@ import json
 from userdev.conformance.check import CheckFailed, Group, Level, Skip, require
 from vfio_user.client.client import Client
 from vfio_user.client.conformance.bench import Bench, closed
-from vfio_user.client.conformance.dialects import CURRENT_FAMILY
+from vfio_user.client.conformance.dialects import CURRENT_FAMILY, DRAFT
 from vfio_user.client.errors import Disconnected
 from vfio_user.wire import HEADER, NO_REPLY, REPLY, Command, Message
 from vfio_user.wire.layouts import DEVICE_INFO, VERSION
@@ -46,7 +46,7 @@ def _accepted(bench: Bench, data: bytes, what: str, *, minor: int = 0, flags: in
 
 def _capabilities(reply: Message) -> dict[str, object]:
     try:
-        document = json.loads(reply.payload[VERSION.size : -1])
+        document = json.loads(reply.payload[VERSION.size : -1] or b"{}")
     except (ValueError, RecursionError) as error:
         raise CheckFailed(f"the reply's JSON is malformed: {error}") from None
     found = document.get("capabilities", {}) if isinstance(document, dict) else None
@@ -65,15 +65,47 @@ def agreed(bench: Bench) -> None:
         require(answer.minor <= minor, f"minor {answer.minor} answers minor {minor}")
 
 
-@version.check("reply-has-json", rule="protocol.md 3.5: always send JSON in the reply")
-def reply_has_json(bench: Bench) -> None:
-    """The reply carries JSON with a NUL at its end."""
+def _answered(bench: Bench) -> tuple[Message, bytes]:
+    """The reply to a proposal that says how many descriptors its sender takes, and its data."""
     key = bench.dialect.fds_capability.encode()
     reply = _accepted(bench, b'{"capabilities":{"' + key + b'":16}}\0', "a proposal")
-    data = reply.payload[VERSION.size :]
-    require(data, "the reply has no JSON")
-    require(data[-1] == 0, "the reply's JSON does not end with a NUL")
-    _capabilities(reply)
+    return reply, reply.payload[VERSION.size :]
+
+
+@version.check("reply-has-json", rule="protocol.md 3.5: always send JSON in the reply", level=Level.REFERENCE)
+def reply_has_json(bench: Bench) -> None:
+    """The reply carries JSON, which the specification does not ask for."""
+    require(_answered(bench)[1], "the reply has no JSON")
+
+
+@version.check("reply-is-json", rule="spec: VFIO_USER_VERSION, version data")
+def reply_is_json(bench: Bench) -> None:
+    """What the reply carries behind its numbers is JSON with a NUL at its end."""
+    reply, data = _answered(bench)
+    require(not data or data[-1] == 0, "the reply's JSON does not end with a NUL")
+    if data:
+        _capabilities(reply)
+
+
+@version.check("no-unasked-modes", rule="spec: a subset of the capabilities proposed", dialects=CURRENT_FAMILY)
+def no_unasked_modes(bench: Bench) -> None:
+    """The reply agrees to neither a twin socket nor REGION_WRITE_MULTI where nobody proposed that."""
+    said = _capabilities(_accepted(bench, b'{"capabilities":{}}\0', "a proposal without capabilities"))
+    twin = said.get("twin_socket")
+    agreed = {
+        "write_multiple": said.get("write_multiple"),
+        "twin_socket": isinstance(twin, dict) and twin.get("supported"),
+    }
+    unasked = [name for name, value in agreed.items() if value]
+    require(not unasked, f"the reply has {', '.join(unasked)}, which nobody proposed")
+
+
+@version.check("smaller-pages", rule="spec: VFIO_USER_VERSION, migration.pgsize: the smallest is used", dialects=DRAFT)
+def smaller_pages(bench: Bench) -> None:
+    """A proposal with larger pages of migration than the server's is accepted."""
+    for size in (1 << 16, 1 << 21):
+        text = f'{{"capabilities":{{"migration":{{"pgsize":{size}}}}}}}\0'
+        _accepted(bench, text.encode(), f"a proposal with pages of {size} bytes")
 
 
 @version.check("fits-qemu", rule="protocol.md 3.4: the size trap", level=Level.REFERENCE, dialects=CURRENT_FAMILY)
