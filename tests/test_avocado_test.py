@@ -45,6 +45,16 @@ def test_what_a_device_raised_beside_a_test_that_passes_is_in_its_log(
     assert told.levelno == logging.INFO, "avocado would make WARN of it, which is no PASS"
 
 
+def test_a_plain_assert_says_which_it_was(tmp_path: Path) -> None:
+    class Asserts(GuestTest):
+        def test_it(self) -> None:
+            raise AssertionError  # as `assert` does where pytest does not read it
+
+    test = Asserts("test_it", base_logdir=str(tmp_path))
+    with pytest.raises(AssertionError, match=r"raise AssertionError.* \(test_avocado_test.py:\d+\)"):
+        test.test_it()
+
+
 class LabInLab(GuestTest):
     """A lab within another, and one behind them."""
 

@@ -6,11 +6,12 @@ import re
 from pathlib import Path
 from typing import Any
 
+from click.testing import CliRunner
 from junitparser import Error, Failure, Skipped
 
 from tests.test_nightly_history import FAIL, PASS, SKIP, WEDGED, XFAIL, XPASS, Page, case, compared, nth
 from tests.test_nightly_summary import night
-from vfio_user.cli.nightly import _counts, _wrong
+from vfio_user.cli.nightly import _counts, _wrong, command
 from vfio_user.nightly.comparison import LOOKED_AT
 from vfio_user.nightly.morning import Morning, junit_of, write_morning
 from vfio_user.nightly.summary import Cell, Status, Summary, Verdict
@@ -63,6 +64,19 @@ def test_a_verdict_that_is_another_is_told_in_the_morning_as_compare_tells_it(tm
     assert "| PASS | SKIP | edu/t.py:A.b | no |" in chat
     write_morning(before, tmp_path)
     assert "Other verdicts" not in (tmp_path / "index.html").read_text() + (tmp_path / "summary.md").read_text()
+
+
+def test_compare_says_what_was_wrong_and_was_not_come_to_and_that_plans_are_not_the_same(tmp_path: Path) -> None:
+    before = nth(1, case("a", FAIL, cause="it broke"), case("b", FAIL, cause="that too"), case("c", PASS))
+    ended = nth(2, case("a", PASS)).model_copy(update={"cells": before.cells, "status": Status.ENDED})
+    other = ended.model_copy(update={"plan": before.plan.model_copy(update={"name": "mine"})})
+    for after, plans in ((ended, 0), (other, 1)):
+        for number, summary in enumerate((before, after)):
+            (tmp_path / str(number)).mkdir(exist_ok=True)
+            summary.write(tmp_path / str(number))
+        said = CliRunner().invoke(command, ["compare", str(tmp_path / "0"), str(tmp_path / "1")]).output.splitlines()
+        assert [line for line in said if "not run" in line] == ["not run: edu/t.py:A.b: FAIL before: that too"], plans
+        assert sum("is of the plan" in line and "'mine'" in line for line in said) == plans, said
 
 
 def test_how_long_a_night_took_is_told_in_seconds_or_minutes(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from vfio_user.harness import (
     succeed,
     trial,
 )
+from vfio_user.harness.evidence import raised_by
 
 
 class GuestTest(Test):  # type: ignore[misc]  # avocado has no types
@@ -45,7 +47,7 @@ class GuestTest(Test):  # type: ignore[misc]  # avocado has no types
     timeout = TEST_SECONDS * patience("kvm")  # the factor is that of all deadlines, without the accelerator's
 
     def __init_subclass__(cls, **arguments: Any) -> None:
-        """Refuse what would make a test pass without being run.
+        """Refuse what would make a test pass without being run; have a plain `assert` that fails say which it was.
 
         Raises:
             UserError: a class fixture, a test with a yield, one that is expected to fail; what to write instead
@@ -54,6 +56,8 @@ class GuestTest(Test):  # type: ignore[misc]  # avocado has no types
         for name, value in vars(cls).items():
             if (instead := _passed_over(name, value)) is not None:
                 raise UserError(f"{cls.__module__}.{cls.__qualname__}.{name} would never do what it says", hint=instead)
+            if name.startswith("test") and inspect.isfunction(value):
+                setattr(cls, name, _saying_why(value))
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         """A test as avocado makes it, with nothing to clean up yet."""
@@ -149,6 +153,21 @@ def _why_ended(test: Test) -> str:
     took = time.monotonic() - test.time_start  # which avocado notes a moment after it has begun to count
     late = f"the test took longer than its {test.timeout:g} s"
     return late if took > test.timeout - 1 else f"the test was told to end after {took:.1f} s"
+
+
+def _saying_why(method: Callable[..., object]) -> Callable[..., object]:
+    """The same test, whose plain `assert` has its line of the source for a reason: avocado keeps none of it."""
+
+    @wraps(method)
+    def run(*arguments: Any, **named: Any) -> object:
+        try:
+            return method(*arguments, **named)
+        except AssertionError as error:
+            if not str(error):
+                error.args = (raised_by(error),)
+            raise
+
+    return run
 
 
 def _passed_over(name: str, value: object) -> str | None:

@@ -187,9 +187,9 @@ def compare_command(before: Path, after: Path, as_json: bool) -> None:
     if as_json:
         click.echo(compared.model_dump_json(indent=1))
     else:
-        for note in (*_unfinished(old), *_unfinished(new)):
+        for note in (*_other_plans(old, new), *_unfinished(old), *_unfinished(new)):
             click.echo(f"note: {note}")
-        click.echo("\n".join(_lines(new, compared)) or "nothing is otherwise")
+        click.echo("\n".join([*_lines(new, compared), *_unheard(old, new, compared)]) or "nothing is otherwise")
     if compared.new:
         raise VerdictError(f"newly wrong: {len(compared.new)} of {counted(new.planned, 'case')}")
 
@@ -219,6 +219,18 @@ def _unfinished(night: Summary) -> Iterator[str]:
     if night.status in _UNFINISHED:
         how = f"{_UNFINISHED[night.status]} {night.reason}".strip()
         yield f"{night.night} {how}, with {counted(len(night.results), 'result')} of {counted(night.planned, 'case')}"
+
+
+def _other_plans(old: Summary, new: Summary) -> Iterator[str]:
+    """That these are no nights of one plan, where that is so."""
+    if old.plan.name != new.plan.name:
+        yield f"{old.night} is of the plan {old.plan.name!r}, {new.night} of {new.plan.name!r}"
+
+
+def _unheard(old: Summary, new: Summary, compared: Comparison) -> Iterator[str]:
+    """What was wrong, and may still be: cases to which the other night did not come."""
+    told = {*compared.gone, *(result.id for result in new.results)}
+    yield from (f"not run: {was.id}: {was.verdict} before: {was.cause}" for was in old.wrong() if was.id not in told)
 
 
 def _lines(new: Summary, compared: Comparison) -> Iterator[str]:

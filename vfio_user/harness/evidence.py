@@ -206,10 +206,10 @@ def _sentence(error: BaseException) -> str:
     the source.
     """
     kind = "" if type(error) in (UserError, VerdictError) else f"{_kind(error)}: "
-    return f"{kind}{str(error) or _raised_by(error)}".partition("\n")[0]
+    return f"{kind}{str(error) or raised_by(error)}".partition("\n")[0]
 
 
-def _raised_by(error: BaseException) -> str:
+def raised_by(error: BaseException) -> str:
     """The line of the source that raised it, with file and number."""
     frames = traceback.extract_tb(error.__traceback__)
     return (
