@@ -6,14 +6,20 @@ import json
 import logging
 import socket
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from tests.cases import for_each
 from userdev.errors import UserError
-from vfio_user.harness.hosts import LocalHost, SshHost, relay, two_hosts
+from vfio_user.harness.hosts import SshHost, relay, two_hosts
+from vfio_user.harness.hosts.pair import hosts_in_words
+from vfio_user.harness.hosts.relayed import CONNECTION_ENDED
 from vfio_user.harness.hosts.ssh_connection import connected
+from vfio_user.harness.hosts.trial import Here, There
 
 
 def test_a_url_has_all_that_is_to_be_known_of_a_host() -> None:
@@ -86,8 +92,9 @@ def test_a_key_is_looked_for_at_home_and_named_where_it_is_not_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    with pytest.raises(UserError, match=f"key of host.example: .*{tmp_path}/.ssh/lab"):
-        SshHost.parse("b", "ssh://host.example?key=~/.ssh/lab").reach()
+    host = SshHost.parse("b", "ssh://host.example?key=~/.ssh/lab")
+    with pytest.raises(UserError, match=f"key of host.example: .*{tmp_path}/.ssh/lab"), host.reached():
+        raise AssertionError("unreachable")
 
 
 @pytest.fixture
@@ -111,14 +118,67 @@ def test_a_relay_that_does_not_reach_its_host_says_so_in_words(
     monkeypatch.setattr(relay, "inherited_sockets", lambda: ({}, {}))  # this process has others'
     monkeypatch.setattr(relay, "inherited_files", dict)
     where = json.dumps(SshHost("b", "127.0.0.1", "127.0.0.1", port=nobody).where())
-    assert relay.main([where, "--", "true"]) == relay.CONNECTION_ENDED
+    assert relay.main([where, "--", "true"]) == CONNECTION_ENDED
     assert capsys.readouterr().out == f"no SSH connection to 127.0.0.1:{nobody}: Connection refused\n"
 
 
-def test_two_hosts_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    reached: list[str] = []
-    monkeypatch.setattr(SshHost, "reach", lambda host: reached.append(host.host))
-    with two_hosts("local,ssh://host.example") as pair:
-        assert isinstance(pair.a, LocalHost)
-        assert isinstance(pair.b, SshHost)
-    assert reached == ["host.example"]
+class Reached(There):
+    """A host of a test that is reached by SSH: its programs are this process."""
+
+    listening = Here.listening
+    connect = Here.connect
+
+
+@pytest.fixture
+def reached(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Each host that is named is reached, at 127.0.0.6 from 127.0.0.5."""
+    with (
+        socket.create_server(("127.0.0.6", 0)) as server,
+        socket.create_connection(server.getsockname(), source_address=("127.0.0.5", 0)) as connection,
+    ):
+        client: Any = SimpleNamespace(get_transport=lambda: SimpleNamespace(sock=connection))
+        monkeypatch.setattr(SshHost, "reached", lambda host: nullcontext(Reached(client, host.where())))
+        yield
+
+
+@pytest.mark.usefixtures("reached")
+def test_hosts_that_are_named_are_reached_from_each_other_at_what_is_said_or_the_connection_shows() -> None:
+    """The other host's QEMU was sent to its own 127.0.0.1, and no guest came back to this machine."""
+    other = "ssh://lab@host.example"
+    for hosts, wanted in {
+        f"local,{other}": ("127.0.0.5", "127.0.0.6"),
+        f"{other},local": ("127.0.0.6", "127.0.0.5"),
+        f"local?address=127.0.0.8,{other}?address=127.0.0.9": ("127.0.0.8", "127.0.0.9"),
+        f"{other}?address=127.0.0.8,ssh://other.example": ("127.0.0.8", "127.0.0.6"),
+        "local,local": ("127.0.0.1", "127.0.0.1"),
+    }.items():
+        with two_hosts(hosts) as pair:
+            assert (pair.a.address, pair.b.address) == wanted, hosts
+            assert all(address in pair.ways for address in wanted), hosts
+        assert hosts_in_words(hosts) == pair.ways
+
+
+@pytest.mark.usefixtures("reached")
+def test_an_address_at_which_a_host_cannot_be_had_is_refused_before_anything_is_begun(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for hosts, who in {
+        "local,ssh://host.example?address=192.0.2.77": "host.example cannot listen at 192.0.2.77",
+        "local?address=192.0.2.77,ssh://host.example": "local cannot listen at 192.0.2.77",
+    }.items():
+        with pytest.raises(UserError, match=who) as refused, two_hosts(hosts):
+            raise AssertionError("unreachable")
+        assert "address=" in refused.value.hint, hosts
+
+    def no_way(end: Here, address: str, port: int) -> None:
+        raise TimeoutError("timed out")
+
+    monkeypatch.setattr(Reached, "connect", no_way)
+    with pytest.raises(UserError, match=r"host.example does not reach local at 127.0.0.5.*timed out"):
+        hosts_in_words("local,ssh://host.example")
+
+
+def test_this_machine_has_an_address_and_no_other_option() -> None:
+    with pytest.raises(UserError, match="no option 'adress'") as refused:
+        two_hosts("local?adress=192.0.2.7,ssh://host.example")
+    assert "did you mean 'address'" in refused.value.hint

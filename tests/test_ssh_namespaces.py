@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from vfio_user.harness.device import Device
 from vfio_user.harness.hosts.archives import Member, make_archive
 from vfio_user.harness.hosts.host import Host
 from vfio_user.harness.hosts.namespace import can_make_namespaces
+from vfio_user.harness.hosts.other_machine import OtherMachine, another_machine
 from vfio_user.harness.hosts.ssh import SshHost
 from vfio_user.harness.hosts.sshd import kept_folders, ssh_namespaces
 from vfio_user.harness.interposition import Interposition
@@ -60,6 +62,7 @@ def run_there(host: Host, argv: list[str], folder: Path) -> tuple[int | None, st
 def test_a_program_runs_there_with_this_package(host: SshHost, tmp_path: Path) -> None:
     status, said = run_there(host, [sys.executable, "-c", "import vfio_user; print(vfio_user.__file__)"], tmp_path)
     assert (status, said.splitlines()[-1]) == (0, f"{PACKAGE}/__init__.py")
+    assert "Warning" not in said, "it is the log of a server"
 
 
 @pytest.mark.parametrize("killed", [False, True], ids=["ended in order", "killed"])
@@ -105,6 +108,40 @@ def test_a_python_that_is_not_there_is_named(host: SshHost, tmp_path: Path) -> N
     status, said = run_there(replace(host, python="/nonexistent/python"), [sys.executable, "-c", ""], tmp_path)
     assert status == 255
     assert "/nonexistent/python cannot be run there" in said
+
+
+@pytest.fixture(scope="module")
+def other() -> Iterator[OtherMachine]:
+    with another_machine() as machine:
+        yield machine
+
+
+def hosts_told(other: OtherMachine, hosts: str, cache: str) -> subprocess.CompletedProcess[str]:
+    """What is said of two hosts, asked where the other machine is reached."""
+    program = f"from vfio_user.harness.hosts.pair import hosts_in_words; print(hosts_in_words({hosts!r}))"
+    return subprocess.run(
+        [*other.here, sys.executable, "-P", "-c", program],
+        env={**os.environ, "VFIO_USER_CACHE": cache},
+        capture_output=True,
+        text=True,
+        timeout=2 * LIMIT,
+        check=False,
+    )
+
+
+def test_another_machine_and_this_one_are_reached_from_each_other(other: OtherMachine) -> None:
+    told = hosts_told(other, other.hosts, str(other.cache))
+    assert told.stdout.strip() == "local, reached at 192.0.2.1, and 192.0.2.2, reached at 192.0.2.2", told.stderr
+
+
+def test_what_another_machine_cannot_do_is_refused_before_anything_is_begun(other: OtherMachine) -> None:
+    of_nobody = other.hosts.replace("?", "?address=192.0.2.77&")
+    for hosts, cache, wanted in (
+        (of_nobody, str(other.cache), "192.0.2.2 cannot listen at 192.0.2.77"),
+        (other.hosts.replace("local", "local?address=127.0.0.1"), str(other.cache), "192.0.2.2 does not reach local"),
+        (other.hosts, f"{other.shared}/private/cache", f"lab may not write {other.shared}/private"),
+    ):
+        assert wanted in hosts_told(other, hosts, cache).stderr, wanted
 
 
 def test_a_checkout_below_the_temporary_folder_is_there(tmp_path: Path) -> None:

@@ -35,8 +35,9 @@ def plan_of(again: Again, journal: Journal, numbers: Sequence[int], untils: Sequ
     }
     weighed = {name: weight for name, weight in weights.items() if weight}
     order, total = Order(journal.seed, weights, possible), sum(weighed[name] for name in weighed.keys() & possible)
+    hosts = hosts_in_words(spec.hosts)  # first: of hosts that cannot be had there is no plan
     yield from [f"seed {journal.seed}"] if numbers else opening(journal, "it would begin anew")
-    yield f"hosts: {hosts_in_words(spec.hosts)}"
+    yield f"hosts: {hosts}"
     for each, said in zip(devices, spec.devices, strict=True):
         yield f"device {each.name}: {said}, with workload {each.assignment.kind}"
     yield f"until: {'these events have happened' if numbers else ', '.join(untils)}"

@@ -108,6 +108,8 @@ def command(
         Lab("migrate", qemu=qemu, cell=cell, progress=waiting.tell) as lab,
         waiting,
     ):
+        if pair.ways:
+            waiting.tell(f"hosts: {pair.ways}")
         kept.folder = lab.folder
         lab.timeline.begun = waiting.step
         guest = lab.boot(

@@ -218,7 +218,10 @@ class Lab:
 
     def hosts(self, kind: str = "auto") -> Pair:
         """Two hosts to migrate between (see `harness.hosts`), there until the lab ends."""
-        return self._hosts.enter_context(two_hosts(kind))
+        pair = self._hosts.enter_context(two_hosts(kind))
+        if pair.ways:
+            self._progress(f"hosts: {pair.ways}")
+        return pair
 
     def migrate(
         self,

@@ -28,7 +28,7 @@ from avocado.core.utils.messages import FinishedMessage, StartedMessage
 from avocado.plugins.spawners.process import ProcessSpawner, ProcessSpawnerHandle
 
 from vfio_user.avocado_job.job import RUNNER_GONE, SLOT_GONE
-from vfio_user.harness.hosts.relay import CONNECTION_ENDED
+from vfio_user.harness.hosts.relayed import CONNECTION_ENDED
 from vfio_user.nightly.over_there import FOLDER_MESSAGE
 from vfio_user.nightly.place import Ran
 

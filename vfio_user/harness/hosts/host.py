@@ -9,7 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from userdev.errors import UserError
 from userdev.process import Child, Deadline, await_listening
+
+
+class HostFailure(UserError):
+    """A host cannot do its part: nothing is known by that of a guest, or of a device."""
 
 
 class Host(Protocol):

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from userdev.errors import UserError, meant
 from vfio_user.harness.hosts.host import Host, LocalHost
 from vfio_user.harness.hosts.namespace import Cable, NamespaceHost, can_make_namespaces, joined_namespaces
-from vfio_user.harness.hosts.ssh import SshHost
+from vfio_user.harness.hosts.ssh import SshHost, options_of
+from vfio_user.harness.hosts.trial import End, Here, There, ends_of, try_address
 
 _HERE = "local"
 """This machine, of two hosts that are named."""
+_OPTIONS_HERE = ("address",)
 
 
 @dataclass(frozen=True)
 class Pair:
-    """`note` says what a reader of results has to know about these hosts; `cable` joins them where it is virtual."""
+    """`note` says what a reader of results has to know about these hosts; `cable` joins them where it is virtual.
+
+    `ways` says of hosts that were named at which address each is reached from the other.
+    """
 
     a: Host
     b: Host
     note: str = ""
     cable: Cable | None = None
+    ways: str = ""
 
     def other(self, host: Host) -> Host:
         """The host at the other end from `host`, which is told by its name."""
@@ -65,12 +71,29 @@ def by_ssh() -> Iterator[Pair]:
 
 @contextmanager
 def named(first: str, second: str) -> Iterator[Pair]:
-    """Hosts that are there: "local", or what `SshHost.parse` takes, which is reached before anything is begun."""
-    a, b = _host("a", first), _host("b", second)
-    for host in (a, b):
-        if isinstance(host, SshHost):
-            host.reach()
-    yield Pair(a, b)
+    """Hosts that are there, as `_host` takes them: reached before anything is begun, and tried from each other."""
+    with ExitStack() as stack:
+        hosts = [_host("a", first), _host("b", second)]
+        ends: list[End] = [stack.enter_context(_reached(host)) for host in hosts]
+        a, b = (_with_address(host, ends) for host in hosts)
+        for host, end, other in ((b, ends[1], ends[0]), (a, ends[0], ends[1])):
+            try_address(host, end, other)
+    yield Pair(a, b, ways=f"{ends[0].name}, reached at {a.address}, and {ends[1].name}, reached at {b.address}")
+
+
+def _reached(host: SshHost | LocalHost) -> AbstractContextManager[End]:
+    return host.reached() if isinstance(host, SshHost) else nullcontext(Here())
+
+
+def _with_address(host: SshHost | LocalHost, ends: Sequence[End]) -> Host:
+    """The host with the address that its SSH connection shows, where none is given: a name may mean another there."""
+    there = [end for end in ends if isinstance(end, There)]
+    if isinstance(host, SshHost):
+        own = next((ends_of(end.client)[1] for end in there if end.where["host"] == host.host), host.address)
+        return replace(host, address=own) if host.address == host.host else host
+    if host.address or not there:
+        return replace(host, address=host.address or LocalHost.address)
+    return replace(host, address=ends_of(there[0].client)[0])
 
 
 KINDS: Mapping[str, Callable[[], AbstractContextManager[Pair]]] = MappingProxyType(
@@ -101,8 +124,8 @@ def hosts_in_words(kind: str) -> str:
     """
     require_hosts(kind)
     if names := _names(kind):
-        with named(*names):
-            return " and ".join(text if text == _HERE else f"{text}, which is reached" for text in names)
+        with named(*names) as pair:
+            return pair.ways
     if kind not in ("auto", "local"):
         NamespaceHost("probe", "").close()
     kind = _chosen(kind)
@@ -137,5 +160,9 @@ def _names(kind: str) -> tuple[str, str] | None:
     return (first, second) if comma and "," not in second else None
 
 
-def _host(name: str, text: str) -> Host:
-    return LocalHost(name) if text == _HERE else SshHost.parse(name, text)
+def _host(name: str, text: str) -> SshHost | LocalHost:
+    """This machine, as "local" or "local?address=IP", or what `SshHost.parse` takes."""
+    here, _, query = text.partition("?")
+    if here != _HERE:
+        return SshHost.parse(name, text)
+    return LocalHost(name, options_of(text, query, _OPTIONS_HERE).get("address", ""))

@@ -34,6 +34,7 @@ from userdev.errors import UserError
 from userdev.process import is_listening
 from userdev.whole import write_whole
 from vfio_user.harness.hosts import remote_agent
+from vfio_user.harness.hosts.relayed import CONNECTION_ENDED, ENDED, LISTENING_LINE, STARTED_LINE
 from vfio_user.harness.hosts.remote_agent import (
     ALIVE,
     CLOSE,
@@ -49,10 +50,6 @@ from vfio_user.harness.hosts.remote_agent import (
 )
 from vfio_user.harness.hosts.ssh_connection import connected
 
-STARTED_LINE = b"started on "
-CONNECTION_ENDED = 255
-"""The exit status of a relay whose connection has ended before its program, or never was."""
-LISTENING_LINE = b"its own socket listens on "
 _HANDED_ON = {
     signal.SIGTERM: signal.SIGTERM,
     signal.SIGINT: signal.SIGINT,
@@ -110,7 +107,7 @@ def serve(frames: AgentConnection, relay: Streams, name: str) -> int:
         try:
             kind, stream, data = frames.receive()
         except EOFError:
-            print(f"the connection to {name} has ended{frames.why_ended()}", flush=True)
+            print(f"{ENDED}{name} has ended{frames.why_ended()}", flush=True)
             return CONNECTION_ENDED
         if kind == DATA:
             relay.arrived(stream, data)

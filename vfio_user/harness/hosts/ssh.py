@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -19,14 +19,15 @@ from urllib.parse import parse_qsl, urlsplit
 
 from userdev.errors import UserError, meant
 from userdev.process import Child, Deadline, await_text
-from vfio_user.harness.hosts.host import Host, LocalHost
-from vfio_user.harness.hosts.relay import LISTENING_LINE, STARTED_LINE
+from vfio_user.harness.hosts.host import Host, HostFailure, LocalHost
+from vfio_user.harness.hosts.relayed import LISTENING_LINE, STARTED_LINE
 from vfio_user.harness.hosts.ssh_connection import connected, require_other_files, require_package
+from vfio_user.harness.hosts.trial import WRITE_BOTH, There, require_place
 
 _START_SECONDS = 60.0
 _PROVIDE_SECONDS = 3600.0
-_OPTIONS = ("address", "key", "known_hosts", "python")
-_FILES = ("key", "known_hosts")
+OPTIONS = ("address", "key", "known_hosts", "python")
+_FILES = frozenset({"key", "known_hosts"})
 
 
 @dataclass(frozen=True)
@@ -62,18 +63,13 @@ class SshHost:
             port = parts.port
         except ValueError as error:
             raise _no_host(url, str(error)) from None
-        options: dict[str, Any] = dict(parse_qsl(parts.query, keep_blank_values=True))
         if parts.scheme != "ssh" or not parts.hostname or parts.path.strip("/"):
             raise _no_host(url)
         if parts.password is not None:
             raise _no_host(url.replace(f":{parts.password}@", ":...@"), "it has a password, and keys are what is used")
-        for option, value in options.items():
-            if option not in _OPTIONS:
-                raise _no_host(url, f"there is no option {option!r}", meant(option, _OPTIONS))
-            if not value:
-                raise _no_host(url, f"{option} has no value")
-            if option in _FILES:
-                options[option] = str(Path(value).expanduser())
+        options: dict[str, Any] = options_of(url, parts.query, OPTIONS)
+        for option in _FILES & options.keys():
+            options[option] = str(Path(options[option]).expanduser())
         options.setdefault("address", parts.hostname)
         return cls(name, parts.hostname, port=port or 22, user=parts.username or "", **options)
 
@@ -97,8 +93,10 @@ class SshHost:
             "python": self.python,
         }
 
-    def reach(self) -> None:
-        """Connect to its SSH server once, from here, and see that it is another machine, whose Python has this package.
+    @contextmanager
+    def reached(self) -> Iterator[There]:
+        """Connect to its SSH server once, from here, and see that it is another machine, whose Python has this package
+        and whose user can be given files; the connection is there in the block.
 
         Raises:
             UserError: that does not work, and why.
@@ -106,6 +104,8 @@ class SshHost:
         with closing(connected(self.where())) as client:
             require_package(client, self.where())
             require_other_files(client, self.where())
+            require_place(client, self.where())
+            yield There(client, self.where())
 
     def await_start(self, child: Child) -> None:
         """Wait until the program runs there: its sockets listen then.
@@ -121,12 +121,16 @@ class SshHost:
         return await_text(child, LISTENING_LINE, deadline)
 
     def provide(self, *paths: Path) -> None:
-        """Have files and folders there, at the same paths. Those that are there in the same size stay as they are."""
+        """Have files and folders there, at the same paths. Those that are there in the same size stay as they are.
+
+        Raises:
+            HostFailure: they cannot be written there, or it is not reached any more.
+        """
         command = [
             sys.executable,
             "-P",
-            "-m",
-            "vfio_user.harness.hosts.ssh_connection",
+            "-c",  # -m would warn in the log that it was imported before
+            "from vfio_user.harness.hosts.ssh_connection import main; main()",
             json.dumps(self.where()),
             *map(str, paths),
         ]
@@ -134,11 +138,28 @@ class SshHost:
             child = Child(f"provide {self.name}", self.through.command(command), log=Path(log.name))
             try:
                 if child.wait(_PROVIDE_SECONDS) != 0:
-                    raise UserError(f"files could not be put on {self.name}", evidence=child.last_words())
+                    why = ": ".join(line.strip() for line in child.last_words().splitlines())
+                    raise HostFailure(f"files could not be put on {self.name}: {why}", hint=WRITE_BOTH)
             finally:
                 child.stop()
 
 
-def _no_host(url: str, why: str = "", meant: str = "") -> UserError:
+def options_of(text: str, query: str, known: Sequence[str]) -> dict[str, str]:
+    """The options behind the ? of a host.
+
+    Raises:
+        UserError: one that there is not, or without a value.
+    """
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    for option, value in options.items():
+        if option not in known:
+            raise _no_host(text, f"there is no option {option!r}", meant(option, known), known)
+        if not value:
+            raise _no_host(text, f"{option} has no value", known=known)
+    return options
+
+
+def _no_host(url: str, why: str = "", meant: str = "", known: Sequence[str] = OPTIONS) -> UserError:
     what = f"{url!r} is no host" + (f": {why}" if why else "")
-    return UserError(what, hint=f"{meant}ssh://USER@HOST:PORT?OPTION=VALUE; options: {', '.join(_OPTIONS)}")
+    form = "ssh://USER@HOST:PORT" if known is OPTIONS else url.partition("?")[0]
+    return UserError(what, hint=f"{meant}{form}?OPTION=VALUE; options: {', '.join(known)}")

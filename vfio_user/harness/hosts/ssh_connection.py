@@ -1,8 +1,6 @@
 """A connection to the SSH server of a host, and files that are put there.
 
-    python -m vfio_user.harness.hosts.ssh_connection WHERE PATH...
-
-puts files and folders there, as a program that can be run on the host from which the server is reached.
+`main` puts files and folders there, as a program that can be run on the host from which the server is reached.
 """
 
 from __future__ import annotations
@@ -21,6 +19,7 @@ from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING, Any
 
 from userdev.errors import UserError
+from vfio_user.harness.hosts.relayed import NEVER_WAS
 
 if TYPE_CHECKING:
     import paramiko
@@ -62,7 +61,7 @@ def connected(where: Mapping[str, Any]) -> paramiko.SSHClient:
         )
     except (paramiko.SSHException, OSError, ValueError) as error:  # ValueError: the key is none
         client.close()
-        what = f"no SSH connection to {where['host']}:{where['port']}: {why_lost(error)}"
+        what = f"{NEVER_WAS}{where['host']}:{where['port']}: {why_lost(error)}"
         raise UserError(what, hint=f"does `ssh -p {where['port']} {_login(where)}` reach it?") from error
     transport = client.get_transport()
     assert transport is not None
@@ -85,7 +84,7 @@ def require_package(client: paramiko.SSHClient, where: Mapping[str, Any]) -> Non
     _, stdout, stderr = client.exec_command(asked, timeout=_IMPORT_SECONDS)
     try:
         said = stderr.read().decode(errors="replace").strip()
-        status = _status_of(stdout.channel)
+        status = status_of(stdout.channel)
     except OSError:  # nothing is said for so long
         said, status = "no answer", -1
     if status:
@@ -104,7 +103,7 @@ def require_other_files(client: paramiko.SSHClient, where: Mapping[str, Any]) ->
     with NamedTemporaryFile(prefix="vfio-user-here-") as ours:
         _, stdout, _ = client.exec_command(f"test -e {shlex.quote(ours.name)}", timeout=_IMPORT_SECONDS)
         try:
-            status = _status_of(stdout.channel)
+            status = status_of(stdout.channel)
         except TimeoutError as error:
             raise UserError(f"{where['host']}: {error}", hint="does a program run there at all?") from error
         if status == 0:
@@ -112,7 +111,7 @@ def require_other_files(client: paramiko.SSHClient, where: Mapping[str, Any]) ->
             raise UserError(what, hint="--hosts ssh tries SSH on one machine, in two namespaces of it")
 
 
-def _status_of(channel: paramiko.Channel) -> int:
+def status_of(channel: paramiko.Channel) -> int:
     """The exit status of a program that takes a moment; paramiko by itself would wait for ever.
 
     Raises:
@@ -198,7 +197,8 @@ def _quoted(path: Path) -> str:
     return shlex.quote(str(path))
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Put the files and folders that the command line names behind its first word, which is `where` in JSON."""
     try:
         connection = connected(json.loads(sys.argv[1]))
         for name in sys.argv[2:]:

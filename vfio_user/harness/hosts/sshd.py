@@ -12,6 +12,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -20,17 +21,16 @@ from userdev.errors import UserError
 from userdev.process import Child, answer_of, await_text
 from vfio_user.harness.cache import cache_dir, locked, publish
 from vfio_user.harness.debian import DebianArchive, Progress, own_suite, quiet
-from vfio_user.harness.hosts.host import Host
 from vfio_user.harness.hosts.namespace import Cable, NamespaceHost, joined_namespaces
 from vfio_user.harness.hosts.ssh import SshHost
 
-_PORT = 2222
+PORT = 2222
 _PROGRAM = "usr/sbin/sshd"
 _START_SECONDS = 20.0
 _HIDDEN = ("images", "qemu", "checkpoints", "libvfio-user")
 """Folders of the cache that these hosts do not have: what is missing there is to be put there."""
 
-_START = """
+_USERS = """
 set -e
 mount --make-rprivate /
 cp /etc/passwd {folder}/passwd
@@ -38,6 +38,9 @@ grep -q ^sshd: {folder}/passwd || echo 'sshd:x:65533:65534::/nonexistent:/usr/sb
 mount --bind {folder}/passwd /etc/passwd
 mkdir -p /run/sshd
 cp -r {folder} /run/{name}
+"""
+
+_MOUNTS = """
 number=0
 for kept in {kept}; do
     number=$((number + 1))
@@ -52,6 +55,9 @@ for kept in {kept}; do
     mount --move /run/{name}/kept/$number "$kept"
 done
 for hidden in {hidden}; do mount -t tmpfs -o mode=1777 tmpfs "$hidden"; done
+"""
+
+_START = """
 LD_LIBRARY_PATH={libraries} exec {sshd} -D -e -f /run/{name}/sshd_config
 """
 
@@ -60,7 +66,7 @@ _HELPERS = {"SshdSessionPath": "usr/lib/openssh/sshd-session", "SshdAuthPath": "
 
 _CONFIG = """
 Port {port}
-ListenAddress 127.0.0.1
+ListenAddress {address}
 HostKey /run/{name}/host_key
 AuthorizedKeysFile /run/{name}/user_key.pub
 PermitRootLogin prohibit-password
@@ -100,7 +106,8 @@ def ssh_namespaces(names: tuple[str, str] = ("a", "b")) -> Iterator[tuple[SshHos
     with ExitStack() as stack:
         one, other, cable = stack.enter_context(joined_namespaces(names))
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="vfu-ssh-")))
-        hosts = [_serve(stack, root, namespace, folder) for namespace in (one, other)]
+        login = Login("root", "127.0.0.1", _same_paths())
+        hosts = [serve(stack, root, namespace, folder, login) for namespace in (one, other)]
         yield hosts[0], hosts[1], cable
 
 
@@ -112,7 +119,24 @@ def kept_folders(hidden: Path = Path("/tmp")) -> list[Path]:
     return [path for path in needed if not any(other in path.parents for other in needed)]
 
 
-def _serve(stack: ExitStack, root: Path, namespace: NamespaceHost, base: Path) -> SshHost:
+@dataclass(frozen=True)
+class Login:
+    """The user of an SSH server and the address that it listens at; `mounts` is a shell's text that hides and shows.
+
+    It may say {folder} for what the server has of its own, and {name} for what that is called below /run.
+    """
+
+    user: str
+    address: str
+    mounts: str
+
+
+def serve(stack: ExitStack, root: Path, namespace: NamespaceHost, base: Path, login: Login) -> SshHost:
+    """Start an SSH server in a namespace, from the folder of `ensure_sshd`; `stack` ends it.
+
+    Raises:
+        UserError: it does not come up.
+    """
     name = f"vfu-sshd-{base.name}-{namespace.name}"
     folder = base / namespace.name
     folder.mkdir()
@@ -121,18 +145,15 @@ def _serve(stack: ExitStack, root: Path, namespace: NamespaceHost, base: Path) -
         generate = [str(root / "usr/bin/ssh-keygen"), "-q", "-t", "ed25519", "-N", "", "-f", str(folder / key)]
         answer_of("ssh-keygen", generate, _START_SECONDS, env={**os.environ, "LD_LIBRARY_PATH": libraries})
     helpers = [(keyword, root / path) for keyword, path in _HELPERS.items() if (root / path).exists()]
-    config = _CONFIG.format(port=_PORT, name=name) + "".join(f"{keyword} {path}\n" for keyword, path in helpers)
-    (folder / "sshd_config").write_text(config)
+    config = _CONFIG.format(port=PORT, name=name, address=login.address)
+    (folder / "sshd_config").write_text(config + "".join(f"{keyword} {path}\n" for keyword, path in helpers))
     public = (folder / "host_key.pub").read_text().split()
-    (folder / "known_hosts").write_text(f"[127.0.0.1]:{_PORT} {public[0]} {public[1]}\n")
-    hidden = [cache_dir() / name for name in _HIDDEN]
-    script = _START.format(
+    (folder / "known_hosts").write_text(f"[{login.address}]:{PORT} {public[0]} {public[1]}\n")
+    script = (_USERS + login.mounts + _START).format(
         folder=shlex.quote(str(folder)),
         name=name,
         sshd=shlex.quote(str(root / _PROGRAM)),
         libraries=shlex.quote(libraries),
-        kept=shlex.join(str(path) for path in kept_folders()),
-        hidden=shlex.join(str(path) for path in hidden if path.exists()),
     )
     child = Child(
         f"sshd {namespace.name}",
@@ -142,14 +163,23 @@ def _serve(stack: ExitStack, root: Path, namespace: NamespaceHost, base: Path) -
     stack.callback(child.stop)
     if not await_text(child, b"Server listening", _START_SECONDS):
         raise UserError(f"the SSH server of {namespace.name} does not come up", evidence=child.last_words())
-    through: Host = namespace
     return SshHost(
         namespace.name,
-        "127.0.0.1",
+        login.address,
         namespace.address,
-        port=_PORT,
-        user="root",
+        port=PORT,
+        user=login.user,
         key=str(folder / "user_key"),
         known_hosts=str(folder / "known_hosts"),
-        through=through,
+        through=namespace,
+    )
+
+
+def _same_paths() -> str:
+    """What hides of this machine what has to be put on a host, and leaves all else where it is."""
+    hidden = [cache_dir() / name for name in _HIDDEN]
+    return _MOUNTS.format(
+        name="{name}",
+        kept=shlex.join(str(path) for path in kept_folders()),
+        hidden=shlex.join(str(path) for path in hidden if path.exists()),
     )
