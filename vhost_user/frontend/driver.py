@@ -79,6 +79,10 @@ class Driver(ABC):
     def ask_for_call(self) -> None:
         """Have the device tell when it gives back the next request; look at `take_used` after that, before a wait."""
 
+    @abstractmethod
+    def ask_for_no_call(self) -> None:
+        """Have the device tell of nothing, until `ask_for_call`: a wish that it need not keep to."""
+
     def close(self) -> None:
         """Let go of the memory; idempotent."""
         for view in self._views:

@@ -47,6 +47,7 @@ PROTOCOL_FEATURES = (
 QUEUE_SIZE = 64
 """Descriptors of a ring, unless told."""
 
+_READ_AND_WRITE = Permission.READ | Permission.WRITE
 _BEFORE_START = _S.ACKNOWLEDGE | _S.DRIVER | _S.FEATURES_OK
 
 
@@ -224,16 +225,18 @@ class FrontEnd(Connection):
         for region in self.memory.regions:
             self.do(R.REM_MEM_REG, region)
 
-    def share_log(self, pages: int | None = None) -> DirtyPages:
+    def share_log(self, pages: int | None = None, *, offset: int = 0) -> DirtyPages:
         """Give the back-end a dirty log, of the whole memory unless told. Its answer is not looked at: they differ.
+
+        `offset` is where it begins in its file, on a page.
 
         Raises:
             NotOffered: the back-end takes no log in shared memory.
         """
         self.need(_P.LOG_SHMFD)
-        log = DirtyPages(self.memory.size // PAGE if pages is None else pages)
+        log = DirtyPages(self.memory.size // PAGE if pages is None else pages, offset=offset)
         self._logs.append(log)
-        self.ask(R.SET_LOG_BASE, Log(log.size, 0), [log.fd])
+        self.ask(R.SET_LOG_BASE, Log(log.size, offset), [log.fd])
         return log
 
     def log_writes(self, on: bool = True) -> None:
@@ -268,8 +271,10 @@ class FrontEnd(Connection):
 
     # An IOMMU
 
-    def translate(self, iova: int, user_address: int, size: int = PAGE) -> None:
-        """Say what an I/O address is, in this front-end's own addresses, to be read and written (IOTLB_MSG).
+    def translate(
+        self, iova: int, user_address: int, size: int = PAGE, *, allowed: Permission = _READ_AND_WRITE
+    ) -> None:
+        """Say what an I/O address is, in this front-end's own addresses, and what is allowed there (IOTLB_MSG).
 
         Its acknowledgement is asked for, as QEMU does: DPDK gives none otherwise.
 
@@ -277,7 +282,7 @@ class FrontEnd(Connection):
             NotOffered: no IOMMU was negotiated.
             Refused: the back-end does not take it.
         """
-        self._say_iotlb(IotlbMessage(iova, size, user_address, Permission.READ | Permission.WRITE, IotlbType.UPDATE))
+        self._say_iotlb(IotlbMessage(iova, size, user_address, allowed, IotlbType.UPDATE))
 
     def invalidate(self, iova: int, size: int = PAGE) -> None:
         """Take back what was said of I/O addresses; raises as `translate`."""

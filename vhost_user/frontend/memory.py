@@ -91,19 +91,25 @@ class GuestMemory:
 class DirtyPages:
     """A dirty log: a bit for each page that was written (specification, "Migration")."""
 
-    def __init__(self, pages: int) -> None:
-        """Have room for so many pages from address 0 on."""
+    def __init__(self, pages: int, *, offset: int = 0) -> None:
+        """Have room for so many pages from address 0 on, behind `offset` bytes of the file, which are nobody's."""
         self.size = -(-pages // 8)
-        self.fd, self._map = sealed_and_mapped("dirty log", self.size)
+        self.offset = offset
+        self.fd, self._map = sealed_and_mapped("dirty log", offset + self.size)
 
     def pages(self) -> set[int]:
         """The numbers of the pages that are marked."""
-        marked = self._map[:]
+        marked = self._map[self.offset :]
         return {8 * at + bit for at, byte in enumerate(marked) if byte for bit in range(8) if byte >> bit & 1}
 
     def clear(self) -> None:
         """Have no page be marked."""
-        self._map[:] = bytes(self.size)
+        self._map[self.offset :] = bytes(self.size)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing was written in front of it."""
+        return not any(self._map[: self.offset])
 
     def close(self) -> None:
         """Unmap it, and close its file; idempotent."""

@@ -110,4 +110,10 @@ class PackedDriver(Driver):
         if self.has_events:
             self._driver_events[_PLACE] = self._taken.number
             self._driver_events[_EVENTS] = _AT_PLACE
+        else:
+            self._driver_events[_EVENTS] = _ALL
+        fence()
+
+    def ask_for_no_call(self) -> None:  # noqa: D102 - Driver has it
+        self._driver_events[_EVENTS] = _NONE
         fence()

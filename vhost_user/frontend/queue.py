@@ -67,6 +67,8 @@ class Queue:
         self.driver = driver
         self.logged = False
         """Whether writes to its used ring are marked in the dirty log."""
+        self.log_at: int | None = None
+        """The guest's address that they are marked from, where that is not the ring's."""
         flags = os.EFD_CLOEXEC | os.EFD_NONBLOCK
         self.kick_fd, self.call_fd, self.err_fd = (os.eventfd(0, flags) for _ in range(3))
         self._ready = ready
@@ -109,8 +111,8 @@ class Queue:
     def addresses(self) -> VringAddress:
         """Where it is, in the front-end's own addresses."""
         descriptor, used, available = (USER_ADDRESS + address for address in self.driver.addresses)
-        log = self.driver.addresses.used if self.logged else 0
-        return VringAddress(self.index, VRING_F_LOG * self.logged, descriptor, used, available, log)
+        log = self.driver.addresses.used if self.log_at is None else self.log_at
+        return VringAddress(self.index, VRING_F_LOG * self.logged, descriptor, used, available, log * self.logged)
 
     def start(self, base: int | None = None, *, enable: bool = True, kick: bool = True) -> None:
         """Have it served, from `base` on: unless told, from where it was stopped, or all that has not come back again.

@@ -49,6 +49,11 @@ class SplitDriver(Driver):
         index: int = self._used_head[_INDEX]
         return index
 
+    def begin_at(self, index: int) -> None:
+        """Be as a ring through which so many requests have gone, modulo 65536; before it has any."""
+        self.made = self.seen = self._kicked = index
+        self._available[_INDEX] = self._used_head[_INDEX] = index
+
     def put(self, chain: Sequence[Descriptor]) -> int:  # noqa: D102 - Driver has it
         self._check_room(chain)
         places = [self._free.pop(0) for _ in chain]
@@ -105,4 +110,13 @@ class SplitDriver(Driver):
     def ask_for_call(self) -> None:  # noqa: D102 - Driver has it
         if self.has_events:
             self._available[_HEADER + self.size] = self.seen
+        else:
+            self._available[_FLAGS] = 0
+        fence()
+
+    def ask_for_no_call(self) -> None:  # noqa: D102 - Driver has it
+        if self.has_events:
+            self._available[_HEADER + self.size] = self.seen - 1 & _WRAP  # which has come
+        else:
+            self._available[_FLAGS] = _SILENT
         fence()

@@ -76,6 +76,11 @@ def keeps_translations(back_end: Faulty) -> None:
     back_end.at(R.IOTLB_MSG, lambda b, said, f, usual: usual(b, said, f) if said.type == IotlbType.UPDATE else 0)
 
 
+@fault_for("iommu/read-only")
+def takes_any_permission_for_both(back_end: Faulty) -> None:
+    back_end.at(R.IOTLB_MSG, lambda b, said, f, usual: usual(b, said._replace(permissions=3), f))
+
+
 # Notifications in band
 
 
@@ -107,3 +112,17 @@ def gives_another_descriptor(back_end: Faulty) -> None:
 @fault_for("postcopy/ended")
 def does_not_end(back_end: Faulty) -> None:
     back_end.at(R.POSTCOPY_END, lambda *_: 1)
+
+
+@fault_for("postcopy/bases")
+def says_no_address(back_end: Faulty) -> None:
+    answers_regions(back_end, user_address=0)
+
+
+def answers_regions(back_end: Faulty, **other: int) -> None:
+    """Answer SET_MEM_TABLE with regions of which something is otherwise."""
+
+    def table(b: BackEnd, regions: Any, fds: list[int], usual: Usual) -> Any:
+        return tuple(region._replace(**other) for region in usual(b, regions, fds))
+
+    back_end.at(R.SET_MEM_TABLE, table)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from itertools import count
 from typing import Any
 
+from tests.vhost.faults.channel import answers_regions
 from tests.vhost.faults.faulty import FAULTS, Fault, Faulty, Usual
 from userdev.errors import ProtocolError
 from vhost_user.backend import session as sessions
@@ -17,7 +18,7 @@ from vhost_user.backend.session import Session
 from vhost_user.frontend.conformance.bench import RING
 from vhost_user.frontend.device_state import LOAD
 from vhost_user.memory import Iotlb, IotlbMiss
-from vhost_user.rings import Chain, Ring, SplitInflight, SplitRing
+from vhost_user.rings import Chain, PackedInflight, Ring, SplitInflight, SplitRing
 from vhost_user.wire import NO_FD, BackEndRequest, FrontEndRequest, VirtioFeature
 from vhost_user.wire.payloads import VringState
 
@@ -136,7 +137,7 @@ def refuse(*_: Any) -> None:
 CLAUSES.append(("in-band/kick", "VRING_KICK is answered with", lambda back_end: back_end.at(R.VRING_KICK, refuse)))
 
 
-@clause("in-band/kick", "a request is answered wrong")
+@clause("in-band/kick", "a request is answered with")
 def writes_it_the_other_way(back_end: Faulty) -> None:
     back_end.instead(Chain, "write", lambda usual, chain, data: usual(chain, data[::-1]))
 
@@ -151,7 +152,24 @@ def takes_a_call_for_an_error(back_end: Faulty) -> None:
     back_end.instead(InBand, "signal", lambda usual, in_band, _, ring: usual(in_band, BackEndRequest.VRING_ERR, ring))
 
 
+@clause("in-band/call", "which is reserved")
+def says_more_than_whom_it_calls(back_end: Faulty) -> None:
+    def ask(usual: Usual, b: BackEnd, request: BackEndRequest, said: VringState, answered: Any) -> Any:
+        return usual(b, request, said._replace(num=1), answered)
+
+    back_end.instead(BackEnd, "_ask_in_band", ask)
+
+
 # An IOMMU
+
+
+@clause("iommu/asked", "to do nothing with it")
+def asks_for_no_permission(back_end: Faulty) -> None:
+    back_end.instead(
+        BackEnd,
+        "_ask_translation",
+        lambda usual, b, wanted, answered: usual(b, wanted._replace(permissions=0), answered),
+    )
 
 
 @clause("iommu/served", "translations are asked for that were told")
@@ -385,3 +403,38 @@ def agrees_and_says_no(back_end: Faulty) -> None:
             refuse()
 
     back_end.at(R.SET_PROTOCOL_FEATURES, agree)
+
+
+def ends_at_the_size(back_end: Faulty) -> None:
+    """Of a place that goes on behind the ring's size, say where in the ring it is."""
+    back_end.at(R.GET_VRING_BASE, lambda b, said, f, usual: (it := usual(b, said, f))._replace(num=it.num % RING))
+
+
+def says_another_place(back_end: Faulty) -> None:
+    back_end.at(R.GET_VRING_BASE, lambda b, said, f, usual: (it := usual(b, said, f))._replace(num=it.num ^ 1))
+
+
+def leaves_packed(at: int, byte: int) -> Fault:
+    """Have another byte be in the in-flight region of a packed ring once requests have come back."""
+
+    def finish(usual: Usual, region: PackedInflight, entries: Any) -> None:
+        usual(region, entries)
+        region._bytes[at] = byte
+
+    return lambda back_end: back_end.instead(PackedInflight, "finish", finish)
+
+
+CLAUSES += [
+    ("rings/base-at-stop", "GET_VRING_BASE says 5 after", ends_at_the_size),
+    *(
+        (id, "of 1 requests came back", FAULTS["rings/kicked-as-asked"])
+        for id in ("kinds/events", "kinds/packed", "kinds/packed-events")
+    ),
+    ("log/offset", "the used ring is not marked", FAULTS["log/used-ring"]),
+    ("inflight/last-batch", "GET_VRING_BASE says 3", counts_one_more_at_the_second_stop),
+    ("postcopy/bases", "with other regions", lambda back_end: answers_regions(back_end, size=4096)),
+    ("inflight/packed-kept", "the region is of version", leaves_packed(8, 2)),
+    ("inflight/packed-kept", "the region says that", leaves_packed(16, 1)),
+    ("inflight/packed-kept", "entries [9] are under way", leaves_packed(32 + 32 * 9, 1)),
+    ("inflight/packed-resubmitted", "GET_VRING_BASE says", says_another_place),
+]

@@ -12,8 +12,9 @@ from vhost_user.backend.back_end import BackEnd
 from vhost_user.backend.commands import Answer
 from vhost_user.backend.session import Ended, Session
 from vhost_user.backend.vrings import Vrings
+from vhost_user.frontend.memory import USER_ADDRESS
 from vhost_user.memory import DirtyLog
-from vhost_user.rings import BrokenRing, PackedRing, Ring, SplitInflight, SplitRing
+from vhost_user.rings import BrokenRing, Chain, PackedRing, Ring, SplitInflight, SplitRing
 from vhost_user.wire import (
     DeviceStatus,
     FrontEndRequest,
@@ -29,7 +30,7 @@ R, V, P = FrontEndRequest, VirtioFeature, ProtocolFeature
 # Kinds of ring
 
 
-@fault_for("kinds/indirect")
+@fault_for("kinds/indirect", "kinds/packed-indirect")
 def knows_no_tables(back_end: Faulty) -> None:
     def indirect(usual: Usual, ring: Ring, *_: Any) -> None:
         raise BrokenRing("on purpose")
@@ -43,14 +44,29 @@ def tells_of_the_first_alone(back_end: Faulty) -> None:
         back_end.instead(kind, "_is_wanted", lambda usual, ring, *places: not ring._told and usual(ring, *places))
 
 
-@fault_for("kinds/in-order")
+@fault_for("kinds/in-order", "kinds/packed-in-order")
 def gives_back_in_reverse(back_end: Faulty) -> None:
     def publish(usual: Usual, ring: Ring) -> bool:
         ring._finished.reverse()
         told: bool = usual(ring)
         return told
 
-    back_end.instead(SplitRing, "publish", publish)
+    for kind in (SplitRing, PackedRing):
+        back_end.instead(kind, "publish", publish)
+
+
+@fault_for("kinds/cut-otherwise")
+def reads_one_buffer(back_end: Faulty) -> None:
+    back_end.instead(Chain, "read", lambda usual, chain: bytes(chain.readable_views[0]))
+
+
+@fault_for("kinds/packed-of-any-size")
+def knows_powers_of_two(back_end: Faulty) -> None:
+    def check(usual: Usual, ring: Ring) -> None:
+        if ring.size & ring.size - 1:
+            raise BrokenRing("on purpose")
+
+    back_end.instead(PackedRing, "_check_size", check)
 
 
 @fault_for("kinds/packed")
@@ -175,6 +191,16 @@ def marks_no_ring(back_end: Faulty) -> None:
     back_end.put("vhost_user.rings.ring.Ring._mark_ring", nothing)
 
 
+@fault_for("log/used-ring-elsewhere")
+def knows_better_where_a_ring_is(back_end: Faulty) -> None:
+    back_end.at(R.SET_VRING_ADDR, lambda b, said, f, usual: usual(b, said._replace(log=said.used - USER_ADDRESS), f))
+
+
+@fault_for("log/offset")
+def begins_at_the_files_beginning(back_end: Faulty) -> None:
+    back_end.at(R.SET_LOG_BASE, lambda b, said, f, usual: usual(b, said._replace(offset=0), f))
+
+
 @fault_for("log/another")
 def keeps_the_first_log(back_end: Faulty) -> None:
     def set_log(usual: Usual, vrings: Vrings, log: DirtyLog | None) -> None:
@@ -218,12 +244,40 @@ def does_nothing_again(back_end: Faulty) -> None:
     back_end.instead(SplitInflight, "recover", lambda usual, part, *places: usual(part, *places)[1:])
 
 
+@fault_for("inflight/last-batch")
+def does_all_again(back_end: Faulty) -> None:
+    back_end.instead(SplitInflight, "_clear_last_batch", nothing)
+
+
+@fault_for("inflight/packed-kept")
+def never_finishes_in_packed_rings(back_end: Faulty) -> None:
+    back_end.put("vhost_user.rings.inflight.PackedInflight.finish", nothing)
+
+
+@fault_for("inflight/packed-resubmitted")
+def takes_no_account_of_packed_rings(back_end: Faulty) -> None:
+    """It goes on where the front-end says, behind what was taken."""
+    back_end.at(R.SET_INFLIGHT_FD, nothing)
+
+
 # The device's state
 
 
 @fault_for("state/saved")
 def does_not_know_how_it_went(back_end: Faulty) -> None:
     back_end.at(R.CHECK_DEVICE_STATE, lambda b, v, f, usual: usual(b, v, f) or 1)
+
+
+@fault_for("state/resumed")
+def is_done_once_it_is_saved(back_end: Faulty) -> None:
+    saved: list[BackEnd] = []
+
+    def check(b: BackEnd, v: None, f: list[int], usual: Usual) -> Any:
+        saved.append(b)
+        return usual(b, v, f)
+
+    back_end.at(R.CHECK_DEVICE_STATE, check)
+    back_end.at(R.SET_VRING_KICK, lambda b, v, f, usual: None if b in saved else usual(b, v, f))
 
 
 @fault_for("state/loaded")

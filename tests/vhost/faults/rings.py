@@ -12,7 +12,7 @@ from vhost_user.backend.lifecycle import RingEvent, RingState
 from vhost_user.backend.line import Line
 from vhost_user.backend.vring import Vring
 from vhost_user.backend.vrings import Vrings
-from vhost_user.rings import BrokenRing, Ring
+from vhost_user.rings import BrokenRing, PackedRing, Ring, SplitRing
 from vhost_user.wire import (
     FrontEndRequest,
     ProtocolFeature,
@@ -119,6 +119,67 @@ def waits_to_be_enabled(back_end: Faulty) -> None:
 
     back_end.instead(Vrings, "set_kick", set_kick)
     back_end.instead(Vrings, "enable_all", nothing)
+
+
+@fault_for("rings/enabled-by-features")
+def enables_what_it_is_told_to_alone(back_end: Faulty) -> None:
+    back_end.instead(Vrings, "enable_all", nothing)
+
+
+@fault_for("rings/enabled-before-start")
+def forgets_what_was_enabled_early(back_end: Faulty) -> None:
+    back_end.at(R.SET_VRING_ENABLE, lambda b, v, f, usual: usual(b, v, f) if b.vrings.started else None)
+
+
+@fault_for("rings/without-call")
+def wants_to_call(back_end: Faulty) -> None:
+    back_end.at(R.SET_VRING_CALL, lambda b, v, f, usual: usual(b, v, f) if f else fatal())
+
+
+@fault_for("rings/without-kick")
+def never_polls(back_end: Faulty) -> None:
+    def set_kick(usual: Usual, vring: Vring, fd: int | None) -> None:
+        usual(vring, fd)
+        vring.is_polled = False
+
+    back_end.instead(Vring, "set_kick", set_kick)
+    looks_at_new_kicks_alone(back_end)
+
+
+@fault_for("rings/kicked-as-asked")
+def never_asks_to_be_told(back_end: Faulty) -> None:
+    def rest(usual: Usual, vring: Vring) -> bool:
+        vring.is_awake = False
+        return False
+
+    back_end.instead(Vring, "rest", rest)
+    back_end.instead(Vring, "look", lambda usual, vring: False)
+
+
+@fault_for("rings/uncalled", "kinds/events-uncalled", "kinds/packed-uncalled")
+def calls_always(back_end: Faulty) -> None:
+    for kind in (SplitRing, PackedRing):
+        back_end.instead(kind, "_is_wanted", lambda usual, *_: True)
+
+
+@fault_for("rings/16-bits")
+def says_more_than_16_bits(back_end: Faulty) -> None:
+    def get_base(b: BackEnd, said: VringState, f: list[int], usual: Usual) -> VringState:
+        answer: VringState = usual(b, said, f)
+        return answer._replace(num=answer.num | 0x10000)
+
+    back_end.at(R.GET_VRING_BASE, get_base)
+
+
+@fault_for("rings/suspended")
+def calls_while_it_is_stopped(back_end: Faulty) -> None:
+    def get(b: BackEnd, v: None, f: list[int], usual: Usual) -> Any:
+        for vring in b.vrings:
+            if not vring.state.is_started:
+                vring.call.signal()
+        return usual(b, v, f)
+
+    back_end.at(R.GET_FEATURES, get)
 
 
 @fault_for("rings/call-before-kick")

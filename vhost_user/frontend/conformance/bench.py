@@ -80,11 +80,11 @@ class Bench:
         """The check's own front-end, which has negotiated and shared its memory."""
         return self.ready()
 
-    def again(self, front_end: FrontEnd) -> None:
+    def again(self, front_end: FrontEnd, features: VirtioFeature = FEATURES) -> None:
         """Have it come again by another connection, with its memory; its queues are to be started again."""
         front_end.stream.close()
         front_end.reconnect(self._connected())
-        front_end.negotiate()
+        front_end.negotiate(features)
         front_end.share_memory()
 
     def _connected(self) -> Stream:
@@ -109,12 +109,12 @@ class Bench:
             raise Skip(f"{self._device.name} has no configuration space")
         return self._device.config_size
 
-    def queue(self, front_end: FrontEnd | None = None) -> Queue:
+    def queue(self, front_end: FrontEnd | None = None, *, size: int = RING) -> Queue:
         """The queue that takes the device's request, of which the back-end is not told yet."""
         front_end = front_end or self.front_end
         self._beside = [front_end.queue(index, RING) for index in self.device.beside]
         self.start_beside()
-        return front_end.queue(self.device.queue, RING)
+        return front_end.queue(self.device.queue, size)
 
     def start_beside(self) -> None:
         """Start the queues that run beside the one with requests."""
@@ -135,6 +135,15 @@ class Bench:
     def put(self, queue: Queue, *, indirect: bool = False) -> Request:
         """Make the device's request available."""
         return queue.put(*self.device.request, indirect=indirect)
+
+    def polled(self, queue: Queue, what: str) -> None:
+        """Wait until a request has come back right without being told of it; `what` it came by, for a sentence."""
+        deadline = Deadline(self.timeout)
+        while not (done := queue.take_used()):
+            if deadline.passed:
+                raise CheckFailed(f"a request does not come back within {deadline.seconds:g} s {what}")
+            queue.connection.settle()  # which gives the back-end its time
+        require(self.device.is_right(done[0]), f"a request is answered with {_shown(done[0])}")
 
     def served(self, queue: Queue, count: int = 1) -> list[Completion]:
         """Wait until so many requests, which were made available, have come back right."""
@@ -160,6 +169,22 @@ class Bench:
             require(queue.wait_call(), "a request was made available, and the driver is not called")
             self.served(queue)
 
+    def notified(self, queue: Queue) -> None:
+        """Have requests served, one by one, of each of which the device is told only where it asks for that."""
+        for _ in range(2 * RING):
+            self.put(queue)
+            queue.notify()
+            self.served(queue)
+
+    def unasked(self, queue: Queue) -> None:
+        """Have a request served of which the driver asks not to be told."""
+        self.called(queue)
+        queue.driver.ask_for_no_call()
+        self.put(queue)
+        queue.kick()
+        self.polled(queue, "where the driver asks for no call")
+        self.uncalled(queue, "a driver that asks for no calls")
+
     def quiet(self, queue: Queue, what: str) -> None:
         """Nothing may come back of this ring; `what` it is, for a sentence."""
         queue.connection.settle()
@@ -167,6 +192,11 @@ class Bench:
         while not deadline.passed:  # some call once at a start, which tells of nothing
             queue.wait_call(deadline.remaining)
             require(not queue.take_used(), f"{what} is served")
+
+    def uncalled(self, queue: Queue, who: str) -> None:
+        """Its driver, whose name for a sentence is `who`, must not be called from now on."""
+        queue.connection.settle()
+        require(not queue.wait_call(QUIET_SECONDS), f"{who} is called")
 
     def fill_to(self, front_end: FrontEnd, address: int) -> None:
         """Have what is put into the guest's memory from now on lie at this address, or behind."""

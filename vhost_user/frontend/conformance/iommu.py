@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import select
 
-from userdev.conformance import CheckFailed, Group, Level, require
+from userdev.conformance import CheckFailed, Group, Level, Skip, require
 from userdev.eventfd import drain
 from userdev.process import Deadline
 from vhost_user.frontend.channel import Channel
@@ -19,7 +19,7 @@ from vhost_user.frontend.memory import PAGE, USER_ADDRESS
 from vhost_user.frontend.queue import Buffer, Queue, Request
 from vhost_user.frontend.split import SplitDriver
 from vhost_user.wire import BackEndRequest, FrontEndRequest, ProtocolFeature, VirtioFeature
-from vhost_user.wire.payloads import IotlbMessage, IotlbType
+from vhost_user.wire.payloads import IotlbMessage, IotlbType, Permission
 
 iommu = Group[Bench]("iommu", "spec: IOMMU support", needs=SERVED)
 
@@ -108,6 +108,7 @@ def _answer(front_end: FrontEnd, channel: Channel) -> int:
         said.request is BackEndRequest.IOTLB_MSG and said.value.type == IotlbType.MISS,
         f"the back-end asks for {said.request.name} {said.value}, not for a translation",
     )
+    require(said.value.permissions, f"a translation of {said.value.iova:#x} is asked for to do nothing with it")
     page: int = said.value.iova & -PAGE
     front_end.translate(page, page if page >= USER_ADDRESS else USER_ADDRESS + page + _MOVED)
     if said.needs_reply:
@@ -182,4 +183,17 @@ def taken_back(bench: Bench) -> None:
     front_end.invalidate(0, _MOVED)
     request = _put(bench, queue)
     require(_answer_until_done(front_end, queue), "a translation that was taken back is used")
+    _served(bench, queue, request)
+
+
+@iommu.check("read-only", level=Level.OPEN, needs=("iommu/told", "iommu/served", "iommu/asked"))
+def read_only(bench: Bench) -> None:
+    """Memory that may only be read is not written: what may be is asked for."""
+    if not bench.device.writable:
+        raise Skip(f"the request of {bench.device.name} has nothing written")
+    front_end = _behind(bench)
+    front_end.translate(0, USER_ADDRESS + _MOVED, _MOVED, allowed=Permission.READ)
+    queue = bench.running(front_end)
+    request = _put(bench, queue)
+    require(_answer_until_done(front_end, queue), "what may only be read is written, and nothing is asked for")
     _served(bench, queue, request)

@@ -164,9 +164,10 @@ def pipelined(bench: Bench) -> None:
 
 @messages.check("channel", rule="spec: Front-end message types, SET_BACKEND_REQ_FD")
 def channel(bench: Bench) -> None:
-    """A channel of the back-end's own is taken, and nothing that is no request comes by it."""
+    """A channel of the back-end's own is taken, and another in its place."""
     front_end = bench.agreed()
-    front_end.open_channel()
+    for _ in range(2):
+        front_end.open_channel()
     front_end.settle()
 
 

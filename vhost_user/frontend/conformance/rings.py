@@ -1,4 +1,4 @@
-"""The life of a ring: when it is served, how it stops, what survives that; and the kinds of ring."""
+"""The life of a ring: when it is served, how it stops, and what survives that."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ import os
 
 from userdev.conformance import Group, Level, Skip, require
 from vhost_user.frontend.conformance.bench import RING, SERVED, Bench
-from vhost_user.frontend.front_end import FEATURES, FrontEnd
+from vhost_user.frontend.front_end import FrontEnd
 from vhost_user.frontend.queue import Queue
-from vhost_user.wire import FrontEndRequest, VirtioFeature
+from vhost_user.frontend.split import SplitDriver
+from vhost_user.wire import NO_FD, FrontEndRequest, VirtioFeature
 from vhost_user.wire.payloads import VringState
 
 rings = Group[Bench]("rings", "spec: Ring states", needs=SERVED)
-kinds = Group[Bench]("kinds", "virtio 1.3: Virtqueues", needs=SERVED)
 
 R, V = FrontEndRequest, VirtioFeature
+
+_LAST = 0xFFFF
+"""Index, before 0."""
 
 
 @rings.check("served")
@@ -38,6 +41,19 @@ def without_protocol_features(bench: Bench) -> None:
     front_end = bench.agreed(V.VERSION_1)
     front_end.share_memory(as_table=True)
     bench.serve(bench.running(front_end))
+
+
+@rings.check("enabled-by-features", level=Level.OPEN)
+def enabled_by_features(bench: Bench) -> None:
+    """SET_FEATURES without PROTOCOL_FEATURES enables rings, whatever was said of them."""
+    front_end = bench.front_end
+    front_end.need(V.PROTOCOL_FEATURES)
+    front_end.do(R.SET_VRING_ENABLE, VringState(bench.device.queue, 0))
+    front_end.do(R.SET_FEATURES, int(front_end.negotiated.features & ~V.PROTOCOL_FEATURES))
+    queue = bench.queue()
+    queue.start(enable=False)
+    front_end.driver_ok()
+    bench.serve(queue)
 
 
 @rings.check("call-before-kick", level=Level.REFERENCE, rule="DPDK's virtio_user: SET_VRING_CALL before memory")
@@ -66,6 +82,55 @@ def kick_first(bench: Bench) -> None:
     queue.enable()
     front_end.driver_ok()
     bench.serve(queue)
+
+
+@rings.check(
+    "without-call", level=Level.OPEN, rule="spec: Front-end message types, SET_VRING_CALL, the invalid FD flag"
+)
+def without_call(bench: Bench) -> None:
+    """A ring is served whose driver gives no descriptor to be called by, as it polls."""
+    queue = _started(bench, call=False)
+    for _ in range(2):
+        bench.put(queue)
+        queue.kick()
+        bench.polled(queue, "where the driver polls")
+
+
+@rings.check(
+    "without-kick", level=Level.OPEN, rule="spec: Front-end message types, SET_VRING_KICK, the invalid FD flag"
+)
+def without_kick(bench: Bench) -> None:
+    """A ring whose driver gives no descriptor to kick by is looked at by polling."""
+    queue = _started(bench, kick=False)
+    for _ in range(2):
+        bench.put(queue)
+        bench.polled(queue, "where no kick can come")
+
+
+def _started(bench: Bench, *, call: bool = True, kick: bool = True) -> Queue:
+    """The device's queue, started and enabled, without the one descriptor or the other."""
+    queue = bench.queue()
+    say = bench.front_end.do
+    say(R.SET_VRING_NUM, VringState(queue.index, queue.size))
+    say(R.SET_VRING_BASE, VringState(queue.index, 0))
+    say(R.SET_VRING_ADDR, queue.addresses)
+    for request, fd, given in ((R.SET_VRING_CALL, queue.call_fd, call), (R.SET_VRING_KICK, queue.kick_fd, kick)):
+        say(request, queue.index | (0 if given else NO_FD), [fd] if given else [])
+    queue.enable()
+    bench.front_end.driver_ok()
+    return queue
+
+
+@rings.check("kicked-as-asked", rule="virtio 1.3: Available Buffer Notification Suppression")
+def kicked_as_asked(bench: Bench) -> None:
+    """Requests are served of which a driver tells where it is asked to, as drivers do."""
+    bench.notified(bench.running())
+
+
+@rings.check("uncalled", level=Level.OPEN, rule="virtio 1.3: Used Buffer Notification Suppression")
+def uncalled(bench: Bench) -> None:
+    """A driver that asks for no calls has none."""
+    bench.unasked(bench.running())
 
 
 @rings.check("disabled-at-first", level=Level.OPEN)
@@ -107,6 +172,17 @@ def enabled_again(bench: Bench) -> None:
         bench.serve(queue)
 
 
+@rings.check("enabled-before-start")
+def enabled_before_start(bench: Bench) -> None:
+    """A ring that is enabled before it is started is served once it is."""
+    bench.front_end.need(V.PROTOCOL_FEATURES)
+    queue = bench.queue()
+    bench.front_end.do(R.SET_VRING_ENABLE, VringState(queue.index, 1))
+    queue.start(enable=False)
+    bench.front_end.driver_ok()
+    bench.serve(queue)
+
+
 @rings.check("kick-while-disabled", level=Level.OPEN)
 def kick_while_disabled(bench: Bench) -> None:
     """A kick that comes while a ring is disabled is not lost."""
@@ -132,12 +208,26 @@ def there_at_start(bench: Bench) -> None:
 
 @rings.check("base-at-stop", rule="spec: Front-end message types, GET_VRING_BASE")
 def base_at_stop(bench: Bench) -> None:
-    """GET_VRING_BASE says how many requests were made available, and of which ring."""
+    """GET_VRING_BASE says how many requests were made available, more than the ring has places, and of which ring."""
     queue = bench.running()
-    bench.serve(queue, 2)
-    bench.serve(queue, 3)
+    count = RING + 5
+    for _ in range(count):
+        bench.serve(queue)
     base = queue.stop()
-    require(base == 5, f"GET_VRING_BASE says {base} after 5 requests")
+    require(base == count, f"GET_VRING_BASE says {base} after {count} requests in a ring of {RING}")
+
+
+@rings.check("16-bits", rule="spec: A vring descriptor index for split virtqueues")
+def sixteen_bits(bench: Bench) -> None:
+    """The indices of a ring go on at 0 behind 65535."""
+    queue = bench.queue()
+    assert isinstance(queue.driver, SplitDriver)
+    queue.driver.begin_at(_LAST - 1)
+    queue.start()
+    for _ in range(4):
+        bench.serve(queue)
+    base = queue.stop()
+    require(base == 2, f"GET_VRING_BASE says {base} after 4 requests from {_LAST - 1} on")
 
 
 @rings.check("base-of-nothing", level=Level.OPEN, rule="spec: Front-end message types, GET_VRING_BASE")
@@ -157,6 +247,20 @@ def stopped(bench: Bench) -> None:
     bench.put(queue)
     queue.kick()
     bench.quiet(queue, "a ring that was stopped")
+
+
+@rings.check("suspended", rule="spec: Ring states, Suspended device state")
+def suspended(bench: Bench) -> None:
+    """A device whose rings are all stopped calls nobody."""
+    queue = bench.running()
+    bench.serve(queue)
+    queue.stop()
+    bench.stop_beside()
+    bench.front_end.settle()
+    queue.wait_call(0)
+    bench.put(queue)
+    queue.kick()
+    bench.uncalled(queue, "the driver of a device whose rings are all stopped")
 
 
 @rings.check("drained", level=Level.OPEN, rule="spec: Migration, no further update before rings are restarted")
@@ -240,62 +344,6 @@ def independent(bench: Bench) -> None:
     bench.serve(other, 2)
     one.start()
     bench.serve(one)
-
-
-def _kind(bench: Bench, features: VirtioFeature, *, indirect: bool = False) -> Queue:
-    """A ring that runs, with these features; gone through several times."""
-    front_end = bench.ready(FEATURES | features)
-    for feature in features:
-        front_end.need(feature)
-    queue = bench.running(front_end)
-    many = RING if indirect else RING // max(len(bench.device.request), 1)
-    for count in (1, many, 2, many, many):
-        bench.serve(queue, count, indirect=indirect)
-    bench.called(queue)
-    return queue
-
-
-@kinds.check("indirect", rule="virtio 1.3: Indirect Descriptors")
-def indirect(bench: Bench) -> None:
-    """Requests whose descriptors are in a table of their own are served."""
-    _kind(bench, V.INDIRECT_DESC, indirect=True)
-
-
-@kinds.check("events", rule="virtio 1.3: Used Buffer Notification Suppression")
-def events(bench: Bench) -> None:
-    """With EVENT_IDX, a driver is told of the request that it asks to be told of."""
-    _kind(bench, V.EVENT_IDX)
-
-
-@kinds.check("in-order", rule="virtio 1.3: In-order use of descriptors")
-def in_order(bench: Bench) -> None:
-    """With IN_ORDER, requests come back in their order."""
-    queue = _kind(bench, V.IN_ORDER)
-    bench.serve(queue, 3)  # the driver takes what comes back for all before it, and one that comes later for a mistake
-
-
-@kinds.check("packed", rule="virtio 1.3: Packed Virtqueues")
-def packed(bench: Bench) -> None:
-    """A packed ring is served, gone through several times, and stopped and started."""
-    queue = _kind(bench, V.RING_PACKED)
-    queue.stop()
-    queue.start()
-    bench.serve(queue)
-
-
-@kinds.check("packed-base", level=Level.OPEN, rule="spec: Vring descriptor indices for packed virtqueues")
-def packed_base(bench: Bench) -> None:
-    """GET_VRING_BASE of a packed ring says both places, with their wrap counters."""
-    queue = _kind(bench, V.RING_PACKED)
-    base = queue.stop()
-    expected = queue.driver.base
-    require(base == expected, f"GET_VRING_BASE says {base:#x}, and the driver is at {expected:#x}")
-
-
-@kinds.check("packed-events", rule="virtio 1.3: Driver and Device Event Suppression")
-def packed_events(bench: Bench) -> None:
-    """A packed ring with EVENT_IDX tells of the request that its driver asks to be told of."""
-    _kind(bench, V.RING_PACKED | V.EVENT_IDX)
 
 
 def _need_disabled(bench: Bench, front_end: FrontEnd) -> None:
