@@ -104,6 +104,12 @@ def test_messages_are_shown_by_their_names(trace: Path) -> None:
         assert words in text
 
 
+def test_the_address_of_a_guest_is_shown_in_the_order_of_its_bytes() -> None:
+    address = bytes.fromhex("525400123456")
+    said = encode_request(R.SEND_RARP, int.from_bytes(address, "little"))
+    assert describe(Asker.FRONT_END, said).fields == {"mac": "52:54:00:12:34:56"}
+
+
 def test_programs_are_told_the_fields(trace: Path) -> None:
     table = one(trace, "SET_MEM_TABLE", "posted")
     assert table["entries"] == [

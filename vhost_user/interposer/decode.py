@@ -67,6 +67,11 @@ def _vring(value: int) -> str | int:
     return f"{value & VRING_MASK} (no descriptor)" if value & NO_FD else value
 
 
+def _mac(value: int) -> str:
+    """The address that SEND_RARP has in the first 6 bytes of its number, as people write one."""
+    return value.to_bytes(8, "little")[:6].hex(":")
+
+
 def _result(value: int) -> str | int:
     return errnos.errorcode.get(value, value) if value else 0
 
@@ -87,7 +92,7 @@ _NUMBERS: Mapping[Request, tuple[str, Callable[[int], str | int]]] = MappingProx
         _R.GET_QUEUE_NUM: ("queues", int),
         _R.GET_MAX_MEM_SLOTS: ("slots", int),
         _R.NET_SET_MTU: ("mtu", int),
-        _R.SEND_RARP: ("mac", hex),
+        _R.SEND_RARP: ("mac", _mac),
     }
 )
 """Messages that are one number: what it is called, and how it is shown. What a reply has otherwise is a result."""
