@@ -437,4 +437,5 @@ CLAUSES += [
     ("inflight/packed-kept", "the region says that", leaves_packed(16, 1)),
     ("inflight/packed-kept", "entries [9] are under way", leaves_packed(32 + 32 * 9, 1)),
     ("inflight/packed-resubmitted", "GET_VRING_BASE says", says_another_place),
+    ("inflight/packed-last-batch", "GET_VRING_BASE says", says_another_place),
 ]

@@ -14,7 +14,7 @@ from vhost_user.backend.session import Ended, Session
 from vhost_user.backend.vrings import Vrings
 from vhost_user.frontend.memory import USER_ADDRESS
 from vhost_user.memory import DirtyLog
-from vhost_user.rings import BrokenRing, Chain, PackedRing, Ring, SplitInflight, SplitRing
+from vhost_user.rings import BrokenRing, Chain, PackedInflight, PackedRing, Ring, SplitInflight, SplitRing
 from vhost_user.wire import (
     DeviceStatus,
     FrontEndRequest,
@@ -58,6 +58,16 @@ def gives_back_in_reverse(back_end: Faulty) -> None:
 @fault_for("kinds/cut-otherwise")
 def reads_one_buffer(back_end: Faulty) -> None:
     back_end.instead(Chain, "read", lambda usual, chain: bytes(chain.readable_views[0]))
+
+
+@fault_for("kinds/nothing-else")
+def writes_what_it_is_to_read(back_end: Faulty) -> None:
+    def write(usual: Usual, chain: Chain, data: bytes) -> int:
+        chain.readable_views[0][:1] = b"!"
+        count: int = usual(chain, data)
+        return count
+
+    back_end.instead(Chain, "write", write)
 
 
 @fault_for("kinds/packed-of-any-size")
@@ -247,6 +257,11 @@ def does_nothing_again(back_end: Faulty) -> None:
 @fault_for("inflight/last-batch")
 def does_all_again(back_end: Faulty) -> None:
     back_end.instead(SplitInflight, "_clear_last_batch", nothing)
+
+
+@fault_for("inflight/packed-last-batch")
+def does_all_again_in_packed_rings(back_end: Faulty) -> None:
+    back_end.instead(PackedInflight, "_free_entries", lambda *_: [])
 
 
 @fault_for("inflight/packed-kept")

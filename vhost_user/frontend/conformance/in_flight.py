@@ -28,7 +28,7 @@ _VERSION, _DESC_NUM, _LAST_BATCH_HEAD, _USED_IDX = 8, 10, 12, 14
 _DESC, _DESC_SIZE = 16, 16
 """Offsets in the region of a split ring (QueueRegionSplit), where the states of descriptors are (DescStateSplit)."""
 
-_PLACES = 16
+_FREE_HEAD, _OLD_FREE_HEAD, _PLACES, _OLD_USED_IDX = 12, 14, 16, 18
 _PACKED_DESC, _PACKED_DESC_SIZE = 32, 32
 """The same of a packed one (QueueRegionPacked, DescStatePacked): used_idx is the first of the places."""
 
@@ -188,6 +188,35 @@ def inflight_packed_resubmitted(bench: Bench) -> None:
     bench.start_beside()
     queue.start(queue.driver.base + count)  # of what was made available the first is behind
     bench.served(queue, 2)
+    base = queue.stop()
+    expected = queue.driver.base
+    require(base == expected, f"GET_VRING_BASE says {base:#x}, and the driver is at {expected:#x}")
+
+
+@inflight.check(
+    "packed-last-batch",
+    rule="spec: Inflight I/O tracking, When reconnecting",
+    needs=(_GIVEN, "kinds/packed", "inflight/packed-kept"),
+)
+def inflight_packed_last_batch(bench: Bench) -> None:
+    """What the driver of a packed ring has is not done again, though the region says that it is under way."""
+    front_end = _packed(bench)
+    region = _tracking(bench, front_end)
+    front_end.set_inflight(region)
+    queue = bench.running(front_end)
+    bench.serve(queue)
+    queue.stop()
+    bench.stop_beside()
+    with _mapped(region, queue, packed=True) as part:  # as one leaves it that has died behind the descriptor's flags
+        (entry,) = struct.unpack_from("<H", part, _FREE_HEAD)
+        part[_PACKED_DESC + _PACKED_DESC_SIZE * entry] = 1
+        struct.pack_into("<H", part, _OLD_FREE_HEAD, len(bench.device.request))
+        struct.pack_into("<H", part, _OLD_USED_IDX, 0)
+    bench.again(front_end, FEATURES | V.RING_PACKED)
+    front_end.set_inflight(region)
+    bench.start_beside()
+    queue.start()
+    bench.serve(queue)
     base = queue.stop()
     expected = queue.driver.base
     require(base == expected, f"GET_VRING_BASE says {base:#x}, and the driver is at {expected:#x}")

@@ -5,12 +5,18 @@ from __future__ import annotations
 from userdev.conformance import Group, Level, Skip, require
 from vhost_user.frontend.conformance.bench import RING, SERVED, Bench
 from vhost_user.frontend.front_end import FEATURES
+from vhost_user.frontend.memory import PAGE
 from vhost_user.frontend.queue import Buffer, Queue
 from vhost_user.wire import VirtioFeature
 
 kinds = Group[Bench]("kinds", "virtio 1.3: Virtqueues", needs=SERVED)
 
 V = VirtioFeature
+
+_FAR = 256
+"""The page that a request lies on of which every byte is looked at, and of those around it."""
+
+_UNTOUCHED = b"\x5a"
 
 
 def _kind(bench: Bench, features: VirtioFeature, *, indirect: bool = False, size: int = RING) -> Queue:
@@ -44,6 +50,29 @@ def cut_otherwise(bench: Bench) -> None:
         queue.put(*pieces)
         queue.kick()
         bench.served(queue)
+
+
+@kinds.check("nothing-else", rule="virtio 1.3: The Virtqueue Descriptor Table, buffers that are to be read")
+def nothing_else(bench: Bench) -> None:
+    """Of a request's memory only what may be written is: no byte that is to be read, and none beside."""
+    queue = bench.running()
+    memory, buffers = queue.memory, bench.device.request
+    sizes = [buffer if isinstance(buffer, int) else len(buffer) for buffer in buffers]
+    begin = _FAR * PAGE
+    around = slice(begin - PAGE, begin + sum(sizes) + PAGE)
+    bench.fill_to(bench.front_end, begin)
+    memory[around] = _UNTOUCHED * (around.stop - around.start)
+    request = bench.put(queue)
+    before = bytearray(memory[around])
+    queue.kick()
+    bench.served(queue)
+    after = memory[around]
+    for place, size, buffer in zip(request.places, sizes, buffers, strict=True):
+        if isinstance(buffer, int):
+            may = slice(place - around.start, place + size - around.start)
+            before[may] = after[may]
+    wrong = [around.start + at for at, (was, now) in enumerate(zip(before, after, strict=True)) if was != now]
+    require(not wrong, f"{len(wrong)} bytes are written that are not to be, the first at {min(wrong, default=0):#x}")
 
 
 def _halves(buffer: Buffer) -> tuple[Buffer, ...]:
