@@ -97,6 +97,17 @@ def test_message_dma_travels_on_the_twin_socket(tmp_path: Path) -> None:
         assert client.serve_until(lambda: ram.view[15] == 0xA5)
 
 
+def test_a_refusal_of_dma_without_errno_has_one_in_the_reply_that_waited_for_it(tmp_path: Path) -> None:
+    """QEMU takes an error whose errno is 0 for success."""
+    with serving(tmp_path) as connect, connect(twin_socket=True) as client, GuestMemory(0x1000, shared=False) as ram:
+        client.dma_map(BASE, ram)
+        client.channel._serve = lambda asked: asked.error(0)
+        client.store(0, IOVA, 8, BASE)
+        with pytest.raises(RemoteError) as refused:
+            client.store(0, FILL, 4, 16)
+        assert refused.value.errno == errno.EIO
+
+
 def test_no_session_leaves_a_descriptor_of_its_twin_socket(tmp_path: Path) -> None:
     with serving(tmp_path) as connect:
         connect(twin_socket=True).close()

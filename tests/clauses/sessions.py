@@ -119,6 +119,14 @@ class MarksItsRefusals(NoShortcut):
         self.connection.out[-8] |= 0x40  # the flags, before the errno, of a reply that is a header
 
 
+class NamesNoErrno(NoShortcut):
+    """Where it refuses."""
+
+    def failed(self, message: Message, error: BaseException) -> None:
+        super().failed(message, error)
+        self.connection.out[-4:] = bytes(4)  # the errno of a reply that is a header
+
+
 class ExplainsItsRefusals(NoShortcut):
     """In bytes behind their headers."""
 

@@ -145,7 +145,9 @@ class ClientRequests:
             message = Message(self._new_id(), shape.number, payload=shape.request.pack(address, count, tail=data))
             answer = self._exchange(message)
         if answer.failed:
-            raise ProtocolError(f"the client refused {command.value} of {count} bytes at {address:#x}", answer.errno)
+            raise ProtocolError(
+                f"the client refused {command.value} of {count} bytes at {address:#x}", answer.errno or errno.EIO
+            )
         if command is Command.DMA_WRITE:
             return b""
         assert shape.reply is not None

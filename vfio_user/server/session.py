@@ -402,7 +402,7 @@ class Session:
         if isinstance(error, ClientGone):
             raise error
         if isinstance(error, ProtocolError):
-            number = error.errno
+            number = error.errno or errno.EIO  # a client takes an error with errno 0 for success
             log.debug("%s: %s", self._named(message), error)
         elif isinstance(error, OSError) and error.errno:
             number = error.errno
