@@ -35,8 +35,8 @@ from vfio_user.wire import (
     Dialect,
     Message,
 )
-from vfio_user.wire.constants import RegionFlags
-from vfio_user.wire.layouts import DMA_ACCESS, REGION_ACCESS, REGION_INFO, VM_INTERRUPT
+from vfio_user.wire.constants import NO_FD, RegionFlags
+from vfio_user.wire.layouts import DMA_ACCESS, IO_FD, REGION_ACCESS, REGION_INFO, REGION_IO_FDS, VM_INTERRUPT
 from vfio_user.wire.region_info import RegionDescription, encode_region_info
 
 
@@ -439,6 +439,17 @@ def test_a_twin_socket_whose_place_is_not_said_is_the_servers_mistake() -> None:
             with pytest.raises(ProtocolError, match="twin socket"):
                 client.negotiate(twin_socket=True)
             assert not client.channel.has_twin
+
+
+def test_as_many_ioeventfds_come_as_are_announced() -> None:
+    def one_of_two(_: ScriptedServer, message: Message) -> Message:
+        needed = REGION_IO_FDS.size + IO_FD.size
+        room = REGION_IO_FDS.unpack(message.payload).argsz
+        entry = IO_FD.pack(0, 4, NO_FD, 0, 0, NO_FD, 0, 0) if room >= needed else b""
+        return message.reply(REGION_IO_FDS.pack(needed, 0, 0, 2, tail=entry))
+
+    with talking(one_of_two) as (client, _), pytest.raises(ProtocolError, match="2 sub-regions"):
+        client.io_fds(0)
 
 
 def test_a_command_that_the_dialect_lacks_is_the_callers_mistake() -> None:

@@ -144,6 +144,9 @@ class RegionCalls(ClientConnection):
                 _give_up(reply)
                 reply = self.request(Command.GET_REGION_IO_FDS, REGION_IO_FDS.pack(needed, 0, index, 0))
             entries = list(IO_FD.unpack_all(reply.payload, REGION_IO_FDS.size))
+            said = REGION_IO_FDS.unpack(reply.payload).nr_entries
+            if said != len(entries):
+                raise ProtocolError(f"GET_REGION_IO_FDS: {said} sub-regions announced, and {len(entries)} came")
             for entry in entries:
                 _check_fds(entry, len(reply.fds))
             return [_sub_region(entry, reply.fds) for entry in entries]
