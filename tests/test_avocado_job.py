@@ -456,21 +456,21 @@ def test_labs_of_a_test_that_is_ended_end_the_last_first_and_each_keeps_its_evid
 
     ended: list[str] = []
 
-    def lab(name: str) -> Any:
-        def end(_kind: object, error: BaseException, _traceback: object) -> None:
+    def block(name: str) -> contextlib.ExitStack:
+        def end(_kind: object, error: BaseException | None, _traceback: object) -> None:
             ended.append(name)
             assert f"the test {why}" in str(error)
             raise VerdictError("it has not ended well")
 
-        return type("Ends", (), {"__exit__": lambda _, *wrong: end(*wrong)})()
-
-    def kept(name: str) -> Any:
-        return type("Keeps", (), {"__exit__": lambda *_: ended.append(name)})()
+        ends = contextlib.ExitStack()
+        ends.push(lambda *_: ended.append(f"{name} kept"))
+        ends.push(end)
+        return ends
 
     late: Any = SimpleNamespace(
         timeout=4, time_start=time.monotonic() - took, log=SimpleNamespace(info=lambda *_: None)
     )
-    late._open = {lab(name): (0, kept(f"{name} kept")) for name in ("outer", "inner")}
+    late._open = {name: (0, block(name)) for name in ("outer", "inner")}
     GuestTest._end_labs(late)
     assert ended == ["inner", "inner kept", "outer", "outer kept"]
 

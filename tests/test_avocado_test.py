@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import threading
 from pathlib import Path
 
 import pytest
 
+from userdev.errors import VerdictError
 from userdev.process import Child
 from vfio_user.avocado_test import GuestTest
 
@@ -76,3 +79,29 @@ def test_a_lab_may_be_within_another(tmp_path: Path) -> None:
     test.setUp()
     test.test_it()
     test.tearDown()
+
+
+class Late(GuestTest):
+    """A test that is still in its block when it is ended, and hears of that by what becomes of its guest."""
+
+    def test_it(self) -> None:
+        """Its guest goes away once the test has ended."""
+        self.begun, self.ended = threading.Event(), threading.Event()
+        with contextlib.suppress(self.failureException), self.lab():
+            self.begun.set()
+            assert self.ended.wait(60)
+            raise VerdictError("the guest went away")
+
+
+def test_the_cause_of_a_test_that_was_ended_is_not_what_that_did_to_its_guest(tmp_path: Path) -> None:
+    """Avocado leaves its thread in the block, in which the guest of the lab that has ended is missed."""
+    test = Late("test_it", base_logdir=str(tmp_path))
+    test.setUp()
+    thread = threading.Thread(target=test.test_it)
+    thread.start()
+    assert test.begun.wait(60)
+    test.tearDown()
+    test.ended.set()
+    thread.join(60)
+    [error] = tmp_path.rglob("data/error.txt")
+    assert "the test took longer than its" in error.read_text().splitlines()[0], error.read_text()

@@ -20,7 +20,7 @@ from typing import Any
 from avocado import Test
 
 from userdev.errors import UserError, VerdictError
-from vfio_user.bundle import Keeping, keeping_test
+from vfio_user.bundle import keeping_test
 from vfio_user.harness import (
     CELL_PARAMETER,
     TEST_SECONDS,
@@ -73,7 +73,8 @@ class GuestTest(Test):  # type: ignore[misc]  # avocado has no types
 
     def setUp(self) -> None:
         """Begin what the test's labs share."""
-        self._open: dict[Lab, tuple[int, Keeping]] = {}
+        self._open: dict[Lab, tuple[int, ExitStack]] = {}
+        """The thread that is in a lab's block, and what ends that."""
         self._trials: list[Trial] = []
         """Of the labs that are open, the innermost last."""
         self._tried: set[str] = set()
@@ -91,13 +92,13 @@ class GuestTest(Test):  # type: ignore[misc]  # avocado has no types
             self._end_labs()
 
     def _end_labs(self) -> None:
-        for lab, (thread, kept) in reversed(list(self._open.items())):
+        for thread, block in reversed(list(self._open.values())):
             frame = sys._current_frames().get(thread)
             where = "".join(traceback.format_stack(frame)) if frame is not None else "its thread has ended"
             late = VerdictError(_why_ended(self), evidence=f"it was at\n{where}")
+            # its thread hears what becomes of its guests by that, which would be the cause if it came to end them again
             with suppress(VerdictError, UserError):
-                lab.__exit__(type(late), late, None)
-            kept.__exit__(type(late), late, None)
+                block.pop_all().__exit__(type(late), late, None)
             self.log.info("%s\n%s", late, late.evidence)
 
     @contextmanager
@@ -110,9 +111,11 @@ class GuestTest(Test):  # type: ignore[misc]  # avocado has no types
         kept = keeping_test(str(self.name.name), self.cell)
         kept.folder = folder
         try:
-            with kept, trial(heading, folder=folder, cell=self.cell, progress=self.log.info) as made:
+            with ExitStack() as block:
+                block.enter_context(kept)
+                made = block.enter_context(trial(heading, folder=folder, cell=self.cell, progress=self.log.info))
                 self._trials.append(made)
-                self._open[made.lab] = threading.get_ident(), kept
+                self._open[made.lab] = threading.get_ident(), block
                 try:
                     yield made.lab
                     kept.failure = made.lab.failure
