@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import IO, Any, cast
 
 import pytest
 
@@ -25,7 +26,7 @@ from vfio_user.nightly.plan import USUALLY
 from vfio_user.nightly.servers import Server, ServerIssue, our_servers
 from vfio_user.nightly.summary import Status, Summary, Verdict
 from vfio_user.nightly.verdicts import LONGEST, named, qemu_of, result_of, skipped, wedged
-from vfio_user.nightly.watch import Clock, Space
+from vfio_user.nightly.watch import HELD_BACK_MIB, Clock, Space, held_back
 
 TEST = "test_it.py:A.test_a"
 
@@ -319,7 +320,7 @@ def test_a_night_is_finished_though_its_history_is_not_to_be_had(
 
 def test_a_night_says_that_no_space_is_left_though_that_cannot_be_written_either(tmp_path: Path) -> None:
     night, closed = Night.__new__(Night), list[bool]()
-    night.summary = SimpleNamespace(model_copy=lambda **_: None)  # type: ignore[assignment]
+    night.folder, night.summary = tmp_path, SimpleNamespace(model_copy=lambda **_: None)  # type: ignore[assignment]
 
     def fails(error: Exception) -> Callable[..., None]:
         def fail(*_: object) -> None:
@@ -337,6 +338,39 @@ def test_a_night_says_that_no_space_is_left_though_that_cannot_be_written_either
     with pytest.raises(UserError, match="no space is left there"):
         night.run(SimpleNamespace(only=()), place, lambda _: None)  # type: ignore[arg-type]
     assert closed == [True]
+
+
+def test_a_night_on_a_disk_that_others_have_filled_has_space_for_its_last_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was told as one that was killed, without a page, and its summary named artifacts that had been given up."""
+    night, held, room = Night.__new__(Night), list[IO[bytes]](), list[int]()
+
+    @contextmanager
+    def seen(folder: Path) -> Iterator[IO[bytes]]:
+        with held_back(folder) as file:
+            held.append(file)
+            yield file
+
+    def mib() -> int:
+        return os.fstat(held[0].fileno()).st_blocks * 512 >> 20
+
+    def fails(*_: object) -> None:
+        room.append(mib())
+        raise UserError("no space is left there")
+
+    monkeypatch.setattr("vfio_user.nightly.night.held_back", seen)
+    night.folder, night.summary = tmp_path, SimpleNamespace(model_copy=lambda **_: None)  # type: ignore[assignment]
+    for name, value in {
+        "_make_ready": lambda *_: None,
+        "_run": fails,
+        "_finish": lambda *_: room.append(mib()),
+    }.items():
+        setattr(night, name, value)
+    with pytest.raises(UserError, match="no space is left there"):
+        night.run(SimpleNamespace(only=()), SimpleNamespace(close=lambda: None), lambda _: None)  # type: ignore[arg-type]
+    assert room == [HELD_BACK_MIB, 0]
+    assert [*tmp_path.iterdir()] == []
 
 
 def test_a_test_is_skipped_where_the_server_cannot_what_it_needs_or_nobody_knows_whether_it_can() -> None:

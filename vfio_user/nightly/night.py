@@ -42,7 +42,7 @@ from vfio_user.nightly.plan import Plan
 from vfio_user.nightly.staging import Stage, ready_servers
 from vfio_user.nightly.summary import CaseResult, Cell, PlanIdentity, Status, Summary, Verdict, case_id
 from vfio_user.nightly.verdicts import named, qemu_of, result_of, skipped, wedged
-from vfio_user.nightly.watch import SPARE_MIB, Clock, Space
+from vfio_user.nightly.watch import SPARE_MIB, Clock, Space, held_back
 
 GIT_SECONDS = 60.0
 """What git may take to look whether files of a checkout were changed."""
@@ -140,20 +140,20 @@ class Night:
         """
         self._say = say
         self.summary = self.summary.model_copy(update={"only": stage.only})
-        try:
-            with interruptible():
-                self._run(self._make_ready(stage, place, say), place, say)
-        except UserError as error:
-            with contextlib.suppress(OSError):  # a full disk: the reason is that, and what is to be told
-                self._finish(Status.UNDONE, "; ".join([str(error), *error.hint.splitlines()]))
-            raise
-        except KeyboardInterrupt:
-            self._finish(Status.ENDED, "before its first case")
-        except EndedAtOnce:
-            self._finish(Status.ENDED, "at once")
-            raise
-        finally:
-            place.close()
+        with contextlib.closing(place), held_back(self.folder) as held:
+            try:
+                with interruptible():
+                    self._run(self._make_ready(stage, place, say), place, say)
+            except UserError as error:
+                held.truncate(0)
+                with contextlib.suppress(OSError):  # a full disk: the reason is that, and what is to be told
+                    self._finish(Status.UNDONE, "; ".join([str(error), *error.hint.splitlines()]))
+                raise
+            except KeyboardInterrupt:
+                self._finish(Status.ENDED, "before its first case")
+            except EndedAtOnce:
+                self._finish(Status.ENDED, "at once")
+                raise
         return self.summary
 
     # -- before the first case --------------------------------------------------------------------------------------

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from userdev.counted import counted
 
 SPARE_MIB = 512
 """What is to be free where the results are: what passed gives up its artifacts for that."""
+
+HELD_BACK_MIB = 8
+"""What a night's last summary, its page and the history of nights may take."""
 
 JUMP_SECONDS = 2.0
 """From so many seconds on a clock has jumped; one that is set right by NTP goes more slowly."""
@@ -19,6 +26,18 @@ JUMP_SECONDS = 2.0
 def free_mib(folder: Path) -> int:
     """MiB that may still be written there."""
     return shutil.disk_usage(folder).free >> 20
+
+
+@contextmanager
+def held_back(folder: Path) -> Iterator[IO[bytes]]:
+    """Hold space back for the last words of a block whose disk is filled by others; once truncated, they may have it.
+
+    It is a file without a name, of which nothing is left whatever becomes of the process.
+    """
+    with tempfile.TemporaryFile(dir=folder) as held:
+        with suppress(OSError):  # there is not so much: what there is does
+            os.posix_fallocate(held.fileno(), 0, HELD_BACK_MIB << 20)
+        yield held
 
 
 class Space:
