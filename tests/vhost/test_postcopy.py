@@ -19,6 +19,7 @@ import pytest
 from tests.cases import for_each
 from tests.descriptors import fd_count
 from tests.test_vhost_program import serving
+from tests.userfaults import needs_userfaultfd
 from tests.vhost_frontend import PROTOCOL, Disconnected, FrontEnd, P, Queue, R
 from userdev.errors import ProtocolError
 from vhost_user.backend.postcopy import Postcopy
@@ -32,12 +33,6 @@ PAGEFAULT = 0x12
 _MESSAGE = struct.Struct("=B7xQQ8x")
 _RANGE = struct.Struct("=QQ")
 _IOC_WAKE = 0x8010AA02
-
-needs_userfaultfd = pytest.mark.skipif(
-    not userfault.is_allowed(),
-    reason="no userfaultfd that waits for system calls too: it takes CAP_SYS_PTRACE, the right to open /dev/userfaultfd"
-    " or vm.unprivileged_userfaultfd=1",
-)
 
 
 @dataclass
