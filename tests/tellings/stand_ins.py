@@ -49,6 +49,7 @@ from vfio_user.cli import (
 )
 from vfio_user.fuzz import VfioUserSubject
 from vfio_user.harness.artifacts import RESULTS_VARIABLE
+from vfio_user.harness.hosts import NamespaceHost, pair
 from vfio_user.harness.lab import Lab
 from vfio_user.harness.migration.workload import Assignment
 from vfio_user.nightly.night import Night
@@ -183,6 +184,12 @@ _NOT_DONE: Mapping[Any, Mapping[str, Callable[..., Any]]] = {
 
 
 @contextmanager
+def _namespaces() -> Iterator[tuple[NamespaceHost, NamespaceHost, None]]:
+    """Two that nobody has made."""
+    yield NamespaceHost.__new__(NamespaceHost), NamespaceHost.__new__(NamespaceHost), None
+
+
+@contextmanager
 def stand_ins(folder: Path) -> Iterator[None]:
     """A block in a folder, in which nothing is started and nobody is asked."""
     (folder / "man").mkdir()
@@ -198,5 +205,8 @@ def stand_ins(folder: Path) -> Iterator[None]:
         stack.enter_context(patch.dict(os.environ, {RESULTS_VARIABLE: str(folder / "results")}))
         stack.enter_context(patch.object(docs, "PAGES", folder))
         stack.enter_context(patch.object(repro, "sys", SimpleNamespace(stdin=None)))
+        # as root has them, whoever asks
+        stack.enter_context(patch.object(pair, "can_make_namespaces", lambda: True))
+        stack.enter_context(patch.object(pair, "joined_namespaces", _namespaces))
         stack.enter_context(chdir(folder))
         yield
