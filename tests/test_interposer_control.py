@@ -12,10 +12,11 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -134,13 +135,28 @@ def test_a_device_is_moved_through_files(edu: Interposed, tmp_path: Path) -> Non
     assert control.call("migration_state")["state"] == "RUNNING"
 
 
-def test_state_travels_in_the_answer_too(edu: Interposed) -> None:
+def test_state_travels_in_the_answer_too(edu: Interposed, tmp_path: Path) -> None:
+    """Whole, and in the one way that was asked for."""
     edu.client()
     control = edu.control()
-    control.call("migration_state", set="STOP_COPY")
-    whole = decoded(control.call("mig_data_read")["data"])
+    wholes = []
+    with (tmp_path / "sent").open("w+b") as sent:
+        ways: dict[str, tuple[dict[str, Any], Callable[[dict[str, Any]], bytes]]] = {
+            "data": ({}, lambda answer: decoded(answer.pop("data"))),
+            "raw": ({"raw": True}, lambda answer: answer.pop("raw")),
+            "file": ({"file": str(tmp_path / "named")}, lambda _: (tmp_path / "named").read_bytes()),
+            "fd": ({"fd": True, "fds": [sent.fileno()]}, lambda _: (tmp_path / "sent").read_bytes()),
+        }
+        for way, (arguments, state) in ways.items():
+            for each in ("RUNNING", "STOP_COPY"):
+                control.call("migration_state", set=each)
+            answer = control.call("mig_data_read", **arguments)
+            wholes.append(state(answer))
+            assert answer.keys() == {"bytes", "messages", "complete"}, way
+            assert (answer["bytes"], answer["complete"]) == (len(wholes[-1]), True), way
+    assert len(set(wholes)) == 1, "they are of the same state"
     control.call("migration_state", set="RESUMING")
-    assert control.call("mig_data_write", data=encoded(whole))["bytes"] == len(whole)
+    assert control.call("mig_data_write", data=encoded(wholes[0]))["bytes"] == len(wholes[0])
 
 
 def test_state_travels_behind_the_lines(edu: Interposed) -> None:

@@ -23,7 +23,7 @@ from vfio_user.cli.minimize import _why_all_stays
 from vfio_user.interposer.replay import What, explaining, load_script, reducing
 from vfio_user.interposer.replay import minimize as minimize_impatiently
 from vfio_user.interposer.replay import replay as replay_impatiently
-from vfio_user.interposer.replay.outcome import ReplayOutcome
+from vfio_user.interposer.replay.outcome import Difference, ReplayOutcome
 from vfio_user.interposer.replay.reducing import Minimized
 from vfio_user.interposer.replay.script import Script
 from vfio_user.interposer.replay.steps import is_interrupt, place_of
@@ -214,6 +214,18 @@ def test_a_reference_that_fails_itself_is_refused(trace: Path) -> None:
     for reference in (f"{sys.executable} -c 'raise SystemExit(3)' {{fd}}", "./there-is-none {fd}"):
         with pytest.raises(UserError, match="the reference"):
             minimize(trace, STALE, against=reference)
+
+
+def test_a_reference_that_closes_or_falls_silent_is_none(trace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it did as far as it went does not stand for what is right; the hint says what became of it."""
+    script = load_script(trace)
+    asked = [step.number for step in script.requests]
+    for what, record in ((What.CLOSED, asked[0]), (What.CLOSED, asked[-1]), (What.NO_REPLY, asked[2])):
+        outcome = ReplayOutcome(script, differences=[Difference(What.REPLY, asked[0]), Difference(what, record)])
+        monkeypatch.setattr(explaining, "replay", lambda *_, outcome=outcome, **__: outcome)
+        with pytest.raises(UserError) as refused:
+            minimize(trace, STALE, against=flag())
+        assert refused.value.hint == outcome.text(), what
 
 
 def test_a_find_is_told_to_be_reduced_already(tmp_path: Path) -> None:
