@@ -9,12 +9,15 @@ import os
 import random
 import signal
 import textwrap
+import time
 from collections.abc import Iterator, Sequence
 from itertools import count
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import PATIENCE
+from tests.descriptors import fd_count
 from tests.test_vhost_program import serving
 from tests.vhost_frontend import FEATURES, FrontEnd, Queue, R
 from userdev_servers.blk import Blk
@@ -141,6 +144,28 @@ def test_the_kernels_thread_reads_into_one_piece_or_several_and_tells_what_it_ca
         uring.close()
     assert one == data[LARGE : 2 * LARGE]
     assert b"".join(few) == data[2 * LARGE : 3 * LARGE]
+
+
+def test_the_kernels_thread_is_woken_for_a_read_that_comes_while_it_sleeps(image: Path) -> None:
+    uring, deadline = Uring(1, idle_ms=1), time.monotonic() + PATIENCE
+    with image.open("rb") as file:
+        while not uring._flags[0] & 1:  # IORING_SQ_NEED_WAKEUP
+            assert time.monotonic() < deadline
+            os.sched_yield()
+        uring.read(file.fileno(), [memory(LARGE)], 0, 0, 1)
+        while not (ended := uring.ended()):
+            assert time.monotonic() < deadline, "nobody else wakes it"
+            os.sched_yield()
+        assert ended == [(1, LARGE)]
+        uring.close()
+
+
+def test_rings_of_an_older_kernel_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = fd_count()
+    monkeypatch.setattr("userdev_servers.block.uring._NEEDED", 1 << 31)
+    with pytest.raises(OSError, match="older"):
+        Uring(1)
+    assert fd_count() == before
 
 
 def test_whoever_waits_sleeps_until_all_have_ended_and_again_after_a_signal(monkeypatch: pytest.MonkeyPatch) -> None:

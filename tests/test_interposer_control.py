@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints, is_typeddict
 
 import pytest
 
@@ -25,13 +25,16 @@ from userdev.control import ControlError
 from userdev.errors import ProtocolError
 from userdev.trace import Note
 from vfio_user.client import Client, Disconnected
+from vfio_user.interposer.control import answers
 from vfio_user.interposer.control.client import InterposerControl
 from vfio_user.interposer.control.commands import COMMANDS
+from vfio_user.interposer.survival import Policy
 from vfio_user.interposer.trace import read_trace
 from vfio_user.wire import Command
 from vfio_user.wire import layouts as at
 
 LIVENESS, COMPUTE = 0x04, 0x08
+TOLD = {answers.InterposerStatus: "status", answers.SessionShown: "session"}
 
 
 @pytest.fixture
@@ -392,6 +395,44 @@ def test_a_connection_that_is_cut_ends_the_session_and_the_next_client_is_served
     next_client = edu.client()
     next_client.store(0, COMPUTE, 4, 5)
     assert next_client.load(0, COMPUTE, 4) == 120
+
+
+def shape(kind: Any, value: Any) -> Any:
+    """The keys of an answer, and of those in it, where they are to be those of a TypedDict: else only its type."""
+    kinds = [each for each in (kind, *get_args(kind)) if is_typeddict(each)]
+    if isinstance(value, list):
+        return [shape(kind, each) for each in value]
+    if not isinstance(value, dict) or not kinds:
+        return type(value)
+    hints = get_type_hints(kinds[0])
+    assert value.keys() == hints.keys(), kinds[0]
+    return {name: shape(hints[name], each) for name, each in value.items()}
+
+
+def test_what_is_told_of_a_session_has_the_names_that_are_documented(tmp_path: Path) -> None:
+    """While there is all that can be told of: survival, a trace, a mapping, an interrupt, a write of config space."""
+    with interposed_edu(tmp_path, trace=str(tmp_path / "trace"), survive=Policy()) as edu:
+        client, control = edu.client(), edu.control()
+        client.dma_map(0x1000, edu.ram(4096))
+        client.region_info(0)
+        client.config_write(4, b"\6\0")
+        status, session = (shape(kind, control.call(command)) for kind, command in TOLD.items())
+    assert all(isinstance(status[part], dict) for part in ("trace", "survival", "session")), status
+    assert all(session[part] for part in ("maps", "regions", "config_writes")), session
+
+
+def test_a_session_is_noted_from_its_beginning_to_its_end(tmp_path: Path) -> None:
+    with interposed_edu(tmp_path, trace=str(tmp_path / "trace")) as edu:
+        edu.client().close()
+        edu.client()  # which is served once the first is gone
+    entries = read_trace(tmp_path / "trace").entries
+    notes = [(note.event, note.details.get("side")) for note in entries if isinstance(note, Note)]
+    assert notes[:4] == [
+        ("connected", None),
+        ("end-of-stream", "client"),
+        ("disconnected", None),
+        ("connected", None),
+    ]
 
 
 def test_a_mark_is_in_the_trace(tmp_path: Path) -> None:

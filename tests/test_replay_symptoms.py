@@ -21,6 +21,7 @@ from tests.interposer_bench import read, request, write
 from tests.scripted_server import ScriptedServer
 from tests.traced import DOWN, UP, Written
 from userdev.descriptors import FdInfo, FdKind
+from userdev.relay import Direction
 from userdev.transport import Stream
 from vfio_user.client import EventFd
 from vfio_user.interposer.replay import Ignored, What, load_script, replay
@@ -205,6 +206,17 @@ def memfd() -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
+
+
+def test_a_script_ends_with_the_reply_of_the_record_that_it_is_wanted_up_to() -> None:
+    """All of it is, where it has no such record."""
+    script = Script.of([read(0, UP, 4), read(0, DOWN, 4)])
+    first, second = cast(tuple[MessageRecord, MessageRecord], script.steps)
+    answer = first.message.reply(bytes(4))
+    reply = replace(first, number=second.number + 1, direction=Direction.TO_CLIENT, message=answer, pair=first.number)
+    script = replace(script, steps=(first, second, reply))
+    wanted = {first.number: 3, second.number: 2, reply.number: 3, reply.number + 1: 3}
+    assert {record: len(script.up_to(record).steps) for record in wanted} == wanted
 
 
 def test_one_that_does_not_answer_is_asked_on_if_it_ever_has() -> None:

@@ -107,10 +107,9 @@ def test_a_file_that_ends_within_a_record_is_read_up_to_there(tmp_path: Path, lo
 
 def test_what_is_no_trace_is_refused(tmp_path: Path) -> None:
     (tmp_path / "t").write_bytes(b"\x7fELF and so on")
-    with pytest.raises(UserError):
-        read_trace(tmp_path / "t")
-    with pytest.raises(UserError):
-        read_trace(tmp_path / "missing")
+    for name in ("t", "missing"):
+        with pytest.raises(UserError, match=str(tmp_path / name)):
+            read_trace(tmp_path / name)
 
 
 def test_a_damaged_length_ends_the_reading(tmp_path: Path) -> None:

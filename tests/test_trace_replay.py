@@ -86,6 +86,19 @@ def test_the_same_server_does_the_same(trace: Path) -> None:
     recorded, played = (asked_by_the_server(script) for script in (load_script(trace), outcome.played))
     assert played == recorded
     assert len(played) == 2
+    recorded, played = (answered_by_the_server(script) for script in (load_script(trace), outcome.played))
+    assert played == recorded
+    assert all(asked for asked, _ in played)
+
+
+def answered_by_the_server(script: Script) -> list[tuple[int, int]]:
+    """Its replies: the number of the record of what each answers, and the command."""
+    steps = [step for step in script.steps if isinstance(step, MessageRecord)]
+    return [
+        (step.pair, step.message.command)
+        for step in steps
+        if step.direction is Direction.TO_CLIENT and step.message.is_reply
+    ]
 
 
 def asked_by_the_server(script: Script) -> list[tuple[int, int]]:

@@ -307,6 +307,11 @@ def test_filters_select(trace: Path, options: list[str], count: int) -> None:
     assert len(shown(trace, *options)) == count
 
 
+def test_what_either_side_offers_is_shown(trace: Path) -> None:
+    offered = [json.loads(str(line["json"])) for line in shown(trace, "--command", "VERSION")]
+    assert [each.keys() for each in offered] == [{"capabilities"}] * 2
+
+
 def test_a_filter_that_lets_nothing_through_says_so_beside_what_programs_read(trace: Path) -> None:
     for words, told in (
         (("--offset", "0x4000"), True),

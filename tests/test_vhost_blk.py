@@ -70,7 +70,9 @@ def request(ring: Queue, *buffers: Buffer) -> tuple[bytes, int]:
     return done.writable[:-1], done.writable[-1]
 
 
-@pytest.mark.parametrize("cuts", [(2 * SECTOR, 1), (SECTOR, SECTOR, 1), (2 * SECTOR + 1,), (7, 2 * SECTOR - 7, 1)])
+@pytest.mark.parametrize(
+    "cuts", [(2 * SECTOR, 1), (SECTOR, SECTOR, 1), (2 * SECTOR + 1,), (7, 2 * SECTOR - 7, 1), (2 * SECTOR - 1, 2)]
+)
 def test_blocks_are_read_however_the_request_is_cut(ring: Queue, image: Path, cuts: tuple[int, ...]) -> None:
     assert request(ring, header(RequestType.IN, 3), *cuts) == (image.read_bytes()[3 * SECTOR : 5 * SECTOR], Status.OK)
 
