@@ -33,21 +33,17 @@ def same(one: Any, other: Any) -> bool:
 
 
 @given(VALUES)
-def test_what_is_encoded_is_decoded(value: Any) -> None:
-    assert same(decode(encode(value)), value)
+def test_what_is_encoded_is_decoded_and_every_cut_of_it_refused(value: Any) -> None:
+    data = encode(value)
+    assert same(decode(data), value)
+    for end in range(len(data)):
+        with pytest.raises(ProtocolError):
+            decode(data[:end])
 
 
 @for_each([0, -1, 127, 128, -128, 1 << 63, -(1 << 200), True, 1.5, b"", "", [], (), {}])
 def test_borders_are_decoded(value: Any) -> None:
     assert same(decode(encode(value)), value)
-
-
-@given(VALUES)
-def test_every_cut_is_refused(value: Any) -> None:
-    data = encode(value)
-    for end in range(len(data)):
-        with pytest.raises(ProtocolError):
-            decode(data[:end])
 
 
 @given(VALUES, st.binary(min_size=1))
