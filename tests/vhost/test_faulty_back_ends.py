@@ -152,7 +152,7 @@ def test_a_request_that_a_back_end_never_does_is_one_finding(tmp_path: Path, mon
         folder.mkdir()
         monkeypatch.setattr("vhost_user.backend.session.COMMANDS", {**COMMANDS, request: refuse})
         some = [check for check in CATALOGUE if check.group in groups and check.level is not Level.OPEN]
-        found = results(folder, Reverse, REVERSE, *some, timeout=1)
+        found = results(folder, Reverse, REVERSE, *some, timeout=10)
         wrong = [result.check.id for result in found if result.outcome is Outcome.FAIL]
         assert len(wrong) == 1, (request, wrong)
         assert sum(result.outcome is Outcome.NOT_JUDGED for result in found) > 1, request
