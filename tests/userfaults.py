@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from vhost_user.frontend.conformance import CATALOGUE
 from vhost_user.memory import userfault
 
 needs_userfaultfd = pytest.mark.skipif(
@@ -11,5 +12,5 @@ needs_userfaultfd = pytest.mark.skipif(
     reason="no userfaultfd that waits for system calls too: it takes CAP_SYS_PTRACE, the right to open /dev/userfaultfd"
     " or vm.unprivileged_userfaultfd=1",
 )
-NOT_OFFERED = set[str]() if userfault.is_allowed() else {"postcopy/advised", "postcopy/ended"}
+NOT_OFFERED = {check.id for check in CATALOGUE if check.group == "postcopy" and not userfault.is_allowed()}
 """Checks that a back-end of this user is not asked, as it does not offer PAGEFAULT."""

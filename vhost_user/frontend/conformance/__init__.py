@@ -20,11 +20,12 @@ from vhost_user.frontend.conformance import (
     kinds,
     memory,
     messages,
-    migration,
     negotiation,
     notifications,
+    postcopy,
     rings,
     sessions,
+    state,
 )
 from vhost_user.frontend.conformance.bench import Bench, where_offered
 from vhost_user.frontend.conformance.devices import DEVICES, DeviceKind
@@ -43,8 +44,8 @@ GROUPS: tuple[Group[Bench], ...] = (
     device.reset,
     dirty_log.log,
     in_flight.inflight,
-    migration.state,
-    migration.postcopy,
+    state.state,
+    postcopy.postcopy,
     sessions.session,
 )
 
