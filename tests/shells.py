@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from tests.user_namespaces import in_root
 from userdev.process import Deadline
 from vfio_user.harness.debian import DebianArchive
 
@@ -45,7 +46,7 @@ class Shell:
     @property
     def command(self) -> list[str]:
         """The command line that runs it."""
-        return ["unshare", "--map-root-user", f"--root={self.root}", self.name]
+        return [*in_root(self.root), self.name]
 
     def says(self, asked: str) -> str:
         """What it prints of a command."""

@@ -17,7 +17,7 @@ import pytest
 import yaml
 from debian.debian_support import Version
 
-from tests.vhost_peers import BACK_ENDS, NEWER, skip_where_refused
+from tests.vhost_peers import BACK_ENDS, NEWER, skip_what_is_refused
 from vfio_user.harness.vhost_user_peers import InstalledPeer, install_peer
 from vhost_user.frontend.conformance import CATALOGUE
 
@@ -71,7 +71,7 @@ def trials(
 @pytest.mark.parametrize("name", BACK_ENDS)
 @pytest.mark.parametrize("trials", [None, pytest.param(NEWER, id="newer", marks=pytest.mark.nightly)], indirect=True)
 def test_it_differs_as_we_say_that_it_does(trials: dict[str, Future[Tried]], name: str) -> None:
-    skip_where_refused(name)
+    skip_what_is_refused(name)
     trial = trials[name].result()
     expected = {check: OUTCOMES[kind] for kind, check, since, _ in rows(name) if kind != CHANCE and is_of(trial, since)}
     by_chance = {check for kind, check, _, _ in rows(name) if kind == CHANCE}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.user_namespaces import skip_where_refused
 from userdev.process import Child, await_listening
 from vfio_user.harness.scratch import Scratch
 from vfio_user.harness.vhost_user_peers import install_peer
@@ -61,19 +61,16 @@ def of(*names: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("peer", usual + newer, indirect=True)
 
 
-def skip_where_refused(name: str) -> None:
-    """Skip a test of passt where the kernel refuses the user namespace that passt makes for itself: Ubuntu does since
-    24.04, and containers do.
-    """
-    alone = ["unshare", "--user", "--map-root-user", "--mount", "true"]
-    if name == "passt" and subprocess.run(alone, capture_output=True, check=False).returncode:
-        pytest.skip("passt makes a user namespace for itself, which is refused here")
+def skip_what_is_refused(name: str) -> None:
+    """Skip a test of a back-end that the kernel does not let run here."""
+    if name == "passt":
+        skip_where_refused(name)
 
 
 @contextmanager
 def running_peer(name: str, suites: tuple[str, ...] | None = None) -> Iterator[RunningPeer]:
     """One of `BACK_ENDS`, of these suites of Debian's where they are given."""
-    skip_where_refused(name)
+    skip_what_is_refused(name)
     peer = install_peer(name, suites=suites)
     with Scratch() as scratch:
         socket = scratch.socket_path("s")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from tests.user_namespaces import in_root
 from vfio_user.harness.debian import DebianArchive
 
 
@@ -29,7 +30,7 @@ class Wireshark:
         shutil.copy(dissector, self.root / "dissector.lua")
         shutil.copy(packets, self.root / "packets")
         # Its own root: the program's configuration is at absolute paths, through links among them.
-        command = ["unshare", "--map-root-user", f"--root={self.root}", "tshark", "-X", "lua_script:/dissector.lua"]
+        command = [*in_root(self.root), "tshark", "-X", "lua_script:/dissector.lua"]
         command += ["-r", "/packets", "-T", "fields", "-Y", wanted]
         for name in names:
             command += ["-e", name]
