@@ -1,11 +1,13 @@
 """What every option of every command comes to, where the command hands over to what does it.
 
-Each command is called with as little as it takes, and then with each of its options beside that: what is handed over
-otherwise then is told of the option. A value that a type has is drawn from it, others are in the tables.
+Each command is called with as little as it takes, and then with each of its options beside that, and each choice of
+one: what is handed over otherwise then is told of the option. That is told once more beside `TOLD`, where it is not the
+same there. A value that a type has is drawn from it, others are in the tables.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -17,7 +19,9 @@ from click.testing import CliRunner
 from tests.tellings import PROGRAMS, Told, nights, traces
 from tests.tellings.border import Border, Flat, difference
 from tests.tellings.stand_ins import Handed, stand_ins
-from userdev.errors import VerdictError
+from userdev.errors import UserError, VerdictError
+from vfio_user.nightly.matrix import draw_plan, write_lock
+from vfio_user.nightly.plan import read_plan
 from vfio_user.server.command_line import SERVING
 from vhost_user.backend.command_line import SERVING as SERVING_BACK_ENDS
 
@@ -145,7 +149,10 @@ BESIDE: Mapping[str, str] = {
     "--qmp-log": "--format perfetto",
     "--console-log": "--format perfetto",
     "trace stats --interval": "--watch",
+    "repro --until": "--times 2",
 }
+# How and where it is told what came of it: whatever else is said means the same beside these.
+TOLD = ("--json", "--quiet", "--bundle")
 # Another beginning than `LEAST`, for what is not an option of that.
 BEGUN: Mapping[str, str] = {
     "conformance --device": "",
@@ -156,6 +163,9 @@ BEGUN: Mapping[str, str] = {
     "interpose --device": "--listen a",
     "interpose --keep-alive": "--listen a --server-command 'T {socket}'",
     "trace show --ring": "back",
+    "nightly --locked": "--plan another.yaml",
+    "migrate --workload ping": "--device vhost-user-net",
+    **{f"migrate --workload {work}": "--device vhost-user-blk" for work in ("files", "blocks", "fio")},
     **dict.fromkeys(("serve --fd", "serve --listen"), ""),
     **dict.fromkeys(("serve nvme --fd", "serve nvme --listen", "serve blk --fd"), "--image disk.img"),
     "conformance --server-command": "",
@@ -185,6 +195,8 @@ def inputs(folder: Path) -> None:
     (folder / "plan.yaml").write_text(PLAN)
     (folder / "weights.yaml").write_text("hop: 5\n")
     (folder / "another.yaml").write_text(PLAN)
+    another = read_plan(folder / "another.yaml")
+    write_lock(another, draw_plan(another))
     for log in ("qmp.log", "console.log"):
         (folder / log).touch()
     for disk in ("disk.img", "other.img"):
@@ -211,6 +223,7 @@ def _below(program: str, name: str, command: click.Command) -> Iterator[tuple[st
 
 def handed(program: str, name: str, command: click.Command, words: Sequence[str], folder: Path) -> Flat:
     """All that a command hands over, which is called with these words."""
+    _forget(folder)
     root = click.Context(PROGRAMS[program], info_name=program)
     with CliRunner().isolation(input=b"typed"):
         border, says, ended = Border(folder), Flat(), "done"
@@ -226,10 +239,18 @@ def handed(program: str, name: str, command: click.Command, words: Sequence[str]
             ended = str(end.exit_code)
         except VerdictError:
             ended = "1"
+        except (UserError, click.UsageError):
+            return {"ended": "refused"}
     if name.startswith("serve "):
         plainly = handed_plainly(program, [*name.split()[1:], *words], folder)
         says |= {f"plainly {key}": value for key, value in difference(border.told, plainly).items()}
     return {"ended": ended, **says, **border.told}
+
+
+def _forget(folder: Path) -> None:
+    """Have nothing of what was tried before."""
+    shutil.rmtree(folder / "results", ignore_errors=True)
+    (folder / "plan.lock.json").unlink(missing_ok=True)
 
 
 def handed_plainly(program: str, words: Sequence[str], folder: Path) -> Flat:
@@ -240,8 +261,16 @@ def handed_plainly(program: str, words: Sequence[str], folder: Path) -> Flat:
     return border.told
 
 
+def choices(program: str, name: str, option: click.Option) -> Sequence[Sequence[str]]:
+    """The same of each choice that an option has, but for its default."""
+    words = values(program, name, option)
+    if not isinstance(option.type, click.Choice):
+        return [words]
+    return [[words[0], str(each)] for each in reversed(option.type.choices) if each != option.default]
+
+
 def values(program: str, name: str, option: click.Option) -> Sequence[str]:
-    """What is written on a command line for a value of an option that is none by default; [] where there is none."""
+    """What is written on a command line for a value of an option that is none by default."""
     flag = max(option.opts, key=len)
     of_group = f"{name.partition(' ')[0]} {flag}"
     for key in (f"{program} {name} {flag}", f"{name} {flag}", of_group, f"{program} {flag}", flag):
@@ -287,6 +316,12 @@ def _takes(parameter: click.Parameter) -> str:
     return kind + ", completed" * (parameter._custom_shell_complete is not None)
 
 
+def _begun(name: str, words: Sequence[str]) -> str | None:
+    """What stands in `BEGUN` for an option with its value, or whatever its value; None: nothing."""
+    keys = (f"{name} {' '.join(words)}", f"{name} {words[0]}", f"{name.partition(' ')[0]} {words[0]}")
+    return next((BEGUN[key] for key in keys if key in BEGUN), None)
+
+
 def _of_command(program: str, name: str, command: click.Command, folder: Path) -> Told:
     def tried(begun: str, *words: str) -> Flat:
         """What is handed over with these words, which stand before those of another command."""
@@ -295,16 +330,24 @@ def _of_command(program: str, name: str, command: click.Command, folder: Path) -
         return handed(program, name, command, [*own[:at], *words, *own[at:]], folder)
 
     least = LEAST.get(name, "--socket-path s" if name.startswith("serve ") else "")
-    base = tried(least)
+    options = [each for each in command.params if isinstance(each, click.Option) and each.name != "version"]
+    how = [word for each in options if max(each.opts, key=len) in TOLD for word in values(program, name, each)]
+    base, base_so = tried(least), tried(least, *how)
     takes = {max(each.opts, key=len): _takes(each) for each in command.params}
     found: Told = {"takes": takes, "least": base}
-    for option in command.params:
-        if isinstance(option, click.Option) and option.name != "version":
-            words = values(program, name, option)
+    otherwise: Told = {}
+    for option in options:
+        for words in choices(program, name, option):
             beside = BESIDE.get(f"{name} {words[0]}", BESIDE.get(words[0], ""))
+            without, without_so = base, base_so
             if beside:
-                found[beside] = difference(base, tried(least, *split(beside)))
-            begun = BEGUN.get(f"{name} {words[0]}", BEGUN.get(f"{name.partition(' ')[0]} {words[0]}", least))
-            without = tried(least, *split(beside)) if beside else base
-            found[f"{' '.join(words)}"] = difference(without, tried(begun, *split(beside), *words))
-    return found
+                without, without_so = tried(least, *split(beside)), tried(least, *split(beside), *how)
+                found[beside] = difference(base, without)
+            begun = _begun(name, words)
+            begun = least if begun is None else begun
+            said = found[" ".join(words)] = difference(without, tried(begun, *split(beside), *words))
+            if how and words[0] not in (*TOLD, "--bundle-size"):
+                so = difference(without_so, tried(begun, *split(beside), *words, *how))
+                if changed := difference(said, so):
+                    otherwise[" ".join(words)] = changed
+    return {**found, f"beside {' '.join(how)}": otherwise} if otherwise else found
