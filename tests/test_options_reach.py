@@ -251,6 +251,22 @@ def test_programs_are_told_the_bytes_of_an_image_and_people_its_megabytes(monkey
     assert [line.split()[:3] for line in lines] == [["there", "the-digest", "12"], ["missing", "no", "another"]]
 
 
+def test_a_list_for_people_is_refused_beside_what_is_for_programs() -> None:
+    """The names were printed where JSON was asked for, and no file of results was written."""
+    for line in (
+        "vfio-user fuzz --oracles --json",
+        "vhost-user fuzz --oracles --json",
+        "vfio-user conformance --list --json -",
+        "vhost-user conformance --list --json results.json",
+        "vfio-user conformance --list --junit results.xml",
+        "vfio-user test-e2e --list --json",
+    ):
+        program, *words = line.split()
+        done = CliRunner().invoke(PROGRAMS[program], words)
+        assert (done.exit_code, done.stdout) == (2, ""), line
+        assert words[-1] in done.stderr or words[-2] in done.stderr, line
+
+
 # -- numbers
 
 ANY_TIME = {"--since", "--until"}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import chdir, redirect_stderr
 from pathlib import Path
 from typing import Any
@@ -25,27 +25,86 @@ from vfio_user.cli._errors import explain
 KEPT = Path(__file__).parent / "kept"
 Told = dict[str, Any]
 """What was told, by the command or by what it is about."""
+Ended = tuple[int, str, str]
+"""Status, stdout and stderr of a command."""
 Maker = Callable[[Path], Told]
 """Makes its inputs in an empty folder, and asks for all that can be told of them."""
 PROGRAMS: Mapping[str, click.Command] = {"vfio-user": cli, "vhost-user": vhost_user_cli}
 _WIDTH = 320
 
 
-def said(folder: Path, line: str) -> Told:
+def said(folder: Path, line: str, *, in_each_way: bool = True) -> Told:
     """What a command says that is run in a folder, with its status; `line` begins with the program.
 
     JSON is as it was printed, other text only its facts (`facts`); those of stderr are told where there are some.
+    The other ways in which the command tells come to the same (`see_alike`), unless it is another time each time.
     """
     name, *words = line.split()
-    return _invoked(folder, PROGRAMS[name], words, is_json="--json" in words)
+    told = _told(*_ended(folder, PROGRAMS[name], words), is_json="--json" in words)
+    if in_each_way:
+        see_alike(folder, line)
+    return told
+
+
+def see_alike(folder: Path, line: str) -> Mapping[tuple[str, ...], Ended]:
+    """See to it that it changes nothing but what is told how a command is to tell it: --json, --quiet, and both.
+
+    The status is the same, stdout is JSON where that is asked for, and whoever is quiet says no more. Returns how it
+    ended in each way.
+    """
+    name, *words = line.split()
+    without = {"--json"} if _FOR_PEOPLE.intersection(words) else set()
+    there = _flags(PROGRAMS[name], words).intersection(_WAYS) - without
+    own = [word for word in words if word not in _WAYS]
+    at = own.index("--") if "--" in own else len(own)
+    ends = {
+        way: _timeless(_ended(folder, PROGRAMS[name], [*own[:at], *way, *own[at:]]))
+        for way in ((), _WAYS[:1], _WAYS[1:], _WAYS)
+        if there and there.issuperset(way)
+    }
+    for way, (status, out, err) in ends.items():
+        usual_status, usual_out, usual_err = ends[()]
+        assert status == usual_status, f"{line}: status {status} with {way}, {usual_status} without"
+        if "--json" in way:
+            assert not out or documents(out) is not None, f"{line} with {way}"
+            assert out or status, f"{line}: no JSON with {way}"
+            assert out == ends[_WAYS[:1]][1], f"{line}: --quiet is other JSON"
+        elif "--quiet" in way:
+            assert {*out.splitlines()} <= {*usual_out.splitlines()}, f"{line} says more with {way}"
+        if "--quiet" in way and not status:
+            assert {*err.splitlines()} <= {*usual_err.splitlines(), *usual_out.splitlines()}, f"{line} with {way}"
+        assert not status or out or err, f"{line}: not a word of status {status} with {way}"
+    return ends
+
+
+def _timeless(ended: Ended) -> Ended:
+    """The same without how long it took, and when: that is another time each time."""
+    status, *printed = ended
+    out, err = (re.sub(r"\d+(\.\d+)?e-\d+|\d+\.\d+|-\d{8}-\d{6}(-\d+)?", "7.5", text) for text in printed)
+    return status, out, err
+
+
+_WAYS = ("--json", "--quiet")
+_FOR_PEOPLE = {"--list", "--oracles"}
+"""Beside these --json is refused."""
+
+
+def _flags(command: click.Command, words: list[str]) -> set[str]:
+    """The options without a value of the command that words are for."""
+    for word in words:
+        if not isinstance(command, click.Group) or word.startswith("-"):
+            break
+        command = command.get_command(click.Context(command), word) or command
+    return {opt for each in command.params if isinstance(each, click.Option) and each.is_flag for opt in each.opts}
 
 
 def called(folder: Path, function: Callable[[], None], is_json: bool) -> Told:
     """The same of a function that tells as a command does."""
-    return _invoked(folder, click.command(name="called")(function), [], is_json=is_json)
+    return _told(*_ended(folder, click.command(name="called")(function), []), is_json=is_json)
 
 
-def _invoked(folder: Path, program: click.Command, words: list[str], *, is_json: bool) -> Told:
+def _ended(folder: Path, program: click.Command, words: Sequence[str]) -> Ended:
+    """The status of a command, and what it has printed on both streams."""
     with chdir(folder):
         done = CliRunner().invoke(program, words)
     status, also = done.exit_code, io.StringIO()
@@ -58,6 +117,10 @@ def _invoked(folder: Path, program: click.Command, words: list[str], *, is_json:
         case error:
             raise error
     out, err = (text.replace(str(folder), "FOLDER") for text in (done.stdout, done.stderr + also.getvalue()))
+    return status, out, err
+
+
+def _told(status: int, out: str, err: str, *, is_json: bool) -> Told:
     told: Told = {"status": status, "out": documents(out) if is_json else facts(out)}
     return {**told, "err": found} if (found := facts(err)) else told
 

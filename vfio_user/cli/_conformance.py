@@ -16,6 +16,7 @@ from userdev.conformance import Check, CheckResult, Level, Outcome, Workbench
 from userdev.conformance.targets import CommandServer, Greet, RunningServer
 from userdev.counted import counted
 from userdev.errors import UserError, VerdictError, about, meant
+from vfio_user.cli._beside import refuse_beside
 from vfio_user.cli._choice import Choice
 from vfio_user.cli._completion import Completer
 from vfio_user.cli._durations import LEAST, Finite
@@ -145,6 +146,7 @@ class Suite(Generic[B]):
         refuse_overwriting(asked.junit, json_file, read=(asked.checks,))
         checks = self._chosen(asked.only, asked.level)
         if asked.list_only:
+            refuse_beside("--list names the checks, and runs none", "json_path", "junit")
             self._list(checks)
             return
         only_json = asked.json_path == _STDOUT

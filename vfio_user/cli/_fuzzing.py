@@ -22,6 +22,7 @@ from userdev.errors import UserError, VerdictError, meant
 from userdev.fuzz import Bounds, Campaign, Find, Found, Kind, Oracle, Subject, Summary
 from userdev.fuzz.finds import corpus
 from userdev.fuzz.levels import DEFAULT, LEVELS
+from vfio_user.cli._beside import refuse_beside
 from vfio_user.cli._choice import Choice
 from vfio_user.cli._completion import Completer
 from vfio_user.cli._conformance import Target, complaint_of, complaints_of, server, told_of
@@ -172,6 +173,7 @@ def carry_out(asked: Asked, greet: Greet, oracles: Sequence[Oracle], made: Calla
         VerdictError: something was found.
     """
     if asked.list_oracles:
+        refuse_beside("--oracles lists what is held to be wrong, for people", "as_json")
         for oracle in oracles:
             click.echo(f"{oracle.id:<12} {oracle.rule}")
         return

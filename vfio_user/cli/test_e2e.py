@@ -33,6 +33,7 @@ from vfio_user.avocado_job.surroundings import prepare_environment, provision
 from vfio_user.avocado_job.whiteboard import tried_by
 from vfio_user.bundle import bundle_of, moved
 from vfio_user.bundle.keeping import mention
+from vfio_user.cli._beside import refuse_beside
 from vfio_user.cli._bundling import bundled_cell, place_of_bundles, with_bundle_options
 from vfio_user.cli._command import CommandLine
 from vfio_user.cli._completion import complete_tests
@@ -103,6 +104,8 @@ def command(
     known issue of QEMU (XFAIL, see `vfio-user known-issues`) are counted in a line before it. The exit status is 0 when
     some test passed, or showed such an issue, and none failed.
     """
+    if list_only:
+        refuse_beside("--list names the tests, and runs none", "as_json")
     printed = Printed(sys.stdout, as_json=as_json)
     folder = suite_folder()
     chosen = [reference(test, folder) for test in tests] or all_tests(folder)
