@@ -73,7 +73,9 @@ class Bug:
 
 def module_name(file: str) -> str:
     """The name in `import` of a file of the checkout."""
-    return file.removeprefix("servers/").removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+    for folder in ("servers/", "guest_images/programs/"):  # a guest has its programs in one folder
+        file = file.removeprefix(folder)
+    return file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
 
 def _indent(line: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec, SourceFileLoader
@@ -20,6 +21,9 @@ ROOT = Path(__file__).resolve().parents[2]
 VARIABLE = "VFIO_USER_PLANTED"
 """Names a file that has the change, as JSON: nobody who starts reads the whole catalogue."""
 HOOK = Path(__file__).parent / "hook"
+GUEST_IMAGES = ROOT / "guest_images"
+_ROOM = 'ROOM = Path(vfio_user.__file__).parent / "guest_images"\n'
+"""The line of `vfio_user.harness.image.recipe` that says what images are made of."""
 
 
 class PlantingError(Exception):
@@ -48,9 +52,24 @@ def environment(change: Change | None, folder: Path) -> dict[str, str]:
     if change is None:
         return clean
     file = folder / "planted.json"
-    file.write_text(json.dumps({"module": change.module, "path": str(change.path), "text": change.planted}))
+    planted = [{"module": change.module, "path": str(change.path), "text": change.planted}]
+    if change.path.is_relative_to(GUEST_IMAGES):
+        planted.append(_images_with(change, folder / GUEST_IMAGES.name))
+    file.write_text(json.dumps(planted))
     paths = [str(HOOK), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**clean, VARIABLE: str(file), "PYTHONPATH": os.pathsep.join(paths)}
+
+
+def _images_with(change: Change, room: Path) -> dict[str, str]:
+    """Have images made of a copy with the change: an image is named by all that is in it, as its checkpoints are."""
+    shutil.copytree(GUEST_IMAGES, room, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+    (room / change.path.relative_to(GUEST_IMAGES)).write_text(change.planted)
+    recipe = ROOT / "vfio_user/harness/image/recipe.py"
+    text = recipe.read_text()
+    if text.count(_ROOM) != 1:
+        raise PlantingError(f"{recipe} says otherwise than by {_ROOM!r} what images are made of")
+    text = text.replace(_ROOM, f"ROOM = Path({str(room)!r})\n")
+    return {"module": "vfio_user.harness.image.recipe", "path": str(recipe), "text": text}
 
 
 def plant(file: str) -> None:
@@ -60,10 +79,11 @@ def plant(file: str) -> None:
         OSError: there is no such file.
         PlantingError: the module has been imported without the change.
     """
-    change = json.loads(Path(file).read_text())
+    change, *images = json.loads(Path(file).read_text())
     if change["module"] in sys.modules:
         raise PlantingError(f"{change['module']} has been imported without the change")
-    sys.meta_path.insert(0, _Finder(**change))
+    for each in (change, *images):  # a fork that has imported the other makes no image
+        sys.meta_path.insert(0, _Finder(**each))
 
 
 class _Loader(SourceFileLoader):

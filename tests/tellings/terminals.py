@@ -20,11 +20,12 @@ from tests.tellings import PROGRAMS, Told, facts, traces
 from tests.tellings.lists import made_up
 from vfio_user import cli
 
-WIDE, NARROW = 200, 50
+WIDE, NARROW = 200, 40
 # Of each surroundings the width of the terminal, 0 where there is none, and what is in the environment.
 SURROUNDINGS: Mapping[str, tuple[int, Mapping[str, str]]] = {
     "on a terminal": (WIDE, {}),
-    "without colours": (WIDE, {"NO_COLOR": "1"}),
+    "without colours": (WIDE, {"NO_COLOR": "any"}),
+    "on one that can do nothing": (WIDE, {"TERM": "dumb"}),
     "on a narrow one": (NARROW, {}),
     "elsewhere": (0, {}),
 }
@@ -45,6 +46,7 @@ LINES = (
     "vfio-user conformance --list --only version/no-json",
     "vfio-user show one --output page.html",
     "vfio-user show one --output page.html --json",
+    "vfio-user trace diff one cut",
 )
 _OF_TERMINALS = ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS", "LINES")
 _STYLE = re.compile(r"\x1b\[([\d;]*)m")

@@ -189,17 +189,22 @@ def vhost_user_main() -> None:
 def run_command(command: click.Command) -> None:
     """Run a command line; exit status 0 good, 1 bad verdict, 2 could not be done, 130 interrupted.
 
-    VFIO_USER_TRACEBACK=1 shows internal errors as tracebacks; with NO_COLOR nothing is coloured, as nothing is that no
-    terminal shows.
+    VFIO_USER_TRACEBACK=1 shows internal errors as tracebacks; with NO_COLOR nothing is coloured, nor on a terminal that
+    cannot (TERM=dumb), as nothing is that no terminal shows.
     """
     show_controls()
     try:
         # what ends a command by `Context.exit` comes back as a number
-        status = command.main(standalone_mode=False, color=False if os.environ.get("NO_COLOR") else None)
+        status = command.main(standalone_mode=False, color=False if _is_plain() else None)
         _flush()
         sys.exit(status if isinstance(status, int) else 0)
     except (Exception, KeyboardInterrupt) as error:
         end_with(error)
+
+
+def _is_plain() -> bool:
+    """Whether nobody wants colours, or the terminal has none."""
+    return bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
 
 
 def end_with(error: BaseException) -> NoReturn:
