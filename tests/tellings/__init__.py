@@ -57,9 +57,10 @@ def see_alike(folder: Path, line: str) -> Mapping[tuple[str, ...], Ended]:
     there = _flags(PROGRAMS[name], words).intersection(_WAYS) - without
     own = [word for word in words if word not in _WAYS]
     at = own.index("--") if "--" in own else len(own)
+    ways: Sequence[tuple[str, ...]] = ((), _WAYS[:1], _WAYS[1:], _WAYS)
     ends = {
         way: _timeless(_ended(folder, PROGRAMS[name], [*own[:at], *way, *own[at:]]))
-        for way in ((), _WAYS[:1], _WAYS[1:], _WAYS)
+        for way in ways
         if there and there.issuperset(way)
     }
     for way, (status, out, err) in ends.items():

@@ -26,19 +26,20 @@ def provision(qemu: str, say: Progress) -> None:
 
 def prepare_environment(
     root: Path,
-    timeout_factor: float = 1.0,
+    timeout_factor: float | None = None,
     cell: Cell = Cell(),  # noqa: B008  # nothing of it changes
     packages: Sequence[Path] = (),
 ) -> None:
     """For the processes of avocado's runner: its programs, our package, the factor for every deadline, the cell.
 
-    `packages` are the folders in which tests' packages are, for what these import of theirs.
+    `packages` are the folders in which tests' packages are, for what these import of theirs. Without a factor it stays
+    what VFIO_USER_TIMEOUT_SCALE says.
     """
     os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
     sys.path.insert(0, str(root))  # where avocado looks for the classes that tests derive from
     sys.path += map(str, packages)
     paths = (str(root), os.environ.get("PYTHONPATH", ""), *map(str, packages))
     os.environ["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
-    if timeout_factor != 1.0:
+    if timeout_factor is not None:
         os.environ[SCALE_VARIABLE] = str(timeout_factor)
     os.environ.update(cell.exported())

@@ -50,7 +50,7 @@ from vfio_user.nightly.summary import FILE, Comparison, Status, Summary, read_su
 @click.option("--locked", is_flag=True, help="Refuse to add combinations to the plan's lock file.")
 @click.option("--wait", is_flag=True, help="Where a night runs already, wait until it has ended.")
 @click.option(
-    "--timeout-factor", type=Finite(LEAST), default=1.0, show_default=True, help="Wait so much longer everywhere."
+    "--timeout-factor", type=Finite(LEAST), help="Wait so much longer everywhere; by default VFIO_USER_TIMEOUT_SCALE."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the night's summary.json; all else goes to stderr.")
 @quiet_option("Say only what is wrong, the page, and the counts.")
@@ -64,7 +64,7 @@ def command(
     dry_run: bool,
     locked: bool,
     wait: bool,
-    timeout_factor: float,
+    timeout_factor: float | None,
     as_json: bool,
     quiet: bool,
     bundle: str,

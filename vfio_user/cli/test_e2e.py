@@ -66,7 +66,7 @@ MOST_AT_ONCE = 2
 )
 @click.option("--parallel", type=click.IntRange(1, MOST_AT_ONCE), default=MOST_AT_ONCE, show_default=True)
 @click.option(
-    "--timeout-factor", type=Finite(LEAST), default=1.0, show_default=True, help="Wait so much longer everywhere."
+    "--timeout-factor", type=Finite(LEAST), help="Wait so much longer everywhere; by default VFIO_USER_TIMEOUT_SCALE."
 )
 @click.option("--list", "list_only", is_flag=True, help="Name the tests, and run none.")
 @click.option("-o", "--option", "options", multiple=True, metavar="KEY=VALUE", help="Any setting of avocado's.")
@@ -85,7 +85,7 @@ def command(
     hardware: HardwareOptions,
     servers: tuple[str, ...],
     parallel: int,
-    timeout_factor: float,
+    timeout_factor: float | None,
     list_only: bool,
     options: tuple[str, ...],
     as_json: bool,
