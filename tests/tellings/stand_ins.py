@@ -49,8 +49,7 @@ from vfio_user.cli import (
 )
 from vfio_user.fuzz import VfioUserSubject
 from vfio_user.harness.artifacts import RESULTS_VARIABLE
-from vfio_user.harness.hosts.host import LocalHost
-from vfio_user.harness.hosts.pair import Pair
+from vfio_user.harness.hosts import NamespaceHost, pair
 from vfio_user.harness.lab import Lab
 from vfio_user.harness.migration.workload import Assignment
 from vfio_user.nightly.night import Night
@@ -120,7 +119,6 @@ PREPARED = SimpleNamespace(here=(), command="a command")
 QEMU = SimpleNamespace(version=Version("11.1.3"), argv=["qemu"], version_text="QEMU", origin="cache", digest="d")
 WORK = SimpleNamespace(end=returns())
 IMAGE = SimpleNamespace(kernel=Path("a kernel"), initramfs=Path("an initramfs"))
-HERE = LocalHost("a")
 DONE = SimpleNamespace(first=1, last=2, began=0.0, ended=1.0, truncated="")
 # Of each module or class what is not done, and what is done in its place.
 _NOT_DONE: Mapping[Any, Mapping[str, Callable[..., Any]]] = {
@@ -154,7 +152,7 @@ _NOT_DONE: Mapping[Any, Mapping[str, Callable[..., Any]]] = {
     image: {"build_image": ends, "list_images": ends},
     interpose: {"Interposer": ends},
     known_issues: {"find_qemu": ends},
-    migrate: {"require_migratable": returns(), "two_hosts": returns(nullcontext(Pair(HERE, HERE)))},
+    migrate: {"require_migratable": returns()},
     minimize: {"played_of": returns(), "minimize": ends},
     new: {"write_project": returns(())},
     nightly: {"prepare_environment": returns(), "commit_of": returns("a commit"), "end_those_killed": returns()},
