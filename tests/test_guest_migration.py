@@ -20,6 +20,8 @@ from vfio_user.harness.migration.guest_migration import choose_mode, move, requi
 class Launcher:
     """Starts no machine; knows which sides it was to end."""
 
+    lost_connection = ""
+
     def __init__(self) -> None:
         self.ended: list[Any] = []
 

@@ -118,7 +118,7 @@ def test_downtimes_are_told_of_events_that_had_one_be_it_none_at_all(path: Path)
         journal.event({"number": number, "event": "hop", "target": "", "whole": 1.0 * number, "downtime": downtime})
     found = summary_of(journal, {}, {}, "")
     assert found["downtime"] == {"median": 0.0, "longest": 4.0}
-    assert found["by_event"] == {"hop": {"count": 4, "median": 2.5, "longest": 4.0}}
+    assert found["by_event"] == {"hop": {"count": 4, "failed": 0, "median": 2.5, "longest": 4.0}}
 
 
 # -- failures

@@ -15,6 +15,7 @@ from tests.cases import for_each
 from tests.soak_kit import Loses, Pretended, PretendedGuest, order_of, soak
 from userdev.errors import UserError, VerdictError
 from vfio_user.soak import Failed, Happening, Journal, Until
+from vfio_user.soak.failed import CouldNotBeDone
 from vfio_user.soak.measuring import Clock
 from vfio_user.soak.summary import summary_of
 
@@ -235,6 +236,56 @@ def test_a_failure_that_does_not_come_again_says_so(path: Path) -> None:
     [failure] = one.journal.failures
     assert failure["reproduced"] is False
     assert [event.split()[0] for event in failure["last"]] == ["1", "2", "3", "4", "5"]
+
+
+class Lost(Pretended):
+    """Guests that lose their hosts at an event, after which none can be had."""
+
+    def __init__(self, number: int, *, lost_before: bool = False) -> None:
+        self.number, self.lost_before = number, lost_before
+        super().__init__(self.lose)
+
+    def lose(self, lived: Sequence[Happening]) -> str:
+        if lived[-1].number < self.number:
+            return ""
+        if self.lost_before:
+            return "work"
+        raise CouldNotBeDone("no SSH connection to b: Connection refused")
+
+    @contextmanager
+    def __call__(self, folder: Path, *, recorded: bool = False) -> Iterator[PretendedGuest]:
+        if self.guests:
+            raise UserError("no SSH connection to b: Connection refused")
+        with super().__call__(folder, recorded=recorded) as guest:
+            yield guest
+
+
+def test_an_event_in_which_a_host_was_lost_is_no_failure_and_is_done_again(path: Path) -> None:
+    """It was a failure of the guest for good, and was not done again when the host was back."""
+    one = soak(path, Lost(5), Until(events=20))
+    with pytest.raises(CouldNotBeDone):
+        one.run()
+    assert (one.journal.failures, one.journal.next_number) == ([], 5)
+    summary = summary_of(one.journal, {}, {}, "", undone="no SSH connection")
+    assert not summary["ok"]
+    assert summary["verdict"] == "nothing was lost, and it could not be done to its end: no SSH connection"
+    again = soak(path, Pretended(), Until(events=6))
+    again.run()
+    assert [line["number"] for line in again.journal.events] == [*range(1, 7)]
+
+
+def test_a_failure_for_which_no_guest_can_be_had_could_not_be_tried_and_why_is_told(path: Path) -> None:
+    """It "did not happen again, in 4 tries", of which none had a guest."""
+    one = soak(path, Lost(5, lost_before=True), Until(events=20))
+    with pytest.raises(UserError, match="no SSH connection"):
+        one.run()
+    [failure] = one.journal.failures
+    assert (failure["tries"], failure["reproduced"]) == (0, False)
+    assert "Connection refused" in failure["untried"]
+    summary = summary_of(one.journal, {}, {}, "", undone="no SSH connection")
+    assert all(word in summary["verdict"] for word in (failure["check"], "no SSH connection"))
+    assert summary["by_event"][failure["event"]]["failed"] == 1
+    assert sum(each["count"] + each["failed"] for each in summary["by_event"].values()) == summary["events"]
 
 
 def test_what_shows_only_as_a_guest_ends_is_not_told_of_its_last_event(path: Path) -> None:

@@ -14,6 +14,7 @@ from userdev.errors import UserError
 from vfio_user.harness import Assignment, Mode, Phase, Report, Verdict
 from vfio_user.harness.migration.report import PhaseRecord
 from vfio_user.soak import EVENTS, Failed, Happening, acts, lacks
+from vfio_user.soak.failed import CouldNotBeDone
 from vfio_user.soak.guest import Scene, SoakedDevice
 from vfio_user.soak.guest import named as named_devices
 from vfio_user.soak.performance import Performance
@@ -48,6 +49,7 @@ class Told:
         self.devices = [SoakedDevice(name, Assignment.of(*said)) for name, said in SOAKED.items()]
         self.done: list[str] = []
         self.guest = None
+        self.lab = SimpleNamespace(lost_connection="")
         self._wrong = wrong
 
     def do(self, what: str) -> None:
@@ -141,6 +143,25 @@ def test_the_end_of_a_soak_judges_the_work_of_every_device() -> None:
         else:
             performance.finish()
             assert scene.done == [f"end {device}" for device in SOAKED]
+
+
+def test_what_goes_wrong_as_a_host_is_lost_is_no_failure_of_the_guest(monkeypatch: pytest.MonkeyPatch) -> None:
+    name, target = next(iter(cases()))
+    for wrong in wanted(name, target):
+        scene = Told(wrong)
+        scene.lab = SimpleNamespace(lost_connection="the SSH connection to b has ended")
+        with pytest.raises(CouldNotBeDone, match="SSH connection to b") as told:
+            scene.perform(monkeypatch, name, target)
+        assert "it went wrong" in told.value.evidence
+
+
+def test_a_migration_that_a_host_hindered_is_none_that_lost_something() -> None:
+    report = Report(Mode.AUTO, "a", "b", reason="in phase start", hindered="files could not be put on b")
+    pair = SimpleNamespace(other=lambda host: host)
+    lab = SimpleNamespace(migrate=lambda *_, **__: report)
+    scene = SimpleNamespace(pair=pair, guest=SimpleNamespace(host="a", name="guest"), lab=lab)
+    with pytest.raises(CouldNotBeDone, match="goes on as before"):
+        acts.hop(cast(Scene, scene), cast(SoakedDevice, None), 0.5)
 
 
 def test_an_event_of_the_guest_is_possible_where_it_is_with_each_device_and_others_with_those_that_can(
@@ -246,7 +267,7 @@ def test_a_link_that_was_cut_is_mended_and_a_guest_that_did_not_stay_has_lost() 
             conductor.watch(Phase.START)
             conductor.watch(Phase.PRE_COPY)
             return SimpleNamespace(
-                verdict=verdict, ok=verdict is Verdict.MIGRATED, sentence="it did", machine="guest.1"
+                verdict=verdict, ok=verdict is Verdict.MIGRATED, sentence="it did", machine="guest.1", hindered=""
             )
 
         pair = SimpleNamespace(cable=cable, other=lambda host: host)

@@ -78,7 +78,9 @@ class Teller:
         """Tell what it takes."""
         what = ", ".join(map(str, reduction.events))
         more = "" if reduction.minimal else "; fewer might, but --tries allows no more"
-        told = f"still fails: {what}{more}" if reduction.reproduced else "did not fail again"
+        told = f"still fails: {what}{more}" if reduction.reproduced else "did not fail again" if reduction.tries else ""
+        untried = f"could not be tried{' any more' if reduction.tries else ''}: {reduction.untried}"
+        told = "; ".join(filter(None, (told, untried if reduction.untried else "")))
         self.say(f"after {counted(reduction.tries, 'try', 'tries')}: {told}", anyway=True)
 
     def say(self, text: str, *, anyway: bool = False) -> None:

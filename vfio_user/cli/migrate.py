@@ -93,7 +93,7 @@ def command(
     """Migrate a guest with its devices to another host while it works, and verify it from inside.
 
     QEMU's own client leaves the device behind and says `completed`: mode `direct` shows what is lost by that. Exit
-    status 0: the guest is there, whole. 1: it is not.
+    status 0: the guest is there, whole. 1: it is not. 2: it could not be done, as where a host is not reached any more.
     """
     if file is not None and "ssh://" not in hosts:  # elsewhere it is that machine's
         require_writable(file)
@@ -129,7 +129,8 @@ def command(
         for check in report.checks:
             kept.looked_at(check.what, ok=check.ok, seen="" if check.ok else check.detail)
         if not report.ok:
-            lab.failure = VerdictError(report.sentence, evidence=f"evidence: {lab.folder}")
+            kind = UserError if report.hindered else VerdictError
+            lab.failure = kind(report.sentence, evidence=f"evidence: {lab.folder}")
     if lab.failure is not None:
         raise lab.failure
 

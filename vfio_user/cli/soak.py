@@ -233,9 +233,12 @@ class _Results:
                 self._leave_nothing(error)
                 raise
             try:
-                self.write("ended by an error")
+                summary = self.write("ended by an error", undone=str(error) if isinstance(error, UserError) else "")
             except OSError as unwritten:
                 error.add_note(f"there is no page: {unwritten}")
+                raise error from None
+            if summary["failures"] and isinstance(error, UserError):  # that it was lost stays the worse of both
+                raise VerdictError(summary["verdict"], evidence=f"page: {self.page}") from error
             raise
 
     def _leave_nothing(self, error: UserError) -> None:
@@ -247,10 +250,10 @@ class _Results:
         for note in [note for note in getattr(error, "__notes__", ()) if str(self.page.parent) in note]:
             error.__notes__.remove(note)
 
-    def write(self, ended: str) -> dict[str, Any]:
+    def write(self, ended: str, *, undone: str = "") -> dict[str, Any]:
         """Write both; the summary."""
         soaked = {**self._spec.as_dict(), "weights": self._weights}
-        summary = summary_of(self._journal, soaked, self._teller.left_out, ended, works=self._spec.works)
+        summary = summary_of(self._journal, soaked, self._teller.left_out, ended, works=self._spec.works, undone=undone)
         write_summary(self.page.with_name("summary.json"), summary)
         again = {line["number"]: self._again.command(line.get("reduced") or []) for line in self._journal.failures}
         write_page(self.page, summary, self._journal.events, again)

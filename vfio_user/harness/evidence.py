@@ -26,7 +26,7 @@ from userdev.process import Child, tail
 from vfio_user.harness import coredump
 from vfio_user.harness.artifacts import write_text
 from vfio_user.harness.digests import file_digest, sources_digest
-from vfio_user.harness.last_words import end_of
+from vfio_user.harness.last_words import end_of, fate_of
 from vfio_user.harness.server_exceptions import LoggedException, logged_exceptions, still_at_work
 from vfio_user.page.names import INDEX, RECORD
 from vfio_user.page.texts import json_of, text_of
@@ -164,7 +164,7 @@ def _death(folder: Path, child: Child) -> Death:
         name=child.name,
         pid=child.pid,
         when=when,
-        fate=child.fate(),
+        fate=fate_of(child),
         on_request=child.ended_on_request,
         in_order=child.exit_code == 0,
         last_words=tail(child.log, LAST_LINES),

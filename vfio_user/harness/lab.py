@@ -286,6 +286,11 @@ class Lab:
         """The socket that QMP tools of a person connect to, of a guest that was booted with `monitor`."""
         return self._scratch.socket_path(f"{guest.name}.qmp")
 
+    @property
+    def lost_connection(self) -> str:
+        """Why a program on another host is heard of no more, where its connection has ended; else nothing."""
+        return self.records.lost_connection
+
     def next_name(self, name: str) -> str:
         """guest, guest.1, guest.2: every machine that a guest has been in, or was to be, has its own logs."""
         return f"{name.partition('.')[0]}.{next(self._moves)}"

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 
 from userdev.process import Child, tail
+from vfio_user.harness.hosts.relayed import lost_connection
 from vfio_user.page.noise import NOISE
 
 _GREETING = re.compile(r"^\S+ (?:is listening on|connects to) \S+$")
@@ -24,7 +25,13 @@ def reason(text: str) -> str:
 def end_of(name: str, fate: str, said: str) -> str:
     """Who, how, and the last that it said, as one sentence."""
     why = reason(said)
-    return f"{name} {fate}" + (f": {why}" if why else "")
+    return f"{name} {fate}" + (f": {why}" if why and why not in fate else "")
+
+
+def fate_of(child: Child) -> str:
+    """As `Child.fate`; of a program on a host whose connection has ended that: how it ended itself nobody knows."""
+    lost = lost_connection(child)
+    return f"is heard of no more ({lost})" if lost else child.fate()
 
 
 def first_to_end_badly(children: Iterable[Child], by: float) -> Child | None:
@@ -35,4 +42,4 @@ def first_to_end_badly(children: Iterable[Child], by: float) -> Child | None:
 
 def told_end(child: Child) -> str:
     """The end of a child as a sentence."""
-    return end_of(child.name, child.fate(), tail(child.log))
+    return end_of(child.name, fate_of(child), tail(child.log))

@@ -20,7 +20,7 @@ from vfio_user.harness import coredump
 from vfio_user.harness.attachment import Attachment, QmpCommand
 from vfio_user.harness.command_line import MachineConfig, Start, Wiring, command_line
 from vfio_user.harness.console import Console, ConsoleError
-from vfio_user.harness.last_words import end_of, first_to_end_badly, reason, told_end
+from vfio_user.harness.last_words import end_of, fate_of, first_to_end_badly, reason, told_end
 from vfio_user.harness.memory_file import MemoryFile
 from vfio_user.harness.mishaps import Mishaps
 from vfio_user.harness.qmp import Qmp, QmpError, QmpLost, QmpTimeout
@@ -290,7 +290,7 @@ class Machine:
 
     def _ended(self, when: str = "", refused: str = "") -> MachineError | ServerFailure:
         """What to say of it: a program of the run that died first is the one to look at, so it is named first."""
-        fate = f"{self.child.fate()}{when}"
+        fate = f"{fate_of(self.child)}{when}"
         by = self.child.ended
         first = first_to_end_badly(self._beside(), by) if by is not None else None
         if first is not None and first is not self.child:

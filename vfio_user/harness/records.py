@@ -13,6 +13,8 @@ from userdev.errors import about
 from userdev.process import Child
 from vfio_user.harness import evidence
 from vfio_user.harness.artifacts import record_versions, write_text
+from vfio_user.harness.hosts.relayed import lost_connection
+from vfio_user.harness.last_words import fate_of
 from vfio_user.page.names import COMMANDS, PROCESSES
 
 if TYPE_CHECKING:
@@ -36,6 +38,11 @@ class Records:
         path = self._folder / COMMANDS
         with about(path), path.open("a", encoding="utf-8", errors="backslashreplace") as commands:
             commands.write(f"# {child.name}\n{shlex.join(child.argv)}\n\n")
+
+    @property
+    def lost_connection(self) -> str:
+        """Why one of them on another host is heard of no more, where its connection has ended; else nothing."""
+        return next(filter(None, map(lost_connection, self.children)), "")
 
     def forget(self, name: str) -> None:
         """Let go of the children of a machine that have ended in order, and of its files where all of them have."""
@@ -76,7 +83,7 @@ def _life(child: Child) -> dict[str, object]:
         "pid": child.pid,
         "when": child.began,
         "ended": child.ended,
-        "fate": child.fate(),
+        "fate": fate_of(child),
         "stopped": child.was_stopped,
         "on_request": child.ended_on_request,
         "in_order": child.exit_code == 0,

@@ -15,7 +15,7 @@ from userdev.errors import UserError, VerdictError
 from userdev.process import Child, Deadline, tail
 from vfio_user.harness.device import Device, server_command
 from vfio_user.harness.interposition import InterposerProcess, Interposition
-from vfio_user.harness.last_words import end_of, reason
+from vfio_user.harness.last_words import end_of, fate_of, reason
 from vfio_user.harness.scratch import listen
 from vfio_user.harness.site import Site
 from vfio_user.interposer.control.client import InterposerControl
@@ -355,7 +355,7 @@ class DeviceServer:
 
 
 def _told_end(child: Child) -> str:
-    return f"the device server {end_of(child.name, child.fate(), tail(child.log))}"
+    return f"the device server {end_of(child.name, fate_of(child), tail(child.log))}"
 
 
 def _not_up(device: Device, child: Child) -> ServerError:
@@ -364,7 +364,7 @@ def _not_up(device: Device, child: Child) -> ServerError:
     It is named as whoever gave it knows it.
     """
     who = device.name if device.served or len(device.command) > _MOST_OF_A_COMMAND else f"`{device.command}`"
-    ended = f"the server {end_of(who, child.fate(), tail(child.log))}"
+    ended = f"the server {end_of(who, fate_of(child), tail(child.log))}"
     if device.served and _FOR_HELP.search(tail(child.log)):
         return ServerError(ended, hint=f"{_serving(device, '--help')} shows its options")
     said = tail(child.log).splitlines()

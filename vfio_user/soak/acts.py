@@ -10,7 +10,7 @@ from typing import Any
 from userdev.control import ControlError
 from userdev.process import Deadline
 from vfio_user.harness import Conductor, DeviceServer, Limits, Phase, Plan, Report, Tuning, Verdict
-from vfio_user.soak.failed import Failed
+from vfio_user.soak.failed import CouldNotBeDone, Failed
 from vfio_user.soak.guest import Scene, SoakedDevice
 
 Facts = Mapping[str, Any]
@@ -28,6 +28,7 @@ def hop(scene: Scene, _: SoakedDevice, chance: float) -> Facts:
     """Migrate the guest to the other host."""
     machine = scene.guest.name
     report = scene.lab.migrate(scene.guest, to=scene.pair.other(scene.guest.host), plan=_HOP)
+    _require_hosts(report)
     if not report.ok:
         raise Failed("migration", report.sentence)
     scene.left(machine)
@@ -50,10 +51,16 @@ def cut(scene: Scene, _: SoakedDevice, chance: float) -> Facts:
         report = scene.lab.migrate(scene.guest, to=to, plan=_MIGRATION, conductor=conductor)
     finally:
         cable.mend()
+    _require_hosts(report)
     if report.verdict is not Verdict.STAYED:
         raise Failed("migration over a link that was cut", report.sentence)
     scene.left(report.machine)
     return {}
+
+
+def _require_hosts(report: Report) -> None:
+    if report.hindered:
+        raise CouldNotBeDone(report.sentence)
 
 
 def _measured(report: Report) -> Facts:

@@ -1,8 +1,8 @@
-"""The one verdict of a soak that ends a guest."""
+"""What ends a guest of a soak: that something was lost, or that a host could not do its part."""
 
 from __future__ import annotations
 
-from userdev.errors import UserdevError, VerdictError
+from userdev.errors import UserdevError, UserError, VerdictError
 
 
 class Failed(VerdictError):
@@ -20,3 +20,7 @@ class Failed(VerdictError):
             return error
         evidence = getattr(error, "evidence", "") or getattr(error, "hint", "")
         return cls(type(error).__name__, str(error), evidence=evidence)
+
+
+class CouldNotBeDone(UserError):
+    """A host could not do its part in an event: nothing is known by it of guest and devices, and it is done again."""

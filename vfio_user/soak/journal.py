@@ -129,7 +129,7 @@ class Journal:
 
     def end(self, verdict: str) -> None:
         """Say that the soak has done all that it was to do."""
-        self._write({"kind": "end", "events": len(self.events), "failures": len(self.failures), "verdict": verdict})
+        self._write({"kind": "end", "events": self.done.events, "failures": len(self.failures), "verdict": verdict})
 
     def take_back(self) -> None:
         """Have nothing in the file of a soak that was refused before anything began."""

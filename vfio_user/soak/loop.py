@@ -13,7 +13,7 @@ from vfio_user.soak.failed import Failed
 from vfio_user.soak.journal import Journal
 from vfio_user.soak.measuring import Clock
 from vfio_user.soak.order import Happening, Order
-from vfio_user.soak.reduction import Reduction, reduce
+from vfio_user.soak.reduction import Reduction, Untried, reduce
 from vfio_user.soak.until import MOST_FAILURES, Until
 
 LAST = 16
@@ -39,6 +39,7 @@ class SoakedGuest(Protocol):
 
         Raises:
             Failed: something was.
+            CouldNotBeDone: a host could not do its part, and nothing is known by that.
         """
 
     def raised(self) -> list[str]:
@@ -191,13 +192,18 @@ class Soak:
                 "reproduced": reduction.reproduced,
                 "minimal": reduction.minimal,
                 "tries": reduction.tries,
+                "untried": reduction.untried,
                 "tried_in": str(self._tried_in.get(reduction.events, folder)),
             }
         )
         self.listener.reduced(reduction)
 
     def _fails(self, events: Sequence[Happening], wanted: Failed, number: int) -> bool:
-        """Whether a fresh guest to which this happens loses the same; one that cannot be had loses nothing."""
+        """Whether a fresh guest to which this happens loses the same.
+
+        Raises:
+            Untried: no guest can be had, or a host could not do its part.
+        """
         self._tried += 1
         self.listener.tries(events)
         folder = self._tried_in[tuple(events)] = self.folder / f"failure{number}-try{self._tried}"
@@ -207,7 +213,10 @@ class Soak:
                     guest.do(happening)
                 guest.finish()
         except UserdevError as error:
-            return Failed.of(error).check == wanted.check
+            same = Failed.of(error).check == wanted.check
+            if isinstance(error, UserError) and not same:
+                raise Untried(str(error)) from error
+            return same
         return False
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from userdev.errors import UserdevError
 from vfio_user.harness import Cell, Lab
 from vfio_user.soak.events import EVENTS, Event
-from vfio_user.soak.failed import Failed
+from vfio_user.soak.failed import CouldNotBeDone, Failed
 from vfio_user.soak.guest import Scene, SoakedSpec, scene_of
 from vfio_user.soak.loop import Begin
 from vfio_user.soak.measuring import sizes
@@ -48,11 +48,10 @@ class Performance:
 
         Raises:
             Failed: something was lost.
+            CouldNotBeDone: a host could not do its part.
         """
-        try:
+        with self._told():
             return self._do(EVENTS[happening.event], happening)
-        except UserdevError as error:
-            raise Failed.of(error) from error
 
     def _do(self, event: Event, happening: Happening) -> dict[str, Any]:
         scene, began = self._scene, time.monotonic()
@@ -85,11 +84,22 @@ class Performance:
 
         Raises:
             Failed: something of it was wrong.
+            CouldNotBeDone: a host is not reached any more.
         """
-        try:
+        with self._told():
             for device in self._scene.devices:
                 self._scene.end_work(device)
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """A block whose errors are one of the two that end a guest."""
+        try:
+            yield
+        except CouldNotBeDone:
+            raise
         except UserdevError as error:
+            if lost := self._scene.lab.lost_connection:
+                raise CouldNotBeDone(lost, evidence=str(error)) from error
             raise Failed.of(error) from error
 
 

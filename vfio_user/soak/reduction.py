@@ -18,12 +18,20 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Reduction(Generic[T]):
-    """What was found. `reproduced`: it failed again at all; `minimal`: nothing of `events` can be left out."""
+    """What was found. `reproduced`: it failed again at all; `minimal`: nothing of `events` can be left out.
+
+    `untried` says why no more could be tried, where that is so.
+    """
 
     events: tuple[T, ...]
     tries: int = 0
     reproduced: bool = False
     minimal: bool = False
+    untried: str = ""
+
+
+class Untried(Exception):
+    """A sequence could not be tried, and no other will be."""
 
 
 def reduce(
@@ -34,19 +42,25 @@ def reduce(
 ) -> Reduction[T]:
     """Find it among the ends of `events` of length 1, 2, 4 and so on, then leave out what can be.
 
-    `fails` tries a sequence, with a fresh guest: whether that fails in the same way. It is asked at most `most` times.
+    `fails` tries a sequence, with a fresh guest: whether that fails in the same way, or `Untried`, after which it is
+    asked no more. It is asked at most `most` times.
     `alike` is the kind of an event: what does not matter is mostly of a kind, and left out together.
     """
     known: dict[tuple[T, ...], bool] = {}
+    untried: list[str] = []
 
     def enough() -> bool:
-        return len(known) >= most
+        return len(known) >= most or bool(untried)
 
     def tried(some: Sequence[T]) -> bool:
         if tuple(some) not in known:
             if enough():
                 raise Stopped
-            known[tuple(some)] = fails(some)
+            try:
+                known[tuple(some)] = fails(some)
+            except Untried as error:
+                untried.append(str(error))
+                raise Stopped from error
         return known[tuple(some)]
 
     try:
@@ -55,7 +69,8 @@ def reduce(
         shortest = ()
     search = delta_debugging.Reduction(shortest, tried, least=1, alike=alike, stop=enough)
     search.run()
-    return Reduction(search.best or tuple(events), len(known), bool(shortest), bool(shortest) and search.minimal)
+    minimal = bool(shortest) and search.minimal
+    return Reduction(search.best or tuple(events), len(known), bool(shortest), minimal, "".join(untried))
 
 
 def _failing_end(events: tuple[T, ...], fails: Callable[[tuple[T, ...]], bool]) -> tuple[T, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -17,16 +18,25 @@ NO_WORK = "the guest stayed whole; no device had work of which something could b
 
 
 def summary_of(
-    journal: Journal, soaked: Mapping[str, Any], left_out: Mapping[str, str], ended: str, *, works: bool = True
+    journal: Journal,
+    soaked: Mapping[str, Any],
+    left_out: Mapping[str, str],
+    ended: str,
+    *,
+    works: bool = True,
+    undone: str = "",
 ) -> dict[str, Any]:
     """`soaked` is what the command line said, `left_out` what could not happen and why, `ended` why it is no more.
 
-    Without any work (`works`) nothing could be lost of it, which the verdict says.
+    Without any work (`works`) nothing could be lost of it, which the verdict says. `undone` is why it could not be done
+    to its end, where it could not.
     """
     grown = trends(journal.events)
     lost = [
         f"{line['number']} {line['event']} {line['target']}".strip() + f": {line['check']}" for line in journal.failures
     ]
+    wrong, none = [*lost, *grown], "nothing was lost" if works else NO_WORK
+    unfinished = [f"{'' if wrong else f'{none}, and '}it could not be done to its end: {undone}"] if undone else []
     done = journal.done
     return {
         "schema": SCHEMA,
@@ -35,15 +45,16 @@ def summary_of(
         "seconds": round(done.seconds, 1),
         "events": done.events,
         "a_minute": round(done.events / done.seconds * 60, 2) if done.seconds else 0.0,
-        "by_event": _by_event(journal.events),
+        "by_event": _by_event(journal.events, journal.failures),
         "downtime": _spread([line["downtime"] for line in journal.events if line.get("downtime") is not None]),
         "left_out": dict(left_out),
         "notes": journal.notes,
         "failures": journal.failures,
         "grown": grown,
         "ended": ended,
-        "verdict": "; ".join([*lost, *grown]) or ("nothing was lost" if works else NO_WORK),
-        "ok": not lost and not grown,
+        "undone": undone,
+        "verdict": "; ".join([*wrong, *unfinished]) or none,
+        "ok": not wrong and not undone,
     }
 
 
@@ -56,11 +67,15 @@ def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(summary, indent=2, default=str) + "\n")
 
 
-def _by_event(events: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    found: dict[str, list[float]] = {}
+def _by_event(events: Sequence[Mapping[str, Any]], failures: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    found: dict[str, list[float]] = {line["event"]: [] for line in failures}
     for line in events:
         found.setdefault(line["event"], []).append(line["whole"])
-    return {name: {"count": len(values), **_spread(values)} for name, values in sorted(found.items())}
+    failed = Counter(line["event"] for line in failures)
+    return {
+        name: {"count": len(values), "failed": failed[name], **_spread(values)}
+        for name, values in sorted(found.items())
+    }
 
 
 def _spread(values: Sequence[float]) -> dict[str, float]:

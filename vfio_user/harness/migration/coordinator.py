@@ -17,6 +17,7 @@ from userdev.control import ControlError
 from userdev.errors import UserdevError, UserError
 from userdev.process import Deadline
 from vfio_user.harness.command_line import slot_address
+from vfio_user.harness.last_words import fate_of
 from vfio_user.harness.machine import Machine
 from vfio_user.harness.migration import pci_state, qemu_side
 from vfio_user.harness.migration.link import PAGE_SIZE, PRE_COPY_TURN, DeviceLink, SavedAgain
@@ -357,7 +358,7 @@ class Coordinator:
             sides_of = (("source", moved.source), ("destination", moved.destination))
             children += [(f"the {side}'s server of {moved.name}", server.child) for side, server in sides_of]
         self._destination.child.wait(wait)
-        return [f"{who} {child.fate()}" for who, child in children if not child.running]
+        return [f"{who} {fate_of(child)}" for who, child in children if not child.running]
 
     def _revive_devices(self) -> list[str]:
         problems = []

@@ -12,7 +12,7 @@ from vfio_user.harness.attachment import Attachment
 from vfio_user.harness.booted_guest import BootedGuest, Plugged, attachment_of
 from vfio_user.harness.device import Device
 from vfio_user.harness.guest_spec import GuestSpec
-from vfio_user.harness.hosts.host import Host
+from vfio_user.harness.hosts.host import Host, HostFailure
 from vfio_user.harness.interposition import Interpose
 from vfio_user.harness.machine import Machine
 from vfio_user.harness.migration.coordinator import FAILURES, Coordinator, MovedByQemu
@@ -42,6 +42,10 @@ class Launcher(Protocol):
         Raises:
             MachineError: QEMU does not start.
         """
+
+    @property
+    def lost_connection(self) -> str:
+        """Why a program on another host is heard of no more, where its connection has ended; else nothing."""
 
     def next_name(self, name: str) -> str:
         """The name of the next machine that the guest called `name` is to be in: guest, guest.1, guest.2."""
@@ -83,6 +87,7 @@ def move(
                 machine = arriving.start(servers)
         except FAILURES as error:
             report.reason = f"in phase {Phase.START}: {error}"
+            report.hindered = str(error) if isinstance(error, HostFailure) else lab.lost_connection
             return report
         with ExitStack() as moving:
             links = [moving.enter_context(closing(link)) for link in arriving.links(guest.devices, servers)]
@@ -91,6 +96,8 @@ def move(
                 source, machine, links, report, by_qemu=by_qemu, address=to.address, plan=plan, conductor=conductor
             )
             coordinator.run()
+            if not report.ok:
+                report.hindered = lab.lost_connection
         rebooted = was_reset(source)
         if report.verdict is Verdict.MIGRATED:
             arriving.stays = True  # the guest runs there, whatever fails of what is still to do here

@@ -94,6 +94,8 @@ class Report:
     ram_bytes: int = 0
     checks: list[MigrationCheck] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    hindered: str = ""
+    """Why a host could not do its part, where that is so: by it nothing is known of guest and devices."""
     machine: str = ""
     """The name of the machine that the guest was to arrive in, by which its logs are called."""
 
