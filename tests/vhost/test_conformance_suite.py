@@ -25,7 +25,7 @@ from userdev_servers.net import Net
 from userdev_servers.rng import Rng
 from vfio_user.cli.vhost_conformance import command as conformance
 from vhost_user.backend import Server
-from vhost_user.device import VhostDevice
+from vhost_user.device import Chain, Taken, VhostDevice, queue
 from vhost_user.frontend import Completion, Queue
 from vhost_user.frontend.conformance import CATALOGUE, DEVICES, Bench, DeviceKind, run
 
@@ -100,6 +100,22 @@ def test_our_devices_pass_it_whole(tmp_path: Path, name: str, leaves_out: set[st
     assert of(Outcome.FAIL, found) == {}
     assert of(Outcome.DIFFERS, found) == {}
     assert set(of(Outcome.SKIP, found)) == leaves_out | NOT_OFFERED
+
+
+class Odometer(Reverse):
+    """Its configuration changes with each request that it serves, and it says so."""
+
+    @queue()
+    def reverse(self, chain: Chain) -> Taken:
+        self.capacity += 1
+        self.config_changed()
+        return super().reverse(chain)
+
+
+def test_a_device_whose_configuration_changes_while_it_serves_passes_it_whole(tmp_path: Path) -> None:
+    found = results(tmp_path, Odometer, REVERSE)
+    assert of(Outcome.FAIL, found) == {}
+    assert of(Outcome.DIFFERS, found) == {}
 
 
 @for_each(

@@ -19,6 +19,10 @@ class Said(NamedTuple):
     value: Any
     needs_reply: bool
 
+    def __str__(self) -> str:
+        """Its name, and its value where it has one."""
+        return self.request.name if self.value is None else f"{self.request.name} {self.value}"
+
 
 class Channel(Connection):
     """The front-end's end. What asks for an acknowledgement gets one, of success, unless it is only taken."""

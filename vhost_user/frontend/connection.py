@@ -36,6 +36,11 @@ class Connection:
         self.stream = stream
         self._framer: Framer[Message] = Framer(Message, max_fds=MAX_FDS)
 
+    @property
+    def has_more(self) -> bool:
+        """Whether more was received than was taken, which does not show on the descriptor any more."""
+        return self._framer.pending > 0
+
     def has(self, feature: ProtocolFeature | VirtioFeature) -> bool:
         """Whether all of this was negotiated."""
         if isinstance(feature, ProtocolFeature):

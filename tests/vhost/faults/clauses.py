@@ -207,7 +207,7 @@ def guesses(back_end: Faulty) -> None:
 def asks_for_something_else(back_end: Faulty) -> None:
     def ask(_: Usual, b: BackEnd, *__: Any) -> None:
         assert b._channel is not None
-        b._channel.tell(BackEndRequest.CONFIG_CHANGE_MSG)
+        b._channel.tell(BackEndRequest.VRING_ERR, VringState(0, 0))
 
     back_end.instead(BackEnd, "_ask_translation", ask)
 

@@ -12,13 +12,14 @@ from userdev.conformance.check import CheckFunction
 from userdev.errors import UserdevError
 from userdev.process import Deadline
 from userdev.transport import Stream
+from vhost_user.frontend.channel import Channel, Said
 from vhost_user.frontend.conformance.devices import DeviceKind
 from vhost_user.frontend.connection import Connection
 from vhost_user.frontend.errors import Disconnected, NoAnswer, NotOffered
 from vhost_user.frontend.front_end import FEATURES, PROTOCOL_FEATURES, FrontEnd
 from vhost_user.frontend.memory import PAGE, GuestMemory
 from vhost_user.frontend.queue import Completion, Queue, Request
-from vhost_user.wire import ProtocolFeature, VirtioFeature
+from vhost_user.wire import BackEndRequest, ProtocolFeature, VirtioFeature
 
 CLOSING_SECONDS = 1.0
 """That a back-end has to close and unmap what a front-end has left: one thread may serve, and another tidy up."""
@@ -30,9 +31,29 @@ RING = 16
 """Descriptors of a ring, so that it is gone through in a few requests."""
 
 
+MOST_NEWS = 64
+"""Changes of configuration that a device may tell of before it asks for what is waited for."""
+
 ACKNOWLEDGED = ("messages/acknowledged",)
 SERVED = (*ACKNOWLEDGED, "rings/served")
 """Checks that most others say nothing without."""
+
+
+def is_news(channel: Channel, said: Said) -> bool:
+    """Whether it tells of a change of configuration, which may come at any time; acknowledged then."""
+    if said.request is not BackEndRequest.CONFIG_CHANGE_MSG:
+        return False
+    if said.needs_reply:
+        channel.acknowledge(said)
+    return True
+
+
+def asked_by(channel: Channel) -> Said:
+    """The next request of the back-end's own that is no news, waited for; raises as `take`."""
+    for _ in range(MOST_NEWS):
+        if not is_news(channel, said := channel.take()):
+            return said
+    raise CheckFailed(f"{MOST_NEWS} changes of configuration are told of, and nothing else")
 
 
 class Bench:

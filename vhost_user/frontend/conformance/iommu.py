@@ -11,8 +11,8 @@ import select
 from userdev.conformance import CheckFailed, Group, Level, Skip, require
 from userdev.eventfd import drain
 from userdev.process import Deadline
-from vhost_user.frontend.channel import Channel
-from vhost_user.frontend.conformance.bench import SERVED, Bench
+from vhost_user.frontend.channel import Channel, Said
+from vhost_user.frontend.conformance.bench import SERVED, Bench, is_news
 from vhost_user.frontend.errors import Refused
 from vhost_user.frontend.front_end import FEATURES, FrontEnd
 from vhost_user.frontend.memory import PAGE, USER_ADDRESS
@@ -88,25 +88,26 @@ def _answer_until_done(front_end: FrontEnd, queue: Queue) -> set[int]:
     deadline = Deadline(front_end.timeout)
     left = _MOST_QUESTIONS
     while driver.used_index == before:
-        ready = {fd for fd, _ in poll.poll(deadline.remaining * 1000)}
+        ready = {questions} if channel.has_more else {fd for fd, _ in poll.poll(deadline.remaining * 1000)}
         if not ready:
             raise CheckFailed(
                 f"a request does not come back within {deadline.seconds:g} s; {len(asked)} pages were asked for"
             )
         if questions in ready:
-            asked.add(_answer(front_end, channel))
+            said = channel.take()
+            if not is_news(channel, said):
+                asked.add(_answer(front_end, channel, said))
             left -= 1
             require(left, f"{_MOST_QUESTIONS} translations are asked for, and the request does not come back")
         drain(queue.call_fd)
     return asked
 
 
-def _answer(front_end: FrontEnd, channel: Channel) -> int:
+def _answer(front_end: FrontEnd, channel: Channel, said: Said) -> int:
     """As QEMU does: the translation on the connection, then the acknowledgement; the page that was asked for."""
-    said = channel.take()
     require(
         said.request is BackEndRequest.IOTLB_MSG and said.value.type == IotlbType.MISS,
-        f"the back-end asks for {said.request.name} {said.value}, not for a translation",
+        f"the back-end asks for {said}, not for a translation",
     )
     require(said.value.permissions, f"a translation of {said.value.iova:#x} is asked for to do nothing with it")
     page: int = said.value.iova & -PAGE

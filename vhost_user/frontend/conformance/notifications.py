@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from userdev.conformance import CheckFailed, Group, Level, require
 from vhost_user.frontend.channel import Channel
-from vhost_user.frontend.conformance.bench import SERVED, Bench
+from vhost_user.frontend.conformance.bench import SERVED, Bench, asked_by
 from vhost_user.frontend.errors import Disconnected, NoAnswer
 from vhost_user.frontend.front_end import PROTOCOL_FEATURES, FrontEnd
 from vhost_user.frontend.queue import Queue
@@ -56,18 +56,15 @@ def call(bench: Bench) -> None:
         bench.put(queue)
         _kick(queue)
         try:
-            said = channel.next()
+            said = asked_by(channel)
         except NoAnswer:
             raise CheckFailed("a request comes back, and no VRING_CALL does") from None
-        _is_call(said.request, said.value, queue)
+        right = said.request is BackEndRequest.VRING_CALL and said.value.vring == queue.index
+        require(right, f"VRING_CALL of queue {queue.index} is due, and {said} comes")
         require(said.needs_reply, "VRING_CALL does not ask for an acknowledgement")
+        require(not said.value.num, f"VRING_CALL has a num of {said.value.num}, which is reserved")
+        channel.acknowledge(said)
         bench.polled(queue, "of VRING_KICK")
-
-
-def _is_call(request: BackEndRequest, value: VringState, queue: Queue) -> None:
-    right = request is BackEndRequest.VRING_CALL and value.vring == queue.index
-    require(right, f"VRING_CALL of queue {queue.index} is due, and {request.name} {value} comes")
-    require(not value.num, f"VRING_CALL has a num of {value.num}, which is reserved")
 
 
 @in_band.check("needs-others", level=Level.OPEN)
