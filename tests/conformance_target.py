@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.in_process_target import InProcessTarget
 from userdev.transport import Stream, close_all
-from vfio_user.client.conformance import CATALOGUE, Bench, CheckResult, Outcome, run
+from vfio_user.client.conformance import CATALOGUE, Bench, CheckResult, Outcome, irqs, run
 from vfio_user.device import PciDevice
 from vfio_user.server import Offer, Server
 from vfio_user.server import server as server_module
@@ -19,6 +19,8 @@ from vfio_user.wire import CURRENT, Command, Dialect, Message
 
 SLOW = {"dma_map/many", "mig_data/small-pieces"}
 """Half of the time of all the others."""
+
+irqs.LISTEN_SECONDS = 0.02  # a device here that interrupts by itself does so all the time
 
 Reply = tuple[bytes, list[int]]
 Proceed = Callable[[Command, Message], Reply]

@@ -89,6 +89,22 @@ def announced(message: Message, **limits: int) -> Message:
     return replace(message, payload=message.payload[: VERSION.size] + json.dumps(said).encode() + b"\0")
 
 
+class Ticker(Everything):
+    """Interrupts by itself, as a clock does."""
+
+    def on_attach(self) -> None:
+        self.tick()
+
+    def tick(self) -> None:
+        self.interrupts.trigger(0)
+        self.call_later(0.0005, self.tick)
+
+
+def test_a_device_that_interrupts_by_itself_is_blamed_for_nothing(tmp_path: Path) -> None:
+    with InProcess(tmp_path, Ticker) as target:
+        assert not wrong(target.results("set_irqs", "session", "reset"))
+
+
 class TakesNoDescriptors(Fault):
     """As it announces, and it gives none."""
 

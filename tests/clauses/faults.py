@@ -49,6 +49,28 @@ class Says(_Meant):
         return (self._edit(payload) if is_meant else payload), fds
 
 
+class LastFirst(Fault):
+    """Of two writes with No_reply behind each other the second is done first."""
+
+    def __init__(self) -> None:
+        self._held: Message | None = None
+
+    def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
+        held, self._held = self._held, None
+        is_posted = command is Command.REGION_WRITE and bool(message.flags & NO_REPLY)
+        if is_posted and held is None:
+            self._held = message
+            return b"", []
+        if held is None:
+            return proceed(command, message)
+        if is_posted:
+            answer = proceed(command, message)
+            proceed(Command.REGION_WRITE, held)
+            return answer
+        proceed(Command.REGION_WRITE, held)
+        return proceed(command, message)
+
+
 class Gives(_Meant):
     """An answer comes with other descriptors."""
 

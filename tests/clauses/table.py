@@ -131,6 +131,7 @@ MESSAGE_CLAUSES = [
     Clause("order/many-in-one-send", "a read among many failed", Refuses(C.REGION_READ)),
     Clause("order/byte-by-byte", "a read in pieces failed", Refuses(C.REGION_READ)),
     Clause("order/posted-write-comes-first", "after a posted write", Keeps(C.REGION_WRITE, answer=front(16))),
+    Clause("order/posted-writes-in-order", "of aa at last", faults.LastFirst()),
     Clause("order/posted-write-is-silent", "a posted write was answered", faults.AnswersPosted(C.REGION_WRITE)),
     Clause("order/no-reply-on-any-command", "with No_reply was answered", faults.AnswersPosted(C.GET_INFO)),
     Clause("order/error-does-not-stop", "with failures [False, False, False]", Takes(C.REGION_READ)),

@@ -15,7 +15,7 @@ from vhost_user.backend.back_end import BackEnd
 from vhost_user.backend.commands import Answer
 from vhost_user.backend.in_band import InBand
 from vhost_user.backend.session import Session
-from vhost_user.frontend.conformance.bench import RING
+from vhost_user.frontend.conformance.bench import MOST_NEWS, RING
 from vhost_user.frontend.device_state import LOAD
 from vhost_user.memory import Iotlb, IotlbMiss
 from vhost_user.rings import Chain, PackedInflight, Ring, SplitInflight, SplitRing
@@ -158,6 +158,15 @@ def says_more_than_whom_it_calls(back_end: Faulty) -> None:
         return usual(b, request, said._replace(num=1), answered)
 
     back_end.instead(BackEnd, "_ask_in_band", ask)
+
+
+@clause("in-band/call", "and nothing else")
+def tells_of_nothing_but_its_configuration(back_end: Faulty) -> None:
+    def tell(usual: Usual, b: BackEnd, *_: Any) -> Any:
+        assert b._channel is not None
+        return all(b._channel.tell(BackEndRequest.CONFIG_CHANGE_MSG) for _ in range(MOST_NEWS))
+
+    back_end.instead(BackEnd, "_ask_in_band", tell)
 
 
 # An IOMMU

@@ -294,7 +294,7 @@ def reset_keeps_irqs(bench: Bench) -> None:
     bench.client.reset()
     eventfd.take()
     bench.client.trigger_irqs(irq)
-    require(eventfd.take() == 1, "an eventfd that was set before a reset is not fired after it")
+    require(eventfd.take() >= 1, "an eventfd that was set before a reset is not fired after it")
 
 
 @reset.check("keeps-dma", level=Level.REFERENCE, needs=("dma_map/map-and-unmap", "reset/succeeds"))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import operator
+import select
 from collections.abc import Callable
 
-from userdev.conformance.check import Group, Level, Skip, require
+from userdev.conformance.check import CheckFailed, Group, Level, Skip, require
 from vfio_user.client.conformance.bench import DESCRIBED, Bench
 from vfio_user.client.conformance.dialects import CURRENT_FAMILY
 from vfio_user.client.conformance.refusals import Bad, enter
@@ -15,6 +17,11 @@ from vfio_user.wire.layouts import IRQ_SET
 
 TRIGGERED = "set_irqs/trigger"
 """Without this rule nothing is known of other forms of SET_IRQS: it is how they are tried."""
+
+LISTEN_SECONDS = 1.0
+"""That a device is listened to of which one interrupt too many came: whether it interrupts by itself."""
+
+_MOST_VECTORS = 256  # that are listened to
 
 set_irqs = Group[Bench]("set_irqs", "protocol.md 9.3: DEVICE_SET_IRQS", needs=(TRIGGERED,))
 
@@ -35,12 +42,34 @@ def _fired(eventfds: list[EventFd]) -> list[int]:
     return [eventfd.take() for eventfd in eventfds]
 
 
+def _require_fired(bench: Bench, irq: int, eventfds: list[EventFd], wanted: list[int], wrong: str) -> None:
+    """Each eventfd has to have been fired as often as is wanted.
+
+    Of a device that interrupts by itself, as a timer does, nobody can tell whose an interrupt too many is.
+    """
+    seen = _fired(eventfds)
+    if seen == wanted:
+        return
+    if all(map(operator.ge, seen, wanted)) and _interrupts_by_itself(bench, irq):
+        raise Skip("the device interrupts by itself, and one of those came meanwhile")
+    raise CheckFailed(wrong)
+
+
+def _interrupts_by_itself(bench: Bench, irq: int) -> bool:
+    """Whether an eventfd is fired while nothing is asked of the device; takes `LISTEN_SECONDS` where none is."""
+    eventfds = [bench.eventfd() for _ in range(min(bench.irqs[irq].nr_vectors, _MOST_VECTORS))]
+    bench.client.enable_irqs(irq, eventfds)
+    return bool(select.select(eventfds, [], [], LISTEN_SECONDS)[0])
+
+
 @set_irqs.check("trigger", rule="spec: VFIO IRQ set, ACTION_TRIGGER with DATA_NONE")
 def trigger(bench: Bench) -> None:
     """TRIGGER with NONE fires the eventfd of each vector of the range, once."""
     irq, eventfds = _armed(bench)
     bench.client.trigger_irqs(irq)
-    require(_fired(eventfds) == [1], "the eventfd was not fired once before the reply")
+    [seen] = _fired(eventfds)
+    again = seen > 1 and not _interrupts_by_itself(bench, irq)
+    require(seen and not again, "the eventfd was not fired once before the reply")
 
 
 @set_irqs.check("trigger-range", rule="spec: VFIO IRQ set, start and count")
@@ -48,7 +77,7 @@ def trigger_range(bench: Bench) -> None:
     """TRIGGER fires the vectors of its range and no others."""
     irq, eventfds = _armed(bench, 2)
     bench.client.trigger_irqs(irq, start=1, count=1)
-    require(_fired(eventfds) == [0, 1], "triggering vector 1 did not fire vector 1 alone")
+    _require_fired(bench, irq, eventfds, [0, 1], "triggering vector 1 did not fire vector 1 alone")
 
 
 @set_irqs.check("trigger-bool", rule="spec: VFIO IRQ set, DATA_BOOL")
@@ -56,7 +85,7 @@ def trigger_bool(bench: Bench) -> None:
     """TRIGGER with BOOL fires the vectors whose byte is 1."""
     irq, eventfds = _armed(bench, 2)
     bench.client.trigger_irqs(irq, bools=b"\0\1")
-    require(_fired(eventfds) == [0, 1], "booleans 0, 1 did not fire vector 1 alone")
+    _require_fired(bench, irq, eventfds, [0, 1], "booleans 0, 1 did not fire vector 1 alone")
 
 
 @set_irqs.check("trigger-without-eventfd", level=Level.REFERENCE)
@@ -80,7 +109,9 @@ def eventfd_range(bench: Bench) -> None:
     third = bench.eventfd()
     bench.client.enable_irqs(irq, [third], start=1)
     bench.client.trigger_irqs(irq, count=2)
-    require(_fired([first, second, third]) == [1, 0, 1], "an eventfd for vector 1 did not take the place of its alone")
+    _require_fired(
+        bench, irq, [first, second, third], [1, 0, 1], "an eventfd for vector 1 did not take the place of its alone"
+    )
 
 
 @set_irqs.check("disable", rule="spec: VFIO IRQ set, count 0 with DATA_NONE disables the index")
@@ -90,7 +121,7 @@ def disable(bench: Bench) -> None:
     irq, eventfds = _armed(bench, count)
     bench.client.disable_irqs(irq)
     bench.client.trigger_irqs(irq, count=count)
-    require(not any(_fired(eventfds)), "an eventfd was fired after its index was disabled")
+    _require_fired(bench, irq, eventfds, [0] * count, "an eventfd was fired after its index was disabled")
 
 
 @set_irqs.check("detach", level=Level.REFERENCE)
@@ -99,7 +130,7 @@ def detach(bench: Bench) -> None:
     irq, eventfds = _armed(bench)
     bench.client.detach_irqs(irq, start=0, count=1)
     bench.client.trigger_irqs(irq)
-    require(_fired(eventfds) == [0], "an eventfd was fired after it was taken away")
+    _require_fired(bench, irq, eventfds, [0], "an eventfd was fired after it was taken away")
 
 
 @set_irqs.check("detach-range", level=Level.REFERENCE, rule="spec: VFIO IRQ set, DATA_EVENTFD without descriptors")
@@ -108,7 +139,7 @@ def detach_range(bench: Bench) -> None:
     irq, eventfds = _armed(bench, 2)
     bench.client.detach_irqs(irq, start=0, count=1)
     bench.client.trigger_irqs(irq, count=2)
-    require(_fired(eventfds) == [0, 1], "taking the eventfd of vector 0 away did not take it alone")
+    _require_fired(bench, irq, eventfds, [0, 1], "taking the eventfd of vector 0 away did not take it alone")
 
 
 @set_irqs.check("replace", level=Level.REFERENCE)
@@ -118,7 +149,7 @@ def replace(bench: Bench) -> None:
     new = bench.eventfd()
     bench.client.enable_irqs(irq, [new])
     bench.client.trigger_irqs(irq)
-    require(_fired([*old, new]) == [0, 1], "not the new eventfd alone was fired")
+    _require_fired(bench, irq, [*old, new], [0, 1], "not the new eventfd alone was fired")
 
 
 @set_irqs.check("all-vectors", level=Level.REFERENCE, rule="protocol.md 9.3: QEMU sends chunks of at most max_msg_fds")
@@ -126,10 +157,10 @@ def all_vectors(bench: Bench) -> None:
     """Every vector has an eventfd of its own, set in messages of as many descriptors as were agreed."""
     bench.need_fds()
     irq = bench.irq()
-    eventfds = [bench.eventfd() for _ in range(min(irq.nr_vectors, 256))]
+    eventfds = [bench.eventfd() for _ in range(min(irq.nr_vectors, _MOST_VECTORS))]
     bench.client.enable_irqs(irq.irq, eventfds)
     bench.client.trigger_irqs(irq.irq, count=len(eventfds))
-    require(_fired(eventfds) == [1] * len(eventfds), "not every vector fired its own eventfd once")
+    _require_fired(bench, irq.irq, eventfds, [1] * len(eventfds), "not every vector fired its own eventfd once")
 
 
 @set_irqs.check("mask", level=Level.REFERENCE, rule="spec: VFIO IRQ info, MASKABLE")
@@ -184,9 +215,9 @@ def _still_armed(bench: Bench) -> Callable[[], None]:
     irq, eventfds = _armed(bench)
 
     def check() -> None:
-        require(_fired(eventfds) == [0], "a request that was refused fired an interrupt")
+        _require_fired(bench, irq, eventfds, [0], "a request that was refused fired an interrupt")
         bench.client.trigger_irqs(irq)
-        require(_fired(eventfds) == [1], "a request that was refused took the vector's eventfd away")
+        _require_fired(bench, irq, eventfds, [1], "a request that was refused took the vector's eventfd away")
 
     return check
 

@@ -250,6 +250,28 @@ def posted_write_comes_first(bench: Bench) -> None:
         client.config_write(INTERRUPT_LINE, before)
 
 
+@order.check(
+    "posted-writes-in-order",
+    rule="spec: commands are executed in the order of their arrival",
+    needs=("order/posted-write-comes-first",),
+)
+def posted_writes_in_order(bench: Bench) -> None:
+    """Of writes with No_reply that come together the last one stays."""
+    bench.need_line()
+    client = bench.client
+    number = bench.dialect.number(Command.REGION_WRITE)
+    before = client.config_read(INTERRUPT_LINE, 1)
+    try:
+        for values in (b"\x55\xaa", b"\xaa\x55\x0a", bytes(range(1, 65))):
+            writes = [REGION_ACCESS.pack(INTERRUPT_LINE, _CONFIG, 1, tail=bytes([value])) for value in values]
+            together = [Message(id, number, NO_REPLY, 0, write).encode() for id, write in enumerate(writes)]
+            client.channel.send_bytes(b"".join(together))
+            got = client.config_read(INTERRUPT_LINE, 1)
+            require(got == values[-1:], f"it reads {got.hex()} after {len(values)} writes, of {values[-1]:02x} at last")
+    finally:
+        client.config_write(INTERRUPT_LINE, before)
+
+
 @order.check("posted-write-is-silent", rule="spec: Header, No_reply")
 def posted_write_is_silent(bench: Bench) -> None:
     """A write with No_reply is not answered, neither when it is good nor when it is bad."""
