@@ -58,7 +58,9 @@ def test_a_wait_beside_which_something_broke_has_no_more_patience_than_under_kvm
     with pytest.raises(GuestLost, match=re.escape(CAUSE)):
         _SshJob(ssh, "sleep 9", channel, Wait(Deadline(0.05 * MUCH), MUCH, lambda: trouble)).wait()
     emulated = Emulated()
-    server: Any = SimpleNamespace(ended_badly=True, ended=1.0, name="dev0", log=tmp_path / "none", fate=lambda: "ended")
+    server: Any = SimpleNamespace(
+        ended_badly=True, ended=1.0, name="dev0", log=tmp_path / "none", fate=lambda: "ended", exit_code=1
+    )
     server.began = 0.0
     waits: dict[str, Callable[[], object]] = {}
     monkeypatch.setattr(machine, "_READY_SECONDS", 0.05)
