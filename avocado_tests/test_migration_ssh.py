@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -10,7 +14,7 @@ from tempfile import TemporaryDirectory
 from avocado_tests.migration_faults import AT_EVERY_PHASE, IN_SPITE_OF_IT, ON_THE_WAY
 from avocado_tests.test_migration import FailingWell, MigrationTest
 from vfio_user.avocado_test import GuestTest
-from vfio_user.harness import Child, Limits, Phase, ensure_qemu, two_hosts
+from vfio_user.harness import RESULTS_VARIABLE, Child, Limits, Phase, another_machine, ensure_qemu, two_hosts
 
 CUT_BEFORE = [
     case
@@ -70,3 +74,30 @@ class BySsh(MigrationTest):
             first = there(*age)
             pair.b.provide(*qemu.folders)
             self.assertEqual(there(*age), first)
+
+
+class BetweenThisMachineAndAnother(GuestTest):
+    """
+    One that has its own user, home, Python and temporary files, and nothing of ours where it is here.
+
+    :avocado: tags=edu,migration,soak,ssh
+    """
+
+    def test_there_a_restart_of_the_server_and_back(self) -> None:
+        """The server there is started, and again, by the interposer there; the seed has these events."""
+        with another_machine() as other:
+            command = [sys.executable, "-P", "-m", "vfio_user", "soak", "--hosts", other.hosts, "--device", "edu"]
+            done = subprocess.run(
+                [*other.here, *command, "--only-events", "hop,kill", "--seed", "3", "--only", "7,9,8"],
+                env={**os.environ, RESULTS_VARIABLE: self.outputdir, "VFIO_USER_CACHE": str(other.cache)},
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+        self.log.info("%s%s", done.stdout, done.stderr)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        [summary] = Path(self.outputdir).glob("soak-*/summary.json")
+        self.assertEqual(
+            [(name, of["count"]) for name, of in json.loads(summary.read_text())["by_event"].items()],
+            [("hop", 2), ("kill", 1)],
+        )

@@ -70,6 +70,7 @@ __all__ = [
     "Tuning",
     "Verdict",
     "Workload",
+    "another_machine",
     "attachment_of",
     "c_compiler",
     "ensure_qemu",
@@ -107,6 +108,7 @@ if TYPE_CHECKING:
     from vfio_user.harness.guest import Guest, GuestFailure, GuestLost, Job, Result
     from vfio_user.harness.guest_spec import BootOptions, GuestSpec
     from vfio_user.harness.hosts import Host, LocalHost, NamespaceHost, Pair, SshHost, two_hosts
+    from vfio_user.harness.hosts.other_machine import another_machine
     from vfio_user.harness.interposition import Interpose, Interposition
     from vfio_user.harness.known_issues import XFAIL, XPASS, KnownIssue, known_issue
     from vfio_user.harness.lab import Lab
@@ -145,6 +147,7 @@ else:
         "vfio_user.harness.guest": ("Guest", "GuestFailure", "GuestLost", "Job", "Result"),
         "vfio_user.harness.guest_spec": ("BootOptions", "GuestSpec"),
         "vfio_user.harness.hosts": ("Host", "LocalHost", "NamespaceHost", "Pair", "SshHost", "two_hosts"),
+        "vfio_user.harness.hosts.other_machine": ("another_machine",),
         "vfio_user.harness.interposition": ("Interpose", "Interposition"),
         "vfio_user.harness.known_issues": ("XFAIL", "XPASS", "KnownIssue", "known_issue"),
         "vfio_user.harness.lab": ("Lab",),
