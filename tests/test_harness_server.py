@@ -122,7 +122,7 @@ def test_whatever_is_started_on_a_host_is_run_by_the_python_of_that_host(tmp_pat
     ]
     for device, interposition in cases:
         host = Elsewhere()
-        with Scratch() as scratch, suppress(ServerError):
+        with Scratch() as scratch, suppress(UserError):
             site = Site(scratch, tmp_path, host)
             DeviceServer(Device.parse(device), site, "device", interposition=interposition).stop()
         case = (device, interposition, host.asked)
