@@ -21,7 +21,7 @@ TRIGGERED = "set_irqs/trigger"
 LISTEN_SECONDS = 1.0
 """That a device is listened to of which one interrupt too many came: whether it interrupts by itself."""
 
-_MOST_VECTORS = 256  # that are listened to
+_TRIED_VECTORS = 256  # of the first ones, each with an eventfd
 
 set_irqs = Group[Bench]("set_irqs", "protocol.md 9.3: DEVICE_SET_IRQS", needs=(TRIGGERED,))
 
@@ -57,7 +57,7 @@ def _require_fired(bench: Bench, irq: int, eventfds: list[EventFd], wanted: list
 
 def _interrupts_by_itself(bench: Bench, irq: int) -> bool:
     """Whether an eventfd is fired while nothing is asked of the device; takes `LISTEN_SECONDS` where none is."""
-    eventfds = [bench.eventfd() for _ in range(min(bench.irqs[irq].nr_vectors, _MOST_VECTORS))]
+    eventfds = [bench.eventfd() for _ in range(min(bench.irqs[irq].nr_vectors, _TRIED_VECTORS))]
     bench.client.enable_irqs(irq, eventfds)
     return bool(select.select(eventfds, [], [], LISTEN_SECONDS)[0])
 
@@ -157,7 +157,7 @@ def all_vectors(bench: Bench) -> None:
     """Every vector has an eventfd of its own, set in messages of as many descriptors as were agreed."""
     bench.need_fds()
     irq = bench.irq()
-    eventfds = [bench.eventfd() for _ in range(min(irq.nr_vectors, _MOST_VECTORS))]
+    eventfds = [bench.eventfd() for _ in range(min(irq.nr_vectors, _TRIED_VECTORS))]
     bench.client.enable_irqs(irq.irq, eventfds)
     bench.client.trigger_irqs(irq.irq, count=len(eventfds))
     _require_fired(bench, irq.irq, eventfds, [1] * len(eventfds), "not every vector fired its own eventfd once")
