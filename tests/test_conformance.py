@@ -73,6 +73,14 @@ def test_edu_passes_in_every_dialect_and_does_dma_by_message(dialect, tmp_path: 
     assert skipped(results) == set()
 
 
+def test_a_device_whose_dma_goes_by_message_passes(tmp_path: Path) -> None:
+    class ByMessage(Everything):
+        dma_by_message = True
+
+    with InProcess(tmp_path, ByMessage) as target:
+        assert failed(target.results("dma_map", "dma_unmap", "device_dma", "session")) == {}
+
+
 @pytest.mark.parametrize("dialect", [CURRENT, DRAFT_V6], ids=lambda d: d.name)
 def test_a_device_passes_over_a_transport_without_descriptors(tmp_path: Path, dialect) -> None:  # type: ignore[no-untyped-def]
     with InProcess(tmp_path, Everything, dialect, tcp=True) as target:

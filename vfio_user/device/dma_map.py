@@ -104,8 +104,11 @@ class DmaMap:
                 self._check_free(iova, size)
                 if self._log_page_size:
                     (region.dirty,) = self._new_logs([region], self._size + size, self._log_page_size)
-                if fd is not None and not self.by_message and not self._back(region, fd, flags):
+                if fd is not None and not self._back(region, fd, flags):
                     region.fd, fd = fd, None
+                if self.by_message:  # a file that cannot be used is refused all the same
+                    region.read_map = region.write_map = None
+                    self._let_go(region)
                 self._insert(region)
             elif iova not in self._empty:
                 self._check_room(1)
@@ -303,10 +306,16 @@ class DmaMap:
 
     def _release(self, region: DmaRegion) -> None:
         region.gone = True
-        if region.file:
-            self._files.give_back(region.file)
-        if region.fd is not None:
-            os.close(region.fd)
+        self._let_go(region)
+
+    def _let_go(self, region: DmaRegion) -> None:
+        """Keep nothing of its file."""
+        file, region.file = region.file, None
+        fd, region.fd = region.fd, None
+        if file:
+            self._files.give_back(file)
+        if fd is not None:
+            os.close(fd)
 
     def _drop_inside(self, start: int, end: int) -> bool:
         """Unmap what lies in a range, as VFIO does (VFIO_IOMMU_UNMAP_DMA), unless a region is across its borders.
