@@ -269,7 +269,7 @@ def migrates_as(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Mi
 
     @contextmanager
     def hosts(_named: str) -> Iterator[Any]:
-        yield SimpleNamespace(a=None, b=None, note="")
+        yield SimpleNamespace(a=None, b=None, note="", ways="")
 
     (tmp_path / "lab").mkdir()
     monkeypatch.setattr(Lab, "folder", tmp_path / "lab")

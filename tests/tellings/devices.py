@@ -48,7 +48,7 @@ def told(folder: Path) -> Told:
     with closing(Flag()) as flag, Server(flag, f"unix:{folder / 'flag'}"):
         for words in ("--json", "--ignore causes --json", "--registers map.yaml"):
             (folder / "map.yaml").write_text("- {region: 0, offset: 0x24, name: status}\n")
-            line = f"vfio-user replay trace --connect unix:flag --patience 0.2 {words}"
+            line = f"vfio-user replay trace --connect unix:flag --patience 1 {words}"
             found[line] = _without_seconds(said(folder, line, in_each_way=False))
     return {**found, **_odd(folder), "minimize": _minimized(folder)}
 
