@@ -73,7 +73,7 @@ def test_what_is_refused_is_stopped(looks: list[Any], monkeypatch: pytest.Monkey
 
 def test_a_server_that_ends_without_a_word_is_named_by_its_command(tmp_path: Path) -> None:
     (tmp_path / "log").touch()
-    child = SimpleNamespace(name="a.look", log=tmp_path / "log", fate=lambda: "exited with status 1")
+    child = SimpleNamespace(name="a.look", log=tmp_path / "log", exit_code=1, fate=lambda: "exited with status 1")
     error = _not_up(Device.parse("./my-server {socket}"), child)  # type: ignore[arg-type]
     assert "`./my-server {socket}` exited with status 1" in str(error)
     assert "a.look" not in f"{error} {error.hint}"

@@ -120,10 +120,10 @@ class InterposerProcess:
             self.child = site.start(f"{name}.interposer", argv, site.folder / f"{name}.interposer.log", fds)
         try:
             site.host.await_start(self.child)
+            self.control = InterposerControl(self.control_path)
         except BaseException:
             self.child.stop()
             raise
-        self.control = InterposerControl(self.control_path)
 
     @staticmethod
     def _traced_to(site: Site, trace: Path, inherited: ExitStack, fds: list[int]) -> str:
