@@ -14,11 +14,13 @@ from typing import Any, cast
 import pytest
 
 from tests.cases import for_each
+from tests.descriptors import fd_count
 from tests.interposed import EDU, EDU_BY_PATH, Interposed, interposed_edu
 from tests.interposer_bench import Bench
+from tests.processes import until
 from userdev.control import ControlError
 from userdev.errors import UserError
-from vfio_user.client import Client, Disconnected, EventFd, RemoteError
+from vfio_user.client import Client, Disconnected, EventFd, GuestMemory, RemoteError
 from vfio_user.interposer import own_calls
 from vfio_user.interposer.interposer import Interposer, Setup
 from vfio_user.interposer.migration import migration_of
@@ -204,6 +206,22 @@ def test_requests_fail_at_once_where_that_is_wanted(tmp_path: Path) -> None:
         with pytest.raises(RemoteError) as failed:
             read_until_it_fails(client)
         assert failed.value.errno == errno.EBUSY
+        (tmp_path / "released").touch()
+        read_until_it_works(client)
+
+
+def test_descriptors_of_requests_that_fail_meanwhile_are_closed(tmp_path: Path) -> None:
+    server = starts_again_when_released(tmp_path)
+    with surviving(tmp_path, server, pending="fail", errno=errno.EBUSY) as edu, GuestMemory(0x1000) as memory:
+        client = edu.client()
+        kill(edu)
+        with pytest.raises(RemoteError):
+            read_until_it_fails(client)
+        before = fd_count()
+        for _ in range(8):
+            with pytest.raises(RemoteError):
+                client.dma_map(0x10000, memory)
+        until(lambda: fd_count() == before)
         (tmp_path / "released").touch()
         read_until_it_works(client)
 
