@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from userdev.counted import counted
 from userdev.errors import ProtocolError
 from vhost_user.frontend.front_end import FrontEnd
 from vhost_user.wire import FrontEndRequest, ProtocolFeature, VirtioFeature, check_protocol_features
@@ -61,10 +62,17 @@ def render(description: Description) -> str:
         "protocol features": " ".join(description.protocol_features),
         "queues": description.queues,
         "memory slots": description.memory_slots,
-        "configuration": None if config is None else bytes.fromhex(config).rstrip(b"\0").hex(" ") or "zeros",
+        "configuration": None if config is None else _in_words(bytes.fromhex(config)),
     }
     shown = [f"{name + ':':<19} {'not told' if value is None else value or 'none'}" for name, value in lines.items()]
     return "\n".join([*shown, *(f"! {problem}" for problem in description.problems)])
+
+
+def _in_words(config: bytes) -> str:
+    """Its bytes, with those behind the last that is not zero counted: a back-end gives as many as are asked for."""
+    said = config.rstrip(b"\0")
+    zeros = counted(len(config) - len(said), "zero") if len(said) < len(config) else ""
+    return ", then ".join(filter(None, (said.hex(" "), zeros)))
 
 
 def as_json(description: Description) -> dict[str, Any]:
