@@ -131,6 +131,13 @@ def test_why_a_search_ended_is_said_and_an_interruption_is_its_status(
         assert (f"{ended}, there may be a shorter one" in result.stdout) is (ended != "minimal")
         assert ("note:" in result.stdout) is not confirmed
         assert "2 of 9 messages, 5 shorter ones tried" in result.stdout, "what finds the failure is played besides"
+        assert ("--against" in result.stdout) is (ended == "minimal"), (
+            "more may be left out where somebody knows better"
+        )
+
+
+def test_a_reference_is_not_asked_for_where_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "--against" not in minimized(tmp_path, monkeypatch, "--against", "y").stdout
 
 
 def test_who_names_no_server_to_replay_against_is_told_how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

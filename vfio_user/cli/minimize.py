@@ -97,7 +97,9 @@ def command(
         )
     keep_aside(output)
     found.script.write(output)
-    text = _text(found, output, _why_all_stays(found, against, check))
+    text = "\n".join(
+        [_text(found, output, _why_all_stays(found, against, check)), *_how_to_go_on(found, against, check)]
+    )
     click.echo(json.dumps({"output": str(output), **found.json()}, indent=2) if as_json else text)
     if found.ended == "interrupted":
         raise click.exceptions.Exit(_INTERRUPTED)
@@ -113,6 +115,13 @@ def _why_all_stays(found: Minimized, against: str | None, check: str | None) -> 
         return f"nothing was left out: {check} fails with no shorter one that makes sense"
     on_reference = ", or goes wrong with the reference, too" if against is not None else ""
     return f"nothing was left out: each shorter one that makes sense does not go wrong in this way{on_reference}"
+
+
+def _how_to_go_on(found: Minimized, against: str | None, check: str | None) -> list[str]:
+    """What leaves more out, where nobody but the recording knew what is right."""
+    if found.ended != "minimal" or against is not None or check is not None or found.is_empty:
+        return []
+    return ["with --against and a server that does right, what registers depend on can be left out too"]
 
 
 def _text(found: Minimized, output: Path, why_all_stays: str) -> str:
