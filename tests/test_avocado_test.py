@@ -24,6 +24,8 @@ ValueError: boo
 class Passes(GuestTest):
     """A test that sees nothing of what its device does wrong."""
 
+    __test__ = False  # for pytest, which would run it by itself
+
     def test_it(self) -> None:
         """A guest that is content."""
         with self.lab() as lab:
@@ -61,6 +63,8 @@ def test_a_plain_assert_says_which_it_was(tmp_path: Path) -> None:
 class LabInLab(GuestTest):
     """A lab within another, and one behind them."""
 
+    __test__ = False  # for pytest, which would run it by itself
+
     def test_it(self) -> None:
         """Each is ended, and what is known of one is not asked of another."""
         with self.lab() as outer:
@@ -83,6 +87,8 @@ def test_a_lab_may_be_within_another(tmp_path: Path) -> None:
 
 class Late(GuestTest):
     """A test that is still in its block when it is ended, and hears of that by what becomes of its guest."""
+
+    __test__ = False  # for pytest, which would run it by itself
 
     def test_it(self) -> None:
         """Its guest goes away once the test has ended."""
