@@ -29,17 +29,15 @@ from vfio_user.harness.artifacts import Timeline, drop_results, made_folder, res
 from vfio_user.harness.booted_guest import BootedGuest, attachment_of
 from vfio_user.harness.breakpoint import Breakpoint
 from vfio_user.harness.cell import Cell
-from vfio_user.harness.checkpoint import Checkpoint, checkpoint_name, zero_free_memory
+from vfio_user.harness.checkpoint import Checkpoint, checkpoint_name
 from vfio_user.harness.command_line import HardwareOptions, MachineConfig, machine_type, root_address
 from vfio_user.harness.debian import quiet
 from vfio_user.harness.device import Device
 from vfio_user.harness.first_look import FirstLook
-from vfio_user.harness.guest import GuestFailure
 from vfio_user.harness.guest_spec import GuestSpec, name_for
 from vfio_user.harness.hosts import Pair, two_hosts
 from vfio_user.harness.hosts.host import LOCAL, Host
 from vfio_user.harness.hosts.provided import Provided
-from vfio_user.harness.hotplug import wait_for_device
 from vfio_user.harness.image import ensure_image
 from vfio_user.harness.interposition import Interpose, Interposition
 from vfio_user.harness.machine import Machine
@@ -345,12 +343,7 @@ class Lab:
         spec = GuestSpec("checkpoint", wanted.image, wanted.hardware)
         with self.timeline.step("boot once, for the checkpoint"):
             guest = self._booted(spec, MemoryFile(spec.hardware.memory))
-            # What every test does first is quicker when the guest has done it before.
-            guest.succeed("python3 -c pass", timeout=30)
-            guest.run(["modprobe", "-a", *guest.agent.prepare()])
-            guest.call(wait_for_device, "none", 0.0)
-            with suppress(GuestFailure):  # the checkpoint is only larger then
-                guest.call(zero_free_memory, timeout=30)
+            restoring.warm_up(guest)
         with self.timeline.step("save the checkpoint"):
             guest.machine.save(state, memory)
         self.guests.remove(guest)
