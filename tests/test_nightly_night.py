@@ -309,6 +309,9 @@ def test_a_night_that_is_ended_says_so_and_has_what_it_came_to(twice: bool, tmp_
         tmp_path, WAITS.format(begun=str(tmp_path / "begun")), plan=plan.replace("name:", "parallel: 1\nname:")
     )
     with (tmp_path / "begun").open():
+        if twice:  # who ends it at once has what the night knows by then: avocado asks for reports now and then
+            assert running.stdout is not None
+            assert any("test_first" in line for line in running.stdout)
         running.send_signal(signal.SIGINT)
         if twice:
             running.send_signal(signal.SIGTERM)
