@@ -1,4 +1,4 @@
-"""Whether a place can be written, asked before the work whose results go there."""
+"""Whether a place can be written, and is none that is read, asked before the work whose results go there."""
 
 from __future__ import annotations
 
@@ -24,6 +24,17 @@ def require_writable(path: Path, *, makes_folders: bool = False) -> None:
     why = _why_not(at, is_above=at != place)
     if why:
         raise UserError(f"{path} could not be written: {why}", hint="name another place, or make that one ready")
+
+
+def apart_from(source: Path, output: Path) -> Path:
+    """The output, where that is another file than what is read for it.
+
+    Raises:
+        UserError: it is the same, whatever it is called.
+    """
+    if source.exists() and output.exists() and output.samefile(source):
+        raise UserError(f"{output} is the file that is read", hint="name another one for what is written")
+    return output
 
 
 def _why_not(at: Path, *, is_above: bool) -> str:

@@ -70,17 +70,6 @@ class TraceView:
             self.truncated = reader.truncated
 
 
-def apart_from(source: Path, output: Path) -> Path:
-    """The output, where that is another file than what is read for it.
-
-    Raises:
-        UserError: it is the same, whatever it is called.
-    """
-    if source.exists() and output.exists() and output.samefile(source):
-        raise UserError(f"{output} is the file that is read", hint="name another one for what is written")
-    return output
-
-
 @overload
 def opened(path: Path, *protocols: TracedProtocol[Any]) -> AbstractContextManager[TraceReader[Any]]: ...
 @overload

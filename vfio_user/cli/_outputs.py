@@ -13,8 +13,7 @@ from typing import Any
 import click
 
 from userdev.errors import UserError
-from userdev.trace.view import apart_from
-from userdev.writable import require_writable
+from userdev.writable import apart_from, require_writable
 
 _STDOUT = "-"
 

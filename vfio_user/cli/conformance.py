@@ -16,13 +16,11 @@ from vfio_user.cli._choice import Choice
 from vfio_user.cli._command import CommandLine
 from vfio_user.cli._completion import complete_servers
 from vfio_user.cli._conformance import Asked, Suite, Target, options
-from vfio_user.cli._fuzzing import corpus_checks
 from vfio_user.cli._other_protocol import probe_command, speaks_vhost_user
 from vfio_user.cli._own_checks import own_checks
 from vfio_user.cli._served import one_command
 from vfio_user.client.conformance import CATALOGUE, REFERENCE, Bench, Check, CheckResult, greeting, run
 from vfio_user.client.errors import RemoteError
-from vfio_user.fuzz import PROTOCOL, VfioUserSubject
 from vfio_user.wire import CURRENT, DIALECTS, DRAFT_V6, Dialect
 
 
@@ -44,6 +42,9 @@ def command(dialect: str, **given: Any) -> None:
     if asked.checks is not None:
         catalogue = own_checks(asked.checks, CATALOGUE)
     if asked.corpus is not None:
+        from vfio_user.cli._fuzzing import corpus_checks  # slow to import, seldom wanted
+        from vfio_user.fuzz import PROTOCOL, VfioUserSubject
+
         catalogue = corpus_checks(asked.corpus, PROTOCOL, partial(VfioUserSubject.of, spoken), CATALOGUE)
 
     def run_checks(checks: Sequence[Check[Bench]], target: Target) -> Iterator[CheckResult[Bench]]:

@@ -14,13 +14,11 @@ from userdev.errors import UserError
 from vfio_user.cli._command import CommandLine
 from vfio_user.cli._completion import complete_checked_back_ends
 from vfio_user.cli._conformance import Asked, Suite, Target, options
-from vfio_user.cli._fuzzing import corpus_checks
 from vfio_user.cli._other_protocol import probe_command, speaks_vfio_user
 from vfio_user.cli._own_checks import own_checks
 from vfio_user.cli._served import known_command_of
 from vfio_user.cli._vhost_kinds import KINDS, served_kind, untried
 from vhost_user.frontend.conformance import CATALOGUE, DIALECT, Bench, greet, run
-from vhost_user.fuzz import PROTOCOL, VhostUserSubject
 
 
 @click.command(cls=CommandLine)
@@ -39,11 +37,14 @@ def command(**given: Any) -> None:
     alone = not (asked.address or asked.server_command)
     kind = served_kind(asked.device, alone=alone)
     if asked.device is not None and alone and not asked.list_only:
-        asked = replace(asked, server_command=known_command_of(asked.device, PROTOCOL))
+        asked = replace(asked, server_command=known_command_of(asked.device, "vhost-user"))
     catalogue: Sequence[Check[Bench]] = CATALOGUE
     if asked.checks is not None:
         catalogue = own_checks(asked.checks, CATALOGUE)
     if asked.corpus is not None:
+        from vfio_user.cli._fuzzing import corpus_checks  # slow to import, seldom wanted
+        from vhost_user.fuzz import PROTOCOL, VhostUserSubject
+
         catalogue = corpus_checks(asked.corpus, PROTOCOL, partial(VhostUserSubject.of, kind), CATALOGUE)
 
     def run_checks(checks: Sequence[Check[Bench]], target: Target) -> Iterator[CheckResult[Bench]]:

@@ -18,7 +18,7 @@ from urllib.parse import quote
 from userdev.errors import UserError, about
 from userdev.printable import printable
 from userdev.trace.kept import keep_aside
-from userdev.trace.view import apart_from
+from userdev.writable import apart_from
 from vfio_user.interposer.trace.registers import RegisterMap
 from vfio_user.page import logs, run
 from vfio_user.page.axis import Axis
