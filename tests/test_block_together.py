@@ -302,6 +302,20 @@ def test_where_io_uring_is_not_to_be_had_reads_are_right_and_that_is_said_once(
     assert [record.message.count(os.strerror(number)) for record in caplog.records] == [1]
 
 
+def test_the_kernels_thread_is_given_no_more_than_its_rings_hold(
+    backing: Backing, image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(together, "AT_ONCE", 4)
+    monkeypatch.setattr(together, "Uring", uring := Reading())
+    backing.together._is_possible = True
+    for _ in range(2):
+        reads = begin(backing, *range(COUNT))
+        assert 2 <= len(uring.given) <= 4
+        for read, _piece in reads:
+            read.end()
+        assert b"".join(piece for _, piece in reads) == image.read_bytes()
+
+
 def test_small_reads_those_in_many_pieces_and_those_that_could_wait_are_not_for_it(backing: Backing) -> None:
     takes = backing.together.takes
     assert takes([memory(LARGE)], LARGE)

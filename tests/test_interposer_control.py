@@ -256,12 +256,16 @@ def test_dirty_pages_are_written_once_more(edu: Interposed) -> None:
     ram.view[:] = b"\x55" * len(ram.view)
     copied_by_the_device(client, pages)
     before = bytes(ram.view)
+    asked = [control.session_status()["counters"]["own_requests"]]
     with serving(client):
-        assert control.call("dma_logging_resend") == {"pages": len(pages), "unmapped": []}
-        assert control.call("dma_logging_resend") == {"pages": 0, "unmapped": []}
+        for count in (len(pages), 0):
+            assert control.call("dma_logging_resend") == {"pages": count, "unmapped": []}
+            asked.append(control.session_status()["counters"]["own_requests"])
     assert client.memory.dirty == set(pages)
     same = bytes(ram.view) == before
     assert same, "what is written again is what was there"
+    first, second = asked[1] - asked[0], asked[2] - asked[1]
+    assert first == second + len(pages), "each is counted, beside those for what was written"
 
 
 def test_of_pages_larger_than_the_clients_each_of_its_own_is_written_once_more(edu: Interposed) -> None:

@@ -66,6 +66,22 @@ def test_a_reference_did_right_where_nothing_of_it_is_alike(
     assert Symptom(wanted).spares(outcome) is spared
 
 
+@for_each_row(
+    {
+        "it goes wrong": (0, [WRONG_REPLY], True),
+        "it does not": (0, [], False),
+        "with another difference that has no record": (0, [WRONG_REPLY, STRAY], True),
+        "it does right then": (9, [WRONG_REPLY], True),
+        "it goes wrong again": (9, [WRONG_REPLY, replace(WRONG_REPLY, record=9)], False),
+        "it goes wrong only then": (9, [replace(WRONG_REPLY, record=9)], False),
+    }
+)
+def test_a_passing_symptom_shows_where_a_server_that_is_asked_again_does_right(
+    again: int, found: list[Difference], shows: bool
+) -> None:
+    assert Symptom(WRONG_REPLY, again=again).shows(ReplayOutcome(cast(Any, None), differences=found)) is shows
+
+
 @for_each([True, False])
 def test_a_server_that_hangs_up_is_said_to_with_what_it_did_not_answer(waits: bool, tmp_path: Path) -> None:
     with Written(tmp_path / "trace") as trace:
@@ -126,6 +142,7 @@ def test_a_reply_is_the_same_only_with_its_command_and_its_descriptors(tmp_path:
                 name
             )
             assert all(each.expected != each.found for each in outcome.differences), name
+            assert [step.number for step in outcome.played.steps] == [step.number for step in script.steps], name
             with ScriptedServer(answer) as server, Player(outcome.played, server.client_stream) as player:
                 assert player.play().same, f"{name}: what was played is compared with what it is"
 
@@ -255,8 +272,9 @@ def test_a_server_that_was_started_is_waited_for_as_long_as_was_said(monkeypatch
     assert "0.05 s" in silence.found
 
 
-def test_what_a_server_asks_of_its_own_is_ignored_once_where_that_may_differ(tmp_path: Path) -> None:
+def test_what_a_server_does_is_ignored_once_where_that_may_differ(tmp_path: Path) -> None:
     with Written(tmp_path / "trace") as trace:
+        trace.ask(read(0, UP))
         trace.dma_read(0x1000, b"data")
     outcome = ReplayOutcome(script := load_script(trace.path))
     comparison = Comparison(script, Ignored(commands=frozenset({Command.DMA_READ.value})), None, outcome)
@@ -264,6 +282,21 @@ def test_what_a_server_asks_of_its_own_is_ignored_once_where_that_may_differ(tmp
         found = comparison.request(request(Command.DMA_READ, DMA_ACCESS.pack(0x1000, 4)))
         assert (found is not None) is is_recorded
         assert (outcome.ignored, outcome.differences) == (count, []), is_recorded
+    asked = next(step for step in script.steps if isinstance(step, MessageRecord))
+    comparison = Comparison(replace(script, compared=frozenset()), Ignored(), None, outcome)
+    comparison.reply(asked, asked.message.error(EPERM))
+    assert (outcome.ignored, outcome.differences) == (3, [])
+
+
+def test_what_a_server_asks_that_nobody_recorded_has_no_record_but_one_that_it_came_after() -> None:
+    outcome = ReplayOutcome(script := replace(Script.of([read(0, UP, 4)]), all_interrupts=True))
+    comparison = Comparison(script, Ignored(), None, outcome)
+    comparison.after = 7
+    comparison.request(request(Command.DMA_READ, DMA_ACCESS.pack(0x1000, 4)))
+    comparison.unasked(request(Command.REGION_READ).reply())
+    comparison.interrupt_unexpected((IrqIndex.MSIX, 0))
+    comparison.garbage("no message")
+    assert [(each.record, each.after) for each in outcome.differences] == [(0, 7)] * 4
 
 
 def test_memory_of_a_replay_is_what_was_written_wherever_its_pages_end() -> None:

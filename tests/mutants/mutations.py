@@ -104,9 +104,10 @@ def _ends(block: cst.BaseSuite) -> Iterator[cst.CSTNode]:
     elif isinstance(last, cst.Try):
         for part in (*last.handlers, last.orelse or last):
             yield from _ends(part.body)
-    while isinstance(last, cst.If | cst.Else):
-        yield from _ends(last.body)
-        last = last.orelse if isinstance(last, cst.If) else None
+    branch: cst.CSTNode | None = last
+    while isinstance(branch, cst.If | cst.Else):
+        yield from _ends(branch.body)
+        branch = branch.orelse if isinstance(branch, cst.If) else None
 
 
 def _turn(node: cst.If) -> Iterator[cst.If]:

@@ -217,6 +217,15 @@ def test_the_back_ends_requests_suffer_by_their_names() -> None:
         assert front_end.is_silent()
 
 
+def test_a_rules_time_is_the_sessions_on_a_channel_that_came_late() -> None:
+    for seconds, suffers in ((-1000, False), (1000, True)):
+        with Faulty("drop", command="BACKEND_CONFIG_CHANGE_MSG", time={"after": 100}) as between:
+            between.session.began -= seconds
+            with channel(between) as (front_end, back_end):
+                back_end.send(encode_request(B.CONFIG_CHANGE_MSG))
+                assert front_end.is_silent() is suffers
+
+
 def test_requests_of_the_same_number_on_the_other_connection_do_not() -> None:
     """GET_FEATURES is 1, as the back-end's IOTLB_MSG is."""
     with Faulty("drop", command="BACKEND_IOTLB_MSG") as between:

@@ -143,6 +143,10 @@ RESET = {"rings": {1: RingShown(256, 7)}, "status": DeviceStatus(0)}
             [encode_request(R.POSTCOPY_LISTEN)],
             {"negotiated": Negotiated(V.VERSION_1 | V.PROTOCOL_FEATURES, P.REPLY_ACK, postcopy=True)},
         ),
+        (
+            [encode_request(R.POSTCOPY_LISTEN), Message(R.SET_MEM_TABLE, VERSION, bytes(8))],  # acknowledges addresses
+            {"negotiated": Negotiated(V.VERSION_1 | V.PROTOCOL_FEATURES, P.REPLY_ACK, postcopy=True)},
+        ),
         ([encode_request(R.POSTCOPY_LISTEN), encode_request(R.POSTCOPY_END)], {}),
         ([encode_request(R.SET_STATUS, 4)], {"status": DeviceStatus(4)}),
         ([encode_request(R.SET_STATUS, 0)], RESET),

@@ -117,6 +117,10 @@ def test_programs_are_told_the_fields(trace: Path) -> None:
     ]
     assert [fd["kind"] for fd in table["fds"]] == ["memfd"]  # type: ignore[attr-defined]
     assert one(trace, "GET_CONFIG", "reply")["data"] == "01020304"
+    refused = one(trace, "SET_VRING_ENABLE", "request")["answer"]
+    assert isinstance(refused, dict)
+    assert refused["error"] == "EINVAL"
+    assert refused.keys() == {"error", "record", "latency"}
 
 
 def test_the_back_ends_channel_is_its_own_in_both_directions(trace: Path) -> None:
@@ -290,8 +294,14 @@ def test_a_number_and_bytes_are_shown_as_such(name: str) -> None:
 
 @for_each_row([(b"\7", "= 0x7"), (b"\7\1\0\0", "= 0x107"), (bytes(8), "= 0x0"), (b"abc", "616263")])
 def test_configuration_is_shown_as_the_number_that_it_is(data: bytes, shown: str) -> None:
-    found = describe(Asker.FRONT_END, encode_request(R.SET_CONFIG, Config(4, len(data), 0, data)))
+    found = describe(Asker.FRONT_END, encode_request(R.SET_CONFIG, Config(4, len(data), 1, data)))
     assert found.text().endswith(shown)
+    assert found.fields == {"offset": "0x4", "size": len(data), "flags": 1}
+
+
+@for_each_row([(0, "0x0"), (V.VERSION_1, "VERSION_1"), (1 << 6, "0x40"), (V.VERSION_1 | V(1 << 6), "VERSION_1|0x40")])
+def test_bits_are_shown_by_their_names_and_those_without_one_as_a_number(bits: int, shown: str) -> None:
+    assert describe(Asker.FRONT_END, encode_request(R.SET_FEATURES, bits)).fields == {"features": shown}
 
 
 def test_a_ring_without_a_descriptor_is_that_ring() -> None:
