@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tests.cases import for_each, for_each_row
@@ -11,9 +12,9 @@ from tests.conformance_target import Fault, InProcess, Proceed, Reply, failed, s
 from tests.everything_device import Everything
 from userdev.errors import ProtocolError
 from userdev_servers.edu import Edu
-from vfio_user.client.conformance import CATALOGUE, Level
+from vfio_user.client.conformance import CATALOGUE, Level, Outcome
 from vfio_user.server.session import Session
-from vfio_user.wire import CURRENT, DRAFT_V6, HEADER_SIZE, Command, Dialect, Message
+from vfio_user.wire import CURRENT, DRAFT_V6, HEADER_SIZE, REGION_MIGRATION, Command, Dialect, Message
 from vfio_user.wire.constants import Feature, FeatureFlags, MigrationState, MigrationSupport
 from vfio_user.wire.layouts import DMA_ENTRY_V6, DMA_UNMAP, FEATURE, MIGRATION_FLAGS, REGION_ACCESS, VERSION
 
@@ -65,6 +66,89 @@ def test_a_server_without_pre_copy_is_asked_for_all_but_that(tmp_path: Path) -> 
     left_out = skipped(results)
     assert left_out
     assert all("pre-copy" in id for id in left_out)
+
+
+SHAPES = {
+    Command.DMA_MAP: (32, 0),
+    Command.DMA_UNMAP: (24, 24),
+    Command.SET_IRQS: (20, 0),
+    Command.REGION_WRITE: (16, 16),
+    Command.REGION_WRITE_MULTI: (8, 8),
+    Command.DEVICE_FEATURE: (8, None),
+    Command.MIG_DATA_WRITE: (8, 0),
+    Command.DIRTY_PAGES: (8, 0),
+}
+"""The least bytes of a request, and how many of them a good reply has."""
+
+
+@dataclass
+class AnswersAndIgnores(Fault):
+    """Looks at the size of these and says that they are done; of DEVICE_FEATURE that is SET."""
+
+    ignored: Set[Command]
+
+    def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
+        least, echoed = SHAPES.get(command, (0, 0))
+        if command not in self.ignored or len(message.payload) < least or not self._acts(command, message.payload):
+            return proceed(command, message)
+        return message.payload[:echoed], []
+
+    @staticmethod
+    def _acts(command: Command, payload: bytes) -> bool:
+        if command is not Command.DEVICE_FEATURE:
+            return True
+        flags = FEATURE.unpack(payload).flags
+        return bool(flags & FeatureFlags.SET) and not flags & FeatureFlags.PROBE
+
+
+@dataclass
+class ForgetsARefusal(Fault):
+    """Does what it is asked, and says of one kind of request that it is done where it should say why it is not."""
+
+    of: Command
+    flag: int
+
+    def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
+        try:
+            return proceed(command, message)
+        except ProtocolError:
+            if (
+                command is self.of
+                and len(message.payload) >= 24
+                and DMA_UNMAP.unpack(message.payload).flags == self.flag
+            ):
+                return message.payload[: SHAPES[command][1]], []
+            raise
+
+
+DMA = ("dma_map", "dma_unmap", "dirty_logging", "dirty_pages", "session", "reset")
+STATES = ("feature", "migration", "mig_data", "dirty_logging", "reset")
+WRITES = ("order", "region_write", "write_multi", "config", "migration_region")
+NO_DMA = {Command.DMA_MAP, Command.DMA_UNMAP}
+ONE_CAUSE: dict[str, tuple[Fault, Dialect, tuple[str, ...], str]] = {
+    "DMA": (AnswersAndIgnores(NO_DMA), CURRENT, DMA, "dma_map/impossible"),
+    "DMA by tables": (AnswersAndIgnores(NO_DMA), DRAFT_V6, DMA, "dma_map/table-impossible"),
+    "maps alone": (AnswersAndIgnores({Command.DMA_MAP}), CURRENT, DMA, "dma_map/map-and-unmap"),
+    "interrupts": (AnswersAndIgnores({Command.SET_IRQS}), CURRENT, ("set_irqs", "reset"), "set_irqs/trigger"),
+    "resets": (AnswersAndIgnores({Command.DEVICE_RESET}), CURRENT, ("reset",), "reset/ends-error"),
+    "writes": (AnswersAndIgnores({Command.REGION_WRITE}), CURRENT, WRITES, "region_write/stays"),
+    "v1 writes": (AnswersAndIgnores({Command.REGION_WRITE}), REGION_MIGRATION, WRITES, "region_write/stays"),
+    "many writes": (AnswersAndIgnores({Command.REGION_WRITE_MULTI}), CURRENT, WRITES, "write_multi/in-order"),
+    "features": (AnswersAndIgnores({Command.DEVICE_FEATURE}), CURRENT, STATES, "feature/impossible-set"),
+    "state": (AnswersAndIgnores({Command.MIG_DATA_WRITE}), CURRENT, STATES, "migration/resuming-to-running"),
+    "v1's log": (AnswersAndIgnores({Command.DIRTY_PAGES}), REGION_MIGRATION, DMA, "dirty_pages/clean-at-first"),
+    "a flag of a map": (ForgetsARefusal(Command.DMA_MAP, 0x13), CURRENT, DMA, "dma_map/unknown-flag"),
+    "a flag of an unmap": (ForgetsARefusal(Command.DMA_UNMAP, 4), CURRENT, DMA, "dma_unmap/unknown-flag"),
+    "an unmap of nothing": (ForgetsARefusal(Command.DMA_UNMAP, 0), CURRENT, DMA, "dma_map/unmap-unknown"),
+}
+
+
+@for_each(ONE_CAUSE)
+def test_what_is_answered_and_ignored_is_one_finding(name: str, tmp_path: Path) -> None:
+    fault, dialect, groups, expected = ONE_CAUSE[name]
+    with InProcess(tmp_path, Everything, dialect=dialect, session=with_fault(fault)) as target:
+        results = target.results(*groups)
+    assert {result.check.id for result in results if result.outcome is Outcome.FAIL} == {expected}
 
 
 class AnswersAnotherMajor(Fault):

@@ -240,6 +240,9 @@ ACCESS_CLAUSES = [
 ]
 
 MEMORY_CLAUSES = [
+    Clause("dma_map/impossible", "nothing of it is looked at", Takes(C.DMA_MAP, sized(32))),
+    Clause("dma_map/table-impossible", "nothing of it is looked at", Takes(C.DMA_MAP, sized(32)), DRAFT),
+    Clause("dma_map/unmap-unknown", "what was never mapped succeeded", Takes(C.DMA_UNMAP)),
     Clause("dma_map/reply-is-header", "DMA_MAP failed", Refuses(C.DMA_MAP, sized(32))),
     Clause("dma_map/reply-is-header", "instead of 16", Says(C.DMA_MAP, longer)),
     Clause("dma_map/identical", "DMA_MAP failed", Refuses(C.DMA_MAP, sized(32))),
@@ -296,6 +299,7 @@ MIGRATION_CLAUSES = [
     Clause("feature/migration-flags", "argsz is not", Says(C.DEVICE_FEATURE, u32(0, 99), of_feature(MIGRATION))),
     Clause("feature/migration-flags", "bytes instead of 32", Says(C.DEVICE_FEATURE, longer, of_feature(MIGRATION))),
     Clause("feature/migration-flags", "STOP_COPY is not", Says(C.DEVICE_FEATURE, u32(8, 0), of_feature(MIGRATION))),
+    Clause("feature/impossible-set", "which can only be asked for", Takes(C.DEVICE_FEATURE)),
     Clause("feature/set-echoes", "is in failed", Refuses(C.DEVICE_FEATURE, state_set_to(S.RUNNING))),
     Clause("feature/set-echoes", "SET is answered", Says(C.DEVICE_FEATURE, u32(0, 99), state_set_to(S.RUNNING))),
     Clause("reset/ends-error", "the state is ERROR after a reset", Keeps(C.DEVICE_RESET)),

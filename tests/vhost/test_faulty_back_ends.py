@@ -24,7 +24,7 @@ from vhost_user.backend.commands import COMMANDS
 from vhost_user.frontend import Queue, conformance
 from vhost_user.frontend.conformance import CATALOGUE
 from vhost_user.rings import Ring, SplitInflight, SplitRing
-from vhost_user.wire import FrontEndRequest
+from vhost_user.wire import NO_FD, FrontEndRequest
 
 SERVES_NOBODY_ANY_MORE = {("session/cut-off", ""), *((id, words) for id, words, _ in CLAUSES if words == NOT_SERVED)}
 """Checks and words whose fault is the end of all conversations: whatever their level, nothing can be judged behind."""
@@ -135,6 +135,30 @@ def test_what_most_others_need_is_one_finding(
     wrong = {result.check.id for result in found if result.outcome in (Outcome.FAIL, Outcome.DIFFERS)}
     assert wrong == {cause}
     assert sum(result.outcome is Outcome.NOT_JUDGED for result in found) > 10
+
+
+def test_a_request_that_is_acknowledged_and_ignored_is_one_finding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever level the rules have that its being ignored breaks."""
+    patience = Deadline
+    monkeypatch.setattr("vhost_user.frontend.queue.Deadline", lambda seconds: patience(min(seconds, 2.0)))
+    ignored: dict[FrontEndRequest, tuple[int | None, str, str]] = {
+        FrontEndRequest.RESET_DEVICE: (None, "reset", "reset/stops"),
+        FrontEndRequest.SET_STATUS: (None, "status", "status/kept"),
+        FrontEndRequest.SET_MEM_TABLE: (None, "memory", "rings/without-protocol-features"),
+        FrontEndRequest.SET_INFLIGHT_FD: (None, "inflight", "inflight/kept"),
+        FrontEndRequest.SET_LOG_BASE: (0, "log", "log/data"),
+        FrontEndRequest.SET_DEVICE_STATE_FD: (NO_FD, "state", "state/saved"),
+    }
+    for request, (answer, group, cause) in ignored.items():
+        (folder := tmp_path / request.name).mkdir()
+        ignoring = {**COMMANDS, request: lambda *_, answer=answer: answer}
+        monkeypatch.setattr("vhost_user.backend.session.COMMANDS", ignoring)
+        some = [check for check in CATALOGUE if check.group == group or check.id == cause]
+        found = results(folder, Reverse, REVERSE, *some, timeout=5)
+        wrong = {result.check.id for result in found if result.outcome in (Outcome.FAIL, Outcome.DIFFERS)}
+        assert wrong == {cause}, request
 
 
 def test_a_request_that_a_back_end_never_does_is_one_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,6 @@ from vfio_user.wire import Dialect
 GROUPS: tuple[Group[Bench], ...] = (
     version.version,
     messages.header,
-    messages.order,
     device.info,
     device.region_info,
     device.io_fds,
@@ -37,6 +36,7 @@ GROUPS: tuple[Group[Bench], ...] = (
     access.region_read,
     access.region_write,
     access.write_multi,
+    messages.order,
     config_space.config,
     dma.dma_map,
     dma.dma_unmap,

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from userdev.conformance.check import Group, Skip, require
 from vfio_user.client.client import Client
 from vfio_user.client.config_space import COMMAND_INTX_DISABLE, COMMAND_IO, COMMAND_MEMORY, LARGEST_IO, ConfigSpaceDump
+from vfio_user.client.conformance.access import WRITTEN
 from vfio_user.client.conformance.bench import Bench
 from vfio_user.wire.constants import IrqIndex
 
@@ -45,7 +46,7 @@ def io_bar_size(bench: Bench) -> None:
         require(size <= LARGEST_IO, f"the I/O BAR{index} has {size} bytes; make it a memory BAR, or several")
 
 
-@config.check("decodes-its-bars", rule="PCI 3.0, 6.2.2: Device Control, bits 0 and 1")
+@config.check("decodes-its-bars", needs=WRITTEN, rule="PCI 3.0, 6.2.2: Device Control, bits 0 and 1")
 def decodes_its_bars(bench: Bench) -> None:
     """The decoding of what its BARs are, memory or I/O, can be turned on, as each driver does first."""
     header = _header(bench)
@@ -70,7 +71,7 @@ def pin_has_a_vector(bench: Bench) -> None:
     require(vectors == 1, f"there is an interrupt pin, and the interrupt type INTx has {vectors} vectors")
 
 
-@config.check("intx-disable", rule="PCI 3.0, 6.2.2: Interrupt Disable; Linux: pci_intx_mask_broken()")
+@config.check("intx-disable", needs=WRITTEN, rule="PCI 3.0, 6.2.2: Interrupt Disable; Linux: pci_intx_mask_broken()")
 def intx_disable(bench: Bench) -> None:
     """A device with an interrupt pin can be kept from raising it.
 

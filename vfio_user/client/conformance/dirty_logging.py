@@ -9,7 +9,8 @@ from userdev.conformance.check import Group, Level, Skip, require
 from userdev.memory.bitmap import bitmap_size
 from vfio_user.client.conformance.bench import UNUSED_IOVA, Bench
 from vfio_user.client.conformance.dialects import MESSAGES
-from vfio_user.client.conformance.features import GET, SET, container
+from vfio_user.client.conformance.dma import LOOKED_AT
+from vfio_user.client.conformance.features import GET, SET, SET_LOOKED_AT, container
 from vfio_user.client.conformance.refusals import Bad, enter
 from vfio_user.wire import Command
 from vfio_user.wire.constants import Feature
@@ -19,7 +20,7 @@ dirty_logging = Group[Bench](
     "dirty_logging",
     "protocol.md 10.4: DMA_LOGGING_REPORT",
     dialects=MESSAGES,
-    needs=("dma_map/map-and-unmap", "dirty_logging/clean-at-first"),
+    needs=("dma_map/map-and-unmap", *LOOKED_AT, *SET_LOOKED_AT, "dirty_logging/clean-at-first"),
 )
 
 BASE = 0x10_0000

@@ -18,6 +18,10 @@ from vfio_user.wire.layouts import BITMAP, DMA_ENTRY_V6, DMA_MAP, DMA_UNMAP
 MAPPED = "dma_map/map-and-unmap"
 """Without this rule nothing is known of others about memory: it is how they are tried."""
 
+LOOKED_AT = ("dma_map/impossible", "dma_map/table-impossible")
+UNKNOWN = ("dma_map/unmap-unknown",)
+"""Of a server that does not keep these rules other refusals say nothing: whatever it is told is well done."""
+
 dma_map = Group[Bench]("dma_map", "protocol.md 5: DMA_MAP", needs=(MAPPED,))
 dma_unmap = Group[Bench]("dma_unmap", "protocol.md 6: DMA_UNMAP", needs=(MAPPED,))
 
@@ -68,6 +72,32 @@ def map_and_unmap(bench: Bench) -> None:
             bench.client.dma_unmap(BASE, SIZE)
 
 
+def _impossible(bench: Bench) -> None:
+    """A map that no server could do is refused."""
+    bench.need_dma()
+    bench.client.dma_map(BASE, bench.memory(SIZE))
+    size, every_flag = (1 << 64) - 0x1000, 0xFFFF_FFFF
+    table = bench.client.dma_tables
+    request = _entry(BASE, size, flags=every_flag) if table else _map(BASE, size, argsz=0, flags=every_flag)
+    what = "a map that wraps, lies over another and has every flag and no descriptor"
+    require(
+        bench.ask(Command.DMA_MAP, request).failed,
+        f"{what} succeeded: nothing of it is looked at (a server without DMA may do so, and takes one of a byte then)",
+    )
+
+
+dma_map.check("impossible", level=Level.REFERENCE, dialects=CURRENT_FAMILY)(_impossible)
+dma_map.check("table-impossible", dialects=DRAFT, rule="spec: VFIO_USER_DMA_MAP, EEXIST")(_impossible)
+
+
+@dma_map.check("unmap-unknown", level=Level.REFERENCE, needs=LOOKED_AT, rule="protocol.md 6: DMA_UNMAP")
+def unmap_unknown(bench: Bench) -> None:
+    """Unmapping what was never mapped is refused."""
+    bench.need_dma()
+    reply = bench.ask(Command.DMA_UNMAP, _unmap_request(bench, UNUSED_IOVA, SIZE))
+    require(reply.failed, "unmapping what was never mapped succeeded")
+
+
 @dma_map.check("reply-is-header", rule="protocol.md 5: Reply")
 def reply_is_header(bench: Bench) -> None:
     """The reply is a header and nothing else."""
@@ -109,7 +139,7 @@ def read_only(bench: Bench) -> None:
     bench.client.dma_unmap(BASE, SIZE)
 
 
-@dma_map.check("identical", level=Level.REFERENCE, dialects=CURRENT_FAMILY)
+@dma_map.check("identical", level=Level.REFERENCE, dialects=CURRENT_FAMILY, needs=UNKNOWN)
 def identical(bench: Bench) -> None:
     """The same map again succeeds and is one map, or is refused as an overlap."""
     bench.need_dma()
@@ -135,7 +165,13 @@ def surplus_fds(bench: Bench) -> None:
     bench.client.device_info()
 
 
-@dma_map.check("fd-that-cannot-map", level=Level.REFERENCE, dialects=CURRENT_FAMILY, rule="protocol.md 5: mmap fails")
+@dma_map.check(
+    "fd-that-cannot-map",
+    level=Level.REFERENCE,
+    dialects=CURRENT_FAMILY,
+    needs=(*LOOKED_AT, *UNKNOWN),
+    rule="protocol.md 5: mmap fails",
+)
 def fd_that_cannot_map(bench: Bench) -> None:
     """A descriptor that cannot be mapped is refused, and nothing is mapped."""
     bench.need_fds()
@@ -191,6 +227,7 @@ enter(
     ],
     need=lambda bench: bench.need_dma(),
     keep=_mapped,
+    needs=LOOKED_AT,
     dialects=CURRENT_FAMILY,
 )
 
@@ -234,6 +271,7 @@ enter(
     ],
     need=lambda bench: bench.need_dma(),
     keep=_mapped,
+    needs=LOOKED_AT,
     dialects=DRAFT,
 )
 
@@ -252,7 +290,13 @@ def table(bench: Bench) -> None:
     bench.client.dma_unmap_all()
 
 
-@dma_map.check("table-all-or-nothing", dialects=DRAFT, level=Level.REFERENCE, rule="one command, one effect")
+@dma_map.check(
+    "table-all-or-nothing",
+    dialects=DRAFT,
+    level=Level.REFERENCE,
+    needs=(*LOOKED_AT, *UNKNOWN),
+    rule="one command, one effect",
+)
 def all_or_nothing(bench: Bench) -> None:
     """A table that is refused for its last entry has mapped none of the others."""
     bench.need_dma()
@@ -276,7 +320,7 @@ def reply_echoes(bench: Bench) -> None:
     require(reply.payload == request, f"the reply has {reply.size} bytes and is not the request's structure")
 
 
-@dma_unmap.check("all", level=Level.REFERENCE, dialects=CURRENT_FAMILY, rule="protocol.md 6: ALL")
+@dma_unmap.check("all", level=Level.REFERENCE, dialects=CURRENT_FAMILY, needs=UNKNOWN, rule="protocol.md 6: ALL")
 def unmap_all(bench: Bench) -> None:
     """ALL takes every range away."""
     bench.need_dma()
@@ -290,7 +334,7 @@ def unmap_all(bench: Bench) -> None:
     bench.client.dma_unmap_all()
 
 
-@dma_unmap.check("twice", level=Level.REFERENCE)
+@dma_unmap.check("twice", level=Level.REFERENCE, needs=UNKNOWN)
 def twice(bench: Bench) -> None:
     """What was unmapped is not there any more, and the place can be mapped again."""
     bench.need_dma()
@@ -305,7 +349,13 @@ def twice(bench: Bench) -> None:
 _GONE = (errno.ENOENT,)
 
 
-@dma_unmap.check("around", level=Level.REFERENCE, dialects=CURRENT_FAMILY, rule="protocol.md 6; VFIO_IOMMU_UNMAP_DMA")
+@dma_unmap.check(
+    "around",
+    level=Level.REFERENCE,
+    dialects=CURRENT_FAMILY,
+    needs=UNKNOWN,
+    rule="protocol.md 6; VFIO_IOMMU_UNMAP_DMA",
+)
 def around(bench: Bench) -> None:
     """A range around a mapped one unmaps it, as the kernel does, or is refused with ENOENT and changes nothing."""
     bench.need_dma()
@@ -355,6 +405,7 @@ enter(
     ],
     need=lambda bench: bench.need_dma(),
     keep=_mapped,
+    needs=UNKNOWN,
     dialects=CURRENT_FAMILY,
 )
 enter(
@@ -372,5 +423,6 @@ enter(
     ],
     need=lambda bench: bench.need_dma(),
     keep=_mapped,
+    needs=UNKNOWN,
     dialects=DRAFT,
 )

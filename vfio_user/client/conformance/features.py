@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 
-from userdev.conformance.check import Group, Skip, require
+from userdev.conformance.check import Group, Level, Skip, require
 from vfio_user.client.conformance.bench import Bench
 from vfio_user.client.conformance.dialects import MESSAGES
 from vfio_user.client.conformance.refusals import Bad, enter
@@ -15,6 +15,9 @@ from vfio_user.wire.layouts import DEVICE_STATE, FEATURE, MIGRATION_FLAGS
 feature = Group[Bench]("feature", "protocol.md 10.1: DEVICE_FEATURE", dialects=MESSAGES)
 
 GET, SET, PROBE = FeatureFlags.GET, FeatureFlags.SET, FeatureFlags.PROBE
+SET_LOOKED_AT = ("feature/impossible-set",)
+"""Of a server that does not keep this rule what a SET comes to says nothing: whatever it is told is well done."""
+
 S = MigrationState
 _UNKNOWN = (errno.EINVAL, errno.ENOTTY)
 
@@ -75,6 +78,17 @@ def set_echoes(bench: Bench) -> None:
     require(reply.payload == request, "SET is answered with something else")
 
 
+@feature.check("impossible-set", level=Level.REFERENCE)
+def impossible_set(bench: Bench) -> None:
+    """A SET that no device could do is refused."""
+    bench.need_migration()
+    request = container(Feature.MIGRATION | SET | 1 << 19, bytes(8), argsz=0)
+    require(
+        bench.ask(Command.DEVICE_FEATURE, request).failed,
+        "SET of MIGRATION, which can only be asked for, with argsz 0 and an unknown flag succeeded",
+    )
+
+
 _STATE_ROOM = FEATURE.size + DEVICE_STATE.size
 
 enter(
@@ -87,9 +101,21 @@ enter(
             for number in (0, 3, 9, 0xFFFF)
         ),
         Bad("unknown-get", "GET of an unknown feature", container(9 | GET, argsz=64), _UNKNOWN),
-        Bad("set-migration", "SET of MIGRATION", container(Feature.MIGRATION | SET, bytes(8)), _UNKNOWN),
+        Bad(
+            "set-migration",
+            "SET of MIGRATION",
+            container(Feature.MIGRATION | SET, bytes(8)),
+            _UNKNOWN,
+            needs=SET_LOOKED_AT,
+        ),
         Bad("get-logging-start", "GET of DMA_LOGGING_START", container(6 | GET, bytes(16), argsz=64), _UNKNOWN),
-        Bad("set-logging-report", "SET of DMA_LOGGING_REPORT", container(8 | SET, bytes(24)), _UNKNOWN),
+        Bad(
+            "set-logging-report",
+            "SET of DMA_LOGGING_REPORT",
+            container(8 | SET, bytes(24)),
+            _UNKNOWN,
+            needs=SET_LOOKED_AT,
+        ),
         Bad(
             "probe-wrong-operation",
             "PROBE of SET on MIGRATION",
@@ -103,6 +129,7 @@ enter(
             "get-and-set",
             "GET and SET at once",
             container(Feature.MIG_DEVICE_STATE | GET | SET, DEVICE_STATE.pack(S.RUNNING, 0)),
+            needs=SET_LOOKED_AT,
         ),
         Bad("get-argsz", "GET with too little room", container(Feature.MIGRATION | GET, argsz=15)),
         Bad("get-state-argsz", "GET of the state with too little room", container(2 | GET, argsz=_STATE_ROOM - 1)),
@@ -111,8 +138,9 @@ enter(
             "set-argsz",
             "SET with an argsz below its payload",
             container(2 | SET, DEVICE_STATE.pack(S.STOP, 0), argsz=_STATE_ROOM - 1),
+            needs=SET_LOOKED_AT,
         ),
-        Bad("set-too-short", "SET of the state without a state", container(2 | SET)),
+        Bad("set-too-short", "SET of the state without a state", container(2 | SET), needs=SET_LOOKED_AT),
     ],
     need=_need,
 )

@@ -6,6 +6,7 @@ import errno
 from collections.abc import Sequence
 
 from userdev.conformance.check import Group, Level, require
+from vfio_user.client.conformance.access import WRITTEN
 from vfio_user.client.conformance.bench import INTERRUPT_LINE, Bench, closed
 from vfio_user.client.conformance.dialects import MESSAGES
 from vfio_user.client.conformance.refusals import SINCE_2022
@@ -235,7 +236,7 @@ def byte_by_byte(bench: Bench) -> None:
     client.read_reply(bench.good(client.wait(pending), "a read in pieces"), 4)
 
 
-@order.check("posted-write-comes-first")
+@order.check("posted-write-comes-first", needs=WRITTEN)
 def posted_write_comes_first(bench: Bench) -> None:
     """A write with No_reply is done before the reply to a younger read."""
     bench.need_line()

@@ -10,7 +10,7 @@ from userdev.conformance.check import Group, Level, Skip, require
 from vfio_user.client.conformance.access import reset
 from vfio_user.client.conformance.bench import Bench
 from vfio_user.client.conformance.dialects import MESSAGES
-from vfio_user.client.conformance.features import SET, container
+from vfio_user.client.conformance.features import SET, SET_LOOKED_AT, container
 from vfio_user.client.errors import RemoteError
 from vfio_user.wire import Command
 from vfio_user.wire.constants import MigrationState, MigrationSupport
@@ -73,6 +73,18 @@ def _arc_id(start: MigrationState, end: MigrationState) -> str:
     return f"migration/{start.name}-to-{end.name}".lower().replace("_", "-")
 
 
+MOVES = "migration/running-to-stop"
+LEAVES = "migration/resuming-to-running"
+"""What a SET does, and what a write of state does: without these rules nothing is known of others."""
+
+
+def _arc_needs(start: MigrationState, end: MigrationState) -> tuple[str, ...]:
+    id = _arc_id(start, end)
+    first = () if start is end is S.RUNNING else (*SET_LOOKED_AT, MOVES)
+    resumed = (LEAVES,) if start is S.RESUMING else ()
+    return tuple(need for need in (*first, *_arrived(start, end), *resumed) if need != id)
+
+
 def _need_state(bench: Bench, state: MigrationState) -> None:
     bench.need_migration()
     if state is S.PRE_COPY and not bench.client.migration_support() & MigrationSupport.PRE_COPY:
@@ -98,13 +110,12 @@ def _arc(start: MigrationState, end: MigrationState, bench: Bench) -> None:
 for start in _STATES:
     for end in _STATES:
         allowed = "is refused" if (start, end) == (S.STOP_COPY, S.PRE_COPY) else "is allowed"
-        id = _arc_id(start, end)
         migration.add(
-            id.removeprefix("migration/"),
+            _arc_id(start, end).removeprefix("migration/"),
             f"{start.name} to {end.name} {allowed}",
             partial(_arc, start, end),
             level=Level.REFERENCE,
-            needs=tuple(need for need in _arrived(start, end) if need != id),
+            needs=_arc_needs(start, end),
         )
 
 
@@ -116,7 +127,7 @@ def initial_state(bench: Bench) -> None:
     require(found is S.RUNNING, f"the state is {found.name}")
 
 
-@migration.check("invalid-states", level=Level.REFERENCE)
+@migration.check("invalid-states", level=Level.REFERENCE, needs=(*SET_LOOKED_AT, MOVES))
 def invalid_states(bench: Bench) -> None:
     """A state that does not exist, ERROR, and P2P states that are not supported are refused with EINVAL."""
     bench.need_migration()
@@ -129,7 +140,7 @@ def invalid_states(bench: Bench) -> None:
         require(bench.client.migration_state() is S.RUNNING, f"the state changed after {state} was refused")
 
 
-_THERE_AND_BACK = (*_arrived(S.STOP_COPY, S.RESUMING, S.STOP), _arc_id(S.STOP_COPY, S.RUNNING))
+_THERE_AND_BACK = (*_arrived(S.STOP_COPY, S.RESUMING, S.STOP), _arc_id(S.STOP_COPY, S.RUNNING), LEAVES)
 
 
 @migration.check("round-trip", rule="linux/vfio.h: STOP_COPY and RESUMING", needs=_THERE_AND_BACK)
@@ -260,7 +271,7 @@ def less_is_the_end(bench: Bench) -> None:
 
 
 @mig_data.check(
-    "write-reply-is-header", rule="spec: VFIO_USER_MIG_DATA_WRITE, Reply", needs=_arrived(S.RESUMING, S.STOP)
+    "write-reply-is-header", rule="spec: VFIO_USER_MIG_DATA_WRITE, Reply", needs=(*_arrived(S.RESUMING, S.STOP), LEAVES)
 )
 def write_reply_is_header(bench: Bench) -> None:
     """A write of state is answered with a header and nothing else."""
@@ -279,7 +290,8 @@ def _bad_data(command: Command, name: str, what: str, state: MigrationState, pay
             require(bench.client.migration_state() is state, f"the state changed after {what} was refused")
 
     title = f"{what} is refused with EINVAL"
-    mig_data.add(name, title, run, level=Level.REFERENCE, needs=_arrived(state))
+    done = (LEAVES,) if command is _WRITE else ()
+    mig_data.add(name, title, run, level=Level.REFERENCE, needs=(*_arrived(state), *done))
 
 
 for command, name, what, state, payload in (

@@ -7,8 +7,10 @@ from collections import deque
 
 from userdev.conformance.check import Group, Level, require
 from userdev.memory.bitmap import bitmap_size
+from vfio_user.client.conformance.access import WRITTEN
 from vfio_user.client.conformance.bench import UNUSED_IOVA, Bench
 from vfio_user.client.conformance.dialects import DRAFT, REGION
+from vfio_user.client.conformance.dma import LOOKED_AT
 from vfio_user.client.conformance.refusals import Bad, enter
 from vfio_user.client.migration_region import (
     DATA_OFFSET,
@@ -34,7 +36,7 @@ dirty_pages = Group[Bench](
     "dirty_pages",
     "protocol.md 9.9: DIRTY_PAGES",
     dialects=REGION,
-    needs=("dma_map/map-and-unmap", "dirty_pages/clean-at-first"),
+    needs=("dma_map/map-and-unmap", *LOOKED_AT, "dirty_pages/clean-at-first"),
 )
 
 _NAMES = {
@@ -70,7 +72,7 @@ def running_at_first(bench: Bench) -> None:
     require(region.state == RUNNING, f"the state is {region.state}")
 
 
-@migration_region.check("arcs")
+@migration_region.check("arcs", needs=WRITTEN)
 def arcs(bench: Bench) -> None:
     """The transitions that the draft allows and that lead back to running are allowed; what is saved is read first."""
     region = _region(bench)
@@ -89,7 +91,7 @@ def arcs(bench: Bench) -> None:
         _running(region)
 
 
-@migration_region.check("invalid-states")
+@migration_region.check("invalid-states", needs=("migration_region/arcs",))
 def invalid_states(bench: Bench) -> None:
     """States that the draft calls invalid are refused and the state stays."""
     region = _region(bench)
@@ -98,7 +100,7 @@ def invalid_states(bench: Bench) -> None:
         require(region.state == RUNNING, f"the state changed after {value} was refused")
 
 
-@migration_region.check("read-only-registers", level=Level.REFERENCE)
+@migration_region.check("read-only-registers", level=Level.REFERENCE, needs=("migration_region/arcs",))
 def read_only_registers(bench: Bench) -> None:
     """pending_bytes and data_offset cannot be written."""
     region = _region(bench)

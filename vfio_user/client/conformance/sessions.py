@@ -38,7 +38,7 @@ def next_client(bench: Bench) -> None:
     require(second.device_info() == before["GET_INFO"], "the next client finds another device")
 
 
-@session.check("maps-are-dropped", needs=("dma_map/map-and-unmap", "dma_unmap/unknown"))
+@session.check("maps-are-dropped", needs=("dma_map/map-and-unmap", "dma_map/unmap-unknown"))
 def maps_are_dropped(bench: Bench) -> None:
     """What one client mapped is not mapped for the next."""
     bench.need_dma()

@@ -116,7 +116,7 @@ def status_kept(bench: Bench) -> None:
         require(got == bits, f"{int(bits):#x} is set, and {int(got):#x} is there")
 
 
-@status.check("zero")
+@status.check("zero", needs=("status/kept",))
 def status_zero(bench: Bench) -> None:
     """Status 0 is a reset: it is there afterwards."""
     front_end = _with_status(bench)
@@ -125,7 +125,7 @@ def status_zero(bench: Bench) -> None:
     require(got == 0, f"status {int(got):#x} is there after 0 was set")
 
 
-@status.check("zero-stops", level=Level.OPEN, rule="virtio 1.3: Device Reset")
+@status.check("zero-stops", level=Level.OPEN, needs=("status/kept",), rule="virtio 1.3: Device Reset")
 def status_zero_stops(bench: Bench) -> None:
     """Status 0 stops rings."""
     front_end = _with_status(bench)
@@ -153,7 +153,12 @@ def reset_stops(bench: Bench) -> None:
     bench.quiet(queue, "a ring of a device that was reset")
 
 
-@reset.check("starts-again", level=Level.REFERENCE, rule="QEMU: memory is not shared again after RESET_DEVICE")
+@reset.check(
+    "starts-again",
+    level=Level.REFERENCE,
+    needs=("reset/stops",),
+    rule="QEMU: memory is not shared again after RESET_DEVICE",
+)
 def reset_starts_again(bench: Bench) -> None:
     """After a reset, rings that are set up again are served in the memory that was shared before."""
     front_end = bench.front_end

@@ -24,6 +24,7 @@ inflight = Group[Bench]("inflight", "spec: Inflight I/O tracking", needs=SERVED)
 P, V = ProtocolFeature, VirtioFeature
 
 _GIVEN = "inflight/given"
+_KEPT = "inflight/kept"
 _VERSION, _DESC_NUM, _LAST_BATCH_HEAD, _USED_IDX = 8, 10, 12, 14
 _DESC, _DESC_SIZE = 16, 16
 """Offsets in the region of a split ring (QueueRegionSplit), where the states of descriptors are (DescStateSplit)."""
@@ -104,7 +105,7 @@ def inflight_kept(bench: Bench) -> None:
     require(not under_way, f"descriptors {under_way} are under way, and all requests have come back")
 
 
-@inflight.check("resubmitted", rule="spec: Inflight I/O tracking, When reconnecting", needs=(_GIVEN,))
+@inflight.check("resubmitted", rule="spec: Inflight I/O tracking, When reconnecting", needs=(_GIVEN, _KEPT))
 def inflight_resubmitted(bench: Bench) -> None:
     """What a back-end that died had taken is done by the next, once, as is what it had not taken."""
     region = _tracking(bench)
@@ -127,7 +128,7 @@ def inflight_resubmitted(bench: Bench) -> None:
     require(driver.used_index == 2, f"{driver.used_index} requests came back, of 2")
 
 
-@inflight.check("last-batch", rule="spec: Inflight I/O tracking, When reconnecting", needs=(_GIVEN, "inflight/kept"))
+@inflight.check("last-batch", rule="spec: Inflight I/O tracking, When reconnecting", needs=(_GIVEN, _KEPT))
 def inflight_last_batch(bench: Bench) -> None:
     """What the driver has been given is not done again, though the region says that it is under way."""
     region = _tracking(bench)
@@ -149,7 +150,7 @@ def inflight_last_batch(bench: Bench) -> None:
     require(base == 2, f"2 requests were made available, and GET_VRING_BASE says {base}")
 
 
-@inflight.check("packed-kept", needs=(_GIVEN, "kinds/packed"))
+@inflight.check("packed-kept", needs=(_GIVEN, _KEPT, "kinds/packed"))
 def inflight_packed_kept(bench: Bench) -> None:
     """The region of a packed ring says its version, its size and where it is, and nothing is under way."""
     front_end = _packed(bench)
@@ -171,7 +172,9 @@ def inflight_packed_kept(bench: Bench) -> None:
 
 
 @inflight.check(
-    "packed-resubmitted", rule="spec: Inflight I/O tracking, When reconnecting", needs=(_GIVEN, "kinds/packed")
+    "packed-resubmitted",
+    rule="spec: Inflight I/O tracking, When reconnecting",
+    needs=(_GIVEN, "kinds/packed", "inflight/packed-kept"),
 )
 def inflight_packed_resubmitted(bench: Bench) -> None:
     """What a back-end that died had taken of a packed ring is done by the next, once, as is what it had not taken."""

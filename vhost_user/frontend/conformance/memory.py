@@ -10,6 +10,9 @@ from vhost_user.frontend.memory import PAGE
 from vhost_user.wire import FrontEndRequest, ProtocolFeature
 from vhost_user.wire.payloads import Region
 
+TABLE = ("memory/table",)
+"""Without this rule nothing is known of other tables: it is how they are tried."""
+
 memory = Group[Bench]("memory", "spec: Front-end message types, SET_MEM_TABLE", needs=SERVED)
 
 R, P = FrontEndRequest, ProtocolFeature
@@ -27,7 +30,7 @@ def _with_slots(bench: Bench, *, regions: int = 1) -> FrontEnd:
     return front_end
 
 
-@memory.check("table")
+@memory.check("table", needs=("rings/without-protocol-features",))
 def table(bench: Bench) -> None:
     """A ring is served in memory that came as a table."""
     front_end = bench.agreed()
@@ -35,7 +38,7 @@ def table(bench: Bench) -> None:
     bench.serve(bench.running(front_end))
 
 
-@memory.check("table-of-several")
+@memory.check("table-of-several", needs=TABLE)
 def table_of_several(bench: Bench) -> None:
     """A ring is served whose request is in another region than itself."""
     front_end = bench.stranger(regions=4)
@@ -82,7 +85,7 @@ def slot_unknown(bench: Bench) -> None:
     bench.refused(front_end, lambda: front_end.tell(R.REM_MEM_REG, other), "REM_MEM_REG of memory that is not there")
 
 
-@memory.check("offset-on-no-page", level=Level.OPEN, rule="spec: Memory region description, mmap offset")
+@memory.check("offset-on-no-page", level=Level.OPEN, needs=TABLE, rule="spec: Memory region description, mmap offset")
 def offset_on_no_page(bench: Bench) -> None:
     """A region may begin anywhere in its file."""
     front_end = bench.agreed()
@@ -94,7 +97,7 @@ def offset_on_no_page(bench: Bench) -> None:
     bench.serve(bench.running(front_end))
 
 
-@memory.check("region-without-memory", level=Level.OPEN, rule="spec: Memory region description, size")
+@memory.check("region-without-memory", level=Level.OPEN, needs=TABLE, rule="spec: Memory region description, size")
 def region_of_nothing(bench: Bench) -> None:
     """A region of 0 bytes is refused, or ends the connection."""
     front_end = bench.agreed()
@@ -103,7 +106,9 @@ def region_of_nothing(bench: Bench) -> None:
     bench.refused(front_end, said, "a region of 0 bytes")
 
 
-@memory.check("again-while-running", rule="spec: Ring states, configuration aspects that change on the fly")
+@memory.check(
+    "again-while-running", needs=TABLE, rule="spec: Ring states, configuration aspects that change on the fly"
+)
 def again_while_running(bench: Bench) -> None:
     """A ring is served on when the table comes again, as it does when QEMU plugs memory."""
     front_end = bench.agreed()

@@ -8,6 +8,7 @@ from pathlib import Path
 from userdev.conformance import Group, require
 from userdev.transport import close_all
 from vhost_user.frontend.conformance.bench import SERVED, Bench
+from vhost_user.frontend.conformance.memory import TABLE
 from vhost_user.frontend.front_end import PROTOCOL_FEATURES, FrontEnd
 from vhost_user.frontend.memory import PAGE
 from vhost_user.wire import VERSION, FrontEndRequest, Message, ProtocolFeature
@@ -35,7 +36,7 @@ def postcopy_advised(bench: Bench) -> None:
     front_end.settle()
 
 
-@postcopy.check("ended", rule="spec: Front-end message types, POSTCOPY_END", needs=("postcopy/advised",))
+@postcopy.check("ended", rule="spec: Front-end message types, POSTCOPY_END", needs=("postcopy/advised", *TABLE))
 def postcopy_ended(bench: Bench) -> None:
     """Its end is acknowledged with 0, and memory that is shared after that is there."""
     front_end, fds = _advised(bench)
