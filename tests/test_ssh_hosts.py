@@ -58,7 +58,7 @@ class Near:
 
     def spawn(self, *argv: str, **more: Any) -> int:
         """Start a program; its process id."""
-        wanted = {"argv": argv, "streams": [], "listeners": {}, "environment": {}, **more}
+        wanted = {"argv": argv, "streams": [], "listeners": {}, "environment": {}, "grace": relay.GRACE_SECONDS, **more}
         self.frames.send(SPAWN, data=json.dumps(wanted).encode())
         kind, _, data = self.frames.receive()
         assert kind == STARTED
@@ -395,6 +395,24 @@ def test_the_program_and_its_sockets_do_not_outlive_the_connection(tmp_path: Pat
     near.until(LOG)
     near.close()
     assert not path.parent.exists()
+    with pytest.raises(ProcessLookupError):
+        os.killpg(pid, 0)
+
+
+def test_a_program_whose_connection_ended_may_clean_up_and_is_killed_where_it_does_not_end(tmp_path: Path) -> None:
+    """An interposer has made a folder for the socket of its server."""
+    clean, stubborn = Near(), Near()
+    made = tmp_path / "made"
+    waits = "import os, signal\nsignal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])\n"
+    waits += "os.mkdir({!r})\nprint(flush=True)"
+    removes = f"\nsignal.sigwait([signal.SIGTERM])\nos.rmdir({str(made)!r})"
+    clean.spawn(*python(waits.format(str(made)) + removes))
+    clean.until(LOG)
+    clean.close()
+    assert not made.exists()
+    pid = stubborn.spawn(*python(waits.format(str(made)) + "\nsignal.pause()"), grace=0.1)
+    stubborn.until(LOG)
+    stubborn.close()
     with pytest.raises(ProcessLookupError):
         os.killpg(pid, 0)
 

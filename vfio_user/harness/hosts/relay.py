@@ -5,7 +5,7 @@
 The sockets that it inherits are those that the program there is to inherit: their bytes travel over the SSH
 connection (remote_agent.py has the other side). What it writes into a file that it inherits is written into that file
 here, as it comes. PATH is where the program makes a socket itself, for others over there.
-It ends as the program ends, which is killed where nothing is heard of this one, or it is stopped, for 90 s. SIGTERM,
+It ends as the program ends, which is ended where nothing is heard of this one, or it is stopped, for 90 s. SIGTERM,
 SIGINT and SIGHUP are handed on, and SIGUSR1 as SIGKILL: after a SIGKILL of its own nobody would know when the program
 there has ended.
 """
@@ -58,6 +58,8 @@ _HANDED_ON = {
 }
 ALIVE_SECONDS, SILENCE_SECONDS = 20.0, 90.0
 """How often the far side is told that this one is there, and after how long without a word it takes it for gone."""
+GRACE_SECONDS = 5.0
+"""That a program has to end by itself, and an interposer its server before that, when nobody is there any more."""
 _FIRST_OPENED = 1000
 _SHUT = frozenset({errno.EBADF, errno.EINVAL})  # what `accept` says of a listener that was shut or closed
 _ROOM_SECONDS = 0.1  # seconds between two tries while there is no room for another connection
@@ -84,6 +86,7 @@ def main(arguments: list[str]) -> int:
         "listeners": {number: listener.getsockname() for number, listener in listeners.items()},
         "socket": options[1] if options else "",
         "silence": SILENCE_SECONDS,
+        "grace": GRACE_SECONDS,
         "environment": {name: value for name, value in os.environ.items() if name.startswith("VFIO_USER_")},
     }
     with suppress(OSError):  # it has ended already: what is received says so

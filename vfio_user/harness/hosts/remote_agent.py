@@ -3,8 +3,9 @@
 Its source is sent there, and the one function of ours that it imports within it (`relay.agent_source`). On stdin and
 stdout it speaks in frames with its near end, relay.py. The program finds the descriptors that it was to inherit under
 their numbers; what listens, listens here, at the same path. A program that makes its socket itself is watched until it
-listens. When the connection ends the program is killed, with its process group; so it is when the near end, which says
-ALIVE now and then, is silent for as many seconds as SPAWN has said (`silence`): no kernel tells of a cable that is cut.
+listens. When the connection ends the program is ended, with its process group: it is asked to, as an interposer has
+made a folder that nobody else knows of, and killed after as many seconds as SPAWN has said (`grace`). So it is when the
+near end, which says ALIVE now and then, is silent for `silence` seconds: no kernel tells of a cable that is cut.
 """
 
 from __future__ import annotations
@@ -274,9 +275,7 @@ class RemoteAgent:
         except EOFError:
             pass
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(program.pid, signal.SIGKILL)
-            program.wait()
+            self._end(program, wanted.get("grace", 0.0))
             self._clean_up()
 
     def _spawn(self, wanted: dict[str, Any]) -> subprocess.Popen[bytes]:
@@ -325,6 +324,15 @@ class RemoteAgent:
             elif kind == SIGNAL:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(program.pid, stream)
+
+    def _end(self, program: subprocess.Popen[bytes], grace: float) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(program.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            program.wait(grace)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(program.pid, signal.SIGKILL)
+        program.wait()
 
     def _open(self, stream: int, path: str) -> None:
         end = socket.socket(socket.AF_UNIX)
