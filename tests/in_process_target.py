@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Self
 
@@ -31,7 +32,7 @@ class InProcessTarget:
             served, self._served = self._served, None
             served.close()
 
-    def settle(self) -> None:
+    def settle(self, stays: Callable[[Stream, float], None] | None = None) -> None:
         return
 
     def crashed(self) -> Crash | None:

@@ -38,8 +38,12 @@ class Target(ServerUnderTest, Protocol):
     def connect(self) -> Stream:
         """A new connection; starts the server where it can and has to."""
 
-    def settle(self) -> None:
-        """Wait until the server has dealt with what its clients have sent and that they left, or has died of it."""
+    def settle(self, stays: Callable[[Stream, float], None] | None = None) -> None:
+        """Wait until the server has dealt with what its clients have sent and that they left, or has died of it.
+
+        What it is found out by is one more client, which leaves at once. With `stays` one is greeted by that, with so
+        many seconds for each answer, and goes on with the stream: where the server serves nobody, there is none.
+        """
 
     @property
     def pid(self) -> int | None:

@@ -9,7 +9,7 @@ import os
 import select
 import signal
 from collections.abc import Callable, Mapping
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from itertools import count
 from pathlib import Path
 from typing import Self
@@ -113,10 +113,10 @@ class RunningServer:
     def renew(self) -> None:
         """Nothing: it is not ours to end."""
 
-    def settle(self) -> None:
+    def settle(self, stays: Greet | None = None) -> None:
         """Find out whether it still serves, after what a check did to it."""
         try:
-            _meet(self.address, self._greet, self._timeout)
+            _meet(self.address, self._greet, self._timeout, stays)
         except (UserError, TimeoutError) as error:
             self._lost = Crash(f"the server takes no client any more: {error}")
         except UserdevError:
@@ -271,7 +271,7 @@ class CommandServer:
                 self._clients.append(stream)
                 return stream
 
-    def settle(self) -> None:
+    def settle(self, stays: Greet | None = None) -> None:
         """Find out whether it still serves, after what a check did to it."""
         if self._child is None:
             return
@@ -279,7 +279,7 @@ class CommandServer:
             self.renew()
             return
         try:
-            _meet(str(self.path), self._greet, self._timeout)
+            stream = _meet(str(self.path), self._greet, self._timeout, stays)
         except TimeoutError as error:
             self._crash = Crash(f"the server serves nobody any more: {error}")
             self.renew()
@@ -287,6 +287,8 @@ class CommandServer:
             if not self._takes_another() and self._child.wait(LINGER_SECONDS) is None and self._takes_many:
                 self._note_deaf(error)
                 self.renew()
+        else:
+            self._clients.append(stream)
 
     def renew(self) -> None:
         """End the server; the next connection starts another."""
@@ -381,10 +383,18 @@ class CommandServer:
         self.renew()
 
 
-def _meet(address: str, greet: Greet, timeout: float) -> None:
-    """Be one more client, of whom the server knows nothing: it hears of one before it is done with those who left."""
-    with closing(connect(address, timeout=timeout)) as stream:
-        greet(stream, timeout)
+def _meet(address: str, greet: Greet, timeout: float, stays: Greet | None = None) -> Stream:
+    """Be one more client, of whom the server knows nothing: it hears of one before it is done with those who left.
+
+    One who `stays` greets by that instead, and the stream is left open.
+    """
+    stream = connect(address, timeout=timeout)
+    with ExitStack() as leaving:
+        leaving.callback(stream.close)
+        (stays or greet)(stream, timeout)
+        if stays is not None:
+            leaving.pop_all()
+    return stream
 
 
 def _has_ended(stream: Stream) -> bool:

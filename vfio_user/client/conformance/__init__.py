@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 
 from userdev import conformance
 from userdev.conformance import Check, CheckFailed, CheckResult, Group, Level, Outcome, Skip, Target
@@ -23,6 +22,7 @@ from vfio_user.client.conformance import (
     version,
 )
 from vfio_user.client.conformance.bench import Bench, greeting
+from vfio_user.client.conformance.reception import Reception
 from vfio_user.wire import Dialect
 
 GROUPS: tuple[Group[Bench], ...] = (
@@ -73,8 +73,19 @@ def run(
         ValueError: a check needs one that there is not.
     """
     conformance.require_known_needs(checks, CATALOGUE)
-    bench = partial(Bench, target, dialect, timeout=timeout)
-    return conformance.run(checks, target, bench, dialect=dialect.name, settle=target.settle, started=started)
+    return _run(checks, Reception(target, dialect, timeout=timeout), dialect, started)
+
+
+def _run(
+    checks: Sequence[Check[Bench]],
+    reception: Reception,
+    dialect: Dialect,
+    started: Callable[[Check[Bench]], None] | None,
+) -> Iterator[CheckResult[Bench]]:
+    with reception:
+        yield from conformance.run(
+            checks, reception, reception.bench, dialect=dialect.name, settle=reception.settle, started=started
+        )
 
 
 __all__ = [
