@@ -387,6 +387,20 @@ def test_the_other_end_of_a_socket_is_told_from_all_others() -> None:
         assert not any(is_other_end(ours, fd.fileno()) for fd in (ours, *others))
 
 
+def test_what_was_sent_is_taken_once_the_peer_has_received_all_of_it() -> None:
+    here, there = map(Stream, socket.socketpair())
+    taken = [here.await_taken(0)]
+    here.send(b"12")
+    taken.append(here.await_taken(0.001))
+    there.socket.recv(1)
+    taken.append(here.await_taken(0.001))
+    there.socket.recv(1)
+    taken.append(here.await_taken(0))
+    assert taken == [True, False, False, True]
+    here.close()
+    there.close()
+
+
 @for_each([b"", b"unread"])
 def test_a_stream_is_hung_up_once_either_end_is_closed(unread: bytes) -> None:
     here, there = map(Stream, socket.socketpair())

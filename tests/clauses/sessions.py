@@ -9,7 +9,7 @@ from userdev.errors import ProtocolError
 from userdev.transport import BadFrame
 from vfio_user.server.connection import ClientGone
 from vfio_user.server.session import Session
-from vfio_user.wire import NO_REPLY, Command, Message
+from vfio_user.wire import HEADER, NO_REPLY, Command, Message
 from vfio_user.wire.layouts import REGION_ACCESS
 
 
@@ -160,6 +160,25 @@ class FramesWrongly(NoShortcut):
                 raise ClientGone("on purpose") from None
 
         self.connection.next = taken  # type: ignore[method-assign]
+        return super()._negotiate()
+
+
+class TakesBodiesInOneReceive(NoShortcut):
+    """What one receive brings behind a header is the payload, however little that is."""
+
+    def _negotiate(self) -> bool:
+        framer, receive = self.connection.framer, self.connection.receive
+
+        def received(end: float | None = None) -> bool:
+            is_headed = framer.end - framer.start >= HEADER.size
+            is_open = receive(end)
+            if is_headed:
+                id, command, size, flags, number = HEADER.unpack_from(framer.buffer, framer.start)
+                size = min(size, framer.end - framer.start)
+                HEADER.pack_into(framer.buffer, framer.start, id, command, size, flags, number)
+            return is_open
+
+        self.connection.receive = received  # type: ignore[method-assign]
         return super()._negotiate()
 
 

@@ -130,6 +130,7 @@ MESSAGE_CLAUSES = [
     Clause("order/pipelined", "a pipelined read failed", Refuses(C.REGION_READ)),
     Clause("order/many-in-one-send", "a read among many failed", Refuses(C.REGION_READ)),
     Clause("order/byte-by-byte", "a read in pieces failed", Refuses(C.REGION_READ)),
+    Clause("order/byte-by-byte", "a read in pieces failed with EINVAL", sessions.TakesBodiesInOneReceive),
     Clause("order/posted-write-comes-first", "after a posted write", Keeps(C.REGION_WRITE, answer=front(16))),
     Clause("order/posted-writes-in-order", "of aa at last", faults.LastFirst()),
     Clause("order/posted-write-is-silent", "a posted write was answered", faults.AnswersPosted(C.REGION_WRITE)),

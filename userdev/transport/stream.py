@@ -9,11 +9,14 @@ from __future__ import annotations
 import array
 import contextlib
 import errno
+import fcntl
 import os
 import select
 import socket
 import struct
+import termios
 from collections.abc import Sequence
+from time import monotonic
 
 MAX_FDS_PER_SEND = 253
 """SCM_MAX_FD in the kernel: more in one `sendmsg` is refused with EINVAL."""
@@ -108,6 +111,22 @@ class Stream:
     def limit_receives(self, seconds: float) -> None:
         """Have a receive raise BlockingIOError after so many seconds without anything; 0 takes the limit away."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(seconds))
+
+    def await_taken(self, seconds: float) -> bool:
+        """Whether the peer has received all that was sent, within so many seconds.
+
+        Of a UNIX socket the kernel knows (SIOCOUTQ: unix_outq_len), of TCP only whether its machine has it. There is
+        nothing to sleep for: the processor is offered to the peer meanwhile.
+
+        Raises:
+            OSError: a transport that does not tell.
+        """
+        end = monotonic() + seconds
+        while any(fcntl.ioctl(self.socket, termios.TIOCOUTQ, bytes(4))):
+            if monotonic() >= end:
+                return False
+            os.sched_yield()
+        return True
 
     @property
     def is_hung_up(self) -> bool:

@@ -208,6 +208,14 @@ class Channel:
         finally:
             lane.take_back(unsent)
 
+    def await_taken(self, seconds: float) -> bool:
+        """Whether the server has received all that was sent on the main socket, within so many seconds.
+
+        Raises:
+            OSError: the transport does not tell.
+        """
+        return self._main.stream.await_taken(seconds)
+
     def end_sending(self) -> None:
         """Have the server see the end behind what was sent; what it says is still taken."""
         self._main.stream.shutdown(socket.SHUT_WR)

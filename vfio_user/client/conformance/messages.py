@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
+from contextlib import suppress
 
 from userdev.conformance.check import Group, Level, require
 from vfio_user.client.conformance.access import WRITTEN
@@ -20,6 +21,8 @@ order = Group[Bench]("order", "spec: Command Concurrency")
 
 _CONFIG = RegionIndex.CONFIG
 _OVERHEAD = HEADER.size + REGION_ACCESS.size
+_TAKEN_SECONDS = 0.05
+"""A server may leave bytes lying until there are enough of them."""
 _PAST_THE_END = REGION_ACCESS.pack(1 << 40, _CONFIG, 4)
 
 
@@ -226,13 +229,15 @@ def many_in_one_send(bench: Bench) -> None:
 
 @order.check("byte-by-byte", rule="a stream has no message boundaries; libvfio-user does not keep this (protocol.md 4)")
 def byte_by_byte(bench: Bench) -> None:
-    """A message that comes byte by byte is answered as one."""
+    """A message that comes byte by byte is answered as one; the next byte comes once the one before was received."""
     client = bench.client
     number = bench.dialect.number(Command.REGION_READ)
     pending = client.channel.expect(5, "REGION_READ")
     data = Message(5, number, payload=_read()).encode()
     for at in range(len(data)):
         client.channel.send_bytes(data[at : at + 1])
+        with suppress(OSError):  # a transport that does not tell, or a server that has had enough
+            client.channel.await_taken(_TAKEN_SECONDS)
     client.read_reply(bench.good(client.wait(pending), "a read in pieces"), 4)
 
 

@@ -259,7 +259,8 @@ class Bench:
             raise CheckFailed(f"the next front-end is not served: {error}") from None
 
     def leave_alone(self, front_end: FrontEnd) -> None:
-        """Have the back-end look at what it was sent, for a moment; or hang up."""
+        """Have the back-end take what it was sent, and look at it for a moment; or hang up."""
+        front_end.stream.await_taken(self.timeout)
         poll = select.poll()
         poll.register(front_end.stream.fileno(), select.POLLRDHUP)
         poll.poll(QUIET_SECONDS * 1000)
