@@ -130,6 +130,61 @@ def test_a_view_that_is_written_late_is_marked_again_when_it_is_given_up(dma: Dm
     assert dirty(dma) == {0, 1}
 
 
+def test_what_is_viewed_for_writing_is_dirty_as_long_as_there_is_anything_of_the_view(dma: Dma) -> None:
+    """A device that keeps a view writes through it whenever it likes, and nobody is told."""
+    (view,) = dma.views(BASE + PAGE, 2 * PAGE, write=True)  # before there is a log, too
+    dma.start_log(PAGE)
+    part = view[PAGE : PAGE + 1]
+    for _ in range(2):
+        assert dirty(dma) == {1, 2}
+    view.release()
+    assert dirty(dma) == {1, 2}
+    part[0] = 7
+    part.release()
+    assert [dirty(dma), dirty(dma)] == [{1, 2}, set()]
+    assert dma.read(BASE + 2 * PAGE, 1) == b"\7"
+
+
+def test_what_was_viewed_and_given_up_is_in_the_next_report_of_its_range_whichever_is_asked_for_first(dma: Dma) -> None:
+    dma.start_log(PAGE)
+    with dma.views(BASE + 3 * PAGE, 1, write=True):
+        pass
+    assert not dirty(dma, BASE, PAGE)
+    assert not dirty(dma, STARTS["file"], SIZE)
+    assert dirty(dma, BASE, SIZE) == {3}
+
+
+def test_what_is_written_through_a_view_when_its_memory_goes_is_in_the_report_of_that() -> None:
+    kept: list[memoryview] = []
+
+    def give_up(_: object) -> None:
+        kept[0][0] = 7
+        kept.pop().release()
+
+    dma = Dma(unmapped=give_up)
+    dma.map(BASE, SIZE, DmaFlags.READ | DmaFlags.WRITE, memory_file(SIZE))
+    dma.start_log(PAGE)
+    kept += dma.views(BASE + PAGE, 1, write=True)
+    dirty(dma, BASE, SIZE)
+    report = dma.dirty_report(BASE, SIZE, PAGE)
+    dma.unmap(BASE, SIZE)
+    assert report()[0] == 0b10
+
+
+def test_views_that_nobody_asks_for_are_not_kept_count_of_for_ever(dma: Dma) -> None:
+    for is_logged in (False, True):
+        if is_logged:
+            dma.start_log(PAGE)
+        for at in range(2000):
+            dma.views(BASE + at % 32 * 2 * PAGE, 8, write=True)
+        assert len(dma._views) <= (300 if is_logged else 0)
+    assert dirty(dma) == set(range(0, 64, 2))
+    dma.views(BASE, 8, write=True)
+    dma.stop_log()
+    dma.start_log(PAGE)
+    assert not dirty(dma)
+
+
 def test_memory_that_is_mapped_later_is_logged_too(dma: Dma) -> None:
     dma.start_log(PAGE)
     dma.map(END, SIZE, DmaFlags.READ | DmaFlags.WRITE, memory_file(SIZE))

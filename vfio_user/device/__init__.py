@@ -8,7 +8,7 @@ from userdev.declare.options import Option, device_options, parse_options
 from userdev.declare.state import state
 from vfio_user.device.device import PciDevice, function_of
 from vfio_user.device.device_memory import memory
-from vfio_user.device.dma import Dma, Views
+from vfio_user.device.dma import Dma
 from vfio_user.device.dma_region import CURRENT_POLICY, DRAFT_V6_POLICY, DmaRegion, MapPolicy
 from vfio_user.device.extra_region import ExtraRegion
 from vfio_user.device.function import Function
@@ -20,6 +20,7 @@ from vfio_user.device.mechanism import IntX, Mechanism, Msi, MsiX
 from vfio_user.device.plans import Planned
 from vfio_user.device.region import IoFd, RegionInfo
 from vfio_user.device.register import Register, RegisterArray, register, stored_register
+from vfio_user.device.views import Views
 from vfio_user.migration import Storage
 from vfio_user.pci import (
     Bar,

@@ -14,37 +14,19 @@ QEMU's memfd is) is asked for its size before each access: behind its end that w
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Sequence
-from types import TracebackType
+from collections.abc import Sequence
 
 from userdev.errors import ProtocolError
 from userdev.memory.files import MemoryFile
 from vfio_user.device.dma_map import DmaMap, RegionHook
 from vfio_user.device.dma_region import NOWHERE, READ, WRITE, DmaRegion
 from vfio_user.device.link import Link, NoClient
+from vfio_user.device.views import Views
 
 Buffer = bytes | bytearray | memoryview
 
-
-class Views(list[memoryview]):
-    """Pieces of client memory in place, in order. As a context manager it releases them at the end, so that nothing
-    keeps memory that the client takes back, and marks written ones dirty once more.
-    """
-
-    def __init__(self, pieces: list[memoryview], written: Callable[[], None] | None) -> None:
-        super().__init__(pieces)
-        self._written = written
-
-    def __enter__(self) -> Views:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._written:
-            self._written()
-        for piece in self:
-            piece.release()
+_MANY_VIEWS = 256
+"""So many writable views that have gone wait for a report to be marked."""
 
 
 class Dma(DmaMap):
@@ -119,8 +101,8 @@ class Dma(DmaMap):
     def views(self, iova: int, count: int, *, write: bool = False) -> Views:
         """The memory itself, without a copy: memoryviews in order, neighbours in one file joined.
 
-        With `write` they are writable and marked dirty now; who writes later than now uses them as a context manager
-        (marked again at its end) or calls `mark_dirty`. Give views up before the device says that it is quiesced.
+        With `write` they are writable, and dirty in each report for as long as there is one of them, or a part of one,
+        and in the one after that. Give views up before the device says that it is quiesced.
 
         Raises:
             ProtocolError: as `read`; EOPNOTSUPP where memory is in file or message mode.
@@ -135,11 +117,15 @@ class Dma(DmaMap):
                 spans[-1] = region.file, spans[-1][1], start + size
             else:
                 spans.append((region.file, start, start + size))
-        pieces = [file.view[start:end] for file, start, end in spans]
         if not write:
-            return Views([piece.toreadonly() for piece in pieces], None)
-        self.mark_dirty(iova, count)
-        return Views(pieces, lambda: self.mark_dirty(iova, count))
+            return Views(file.view[start:end].toreadonly() for file, start, end in spans)
+        found = Views()
+        for file, start, end in spans:
+            found.append(self._views.make(file, start, end - start, iova))
+            iova += end - start
+        if len(self._views) > _MANY_VIEWS:
+            self.mark_viewed()
+        return found
 
     def gather(self, extents: Sequence[tuple[int, int]], *, write: bool = False) -> list[memoryview]:
         """`views` of many ranges, addresses with sizes, for devices that have lists of pages: a view each, in order.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 
@@ -14,6 +14,7 @@ from userdev.memory.bitmap import bitmap_size
 from userdev.memory.files import MemoryFiles
 from userdev.memory.intervals import IntervalMap
 from vfio_user.device.dma_region import CURRENT_POLICY, NOWHERE, DmaRegion
+from vfio_user.device.views import WritableViews
 from vfio_user.migration.dirty_log import MAX_LOGGED, DirtyPages, check_page_size
 from vfio_user.wire.constants import DmaFlags
 
@@ -44,6 +45,7 @@ class DmaMap:
         self._last = NOWHERE
         self._size = 0
         self._log_page_size = 0
+        self._views = WritableViews()
 
     def __len__(self) -> int:
         return len(self._map)
@@ -173,12 +175,15 @@ class DmaMap:
             for region, log in zip(self.regions, logs, strict=True):
                 region.dirty = log
             self._log_page_size = page_size
+            self._views.logged = True
 
     def stop_log(self) -> None:
         """End the log of written pages, and forget what it had."""
         self._log_page_size = 0
         for region in self._map:
             region.dirty = None
+        self._views.logged = False
+        self._views.take_written()
 
     def take_dirty(self, iova: int, length: int, page_size: int) -> bytearray:
         """Report and forget the dirty pages of a range; a bitmap of `bitmap_size(length, page_size)` bytes.
@@ -196,7 +201,14 @@ class DmaMap:
         """What takes the dirty pages of a range when it is called, though its memory be unmapped by then: an author
         who is told of that may still write there. Takes nothing before; raises as `take_dirty`.
         """
-        return partial(_take, self._logs_of(iova, length, page_size), iova, length, page_size)
+        return partial(self._take, self._logs_of(iova, length, page_size), iova, length, page_size)
+
+    def mark_viewed(self, also: Sequence[DirtyPages] = ()) -> None:
+        """Mark what may have been written through views: in the logs of what is mapped, and in these besides."""
+        for iova, size in self._views.take_written():
+            mapped = [region.dirty for region in self._map.within(iova, iova + size) if region.dirty is not None]
+            for log in {*mapped, *also}:
+                log.mark_within(iova, size)
 
     def mark_dirty(self, iova: int, count: int) -> None:
         """Say that these bytes were written through a view. `Dma.write` does this by itself."""
@@ -272,6 +284,15 @@ class DmaMap:
         if not logs:
             raise ProtocolError(f"dirty log: nothing is mapped from {iova:#x} to {iova + length:#x}", errno.ENOENT)
         return logs
+
+    def _take(self, logs: list[DirtyPages], iova: int, length: int, page_size: int) -> bytearray:
+        self.mark_viewed(logs)
+        if len(logs) == 1:
+            return logs[0].take(iova, length, page_size)
+        bitmap = bytearray(bitmap_size(length, page_size))
+        for log in logs:
+            log.take_into(bitmap, iova, length, page_size)
+        return bitmap
 
     def _insert(self, region: DmaRegion) -> None:
         self._size += region.size
@@ -353,15 +374,6 @@ class DmaMap:
         self._insert(part)
         if self._mapped:
             self._mapped(part)
-
-
-def _take(logs: list[DirtyPages], iova: int, length: int, page_size: int) -> bytearray:
-    if len(logs) == 1:
-        return logs[0].take(iova, length, page_size)
-    bitmap = bytearray(bitmap_size(length, page_size))
-    for log in logs:
-        log.take_into(bitmap, iova, length, page_size)
-    return bitmap
 
 
 def _is_seekable(fd: int) -> bool:

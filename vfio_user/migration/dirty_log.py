@@ -87,6 +87,11 @@ class DirtyPages:
             with self._lock:
                 _set_bits(self._bits, first, last + 1)
 
+    def mark_within(self, address: int, count: int) -> None:
+        """Mark what of these bytes is in the range."""
+        start, end = max(address, self._start), min(address + count, self._start + self._size)
+        self.mark(start, end - start)
+
     def take(self, address: int, length: int, page_size: int) -> bytearray:
         """The bitmap of a range, which is the caller's; see `take_into`. Of all in its own pages it is no copy."""
         if (address, length, page_size) == (self._start, self._size, 1 << self._shift):
