@@ -14,11 +14,14 @@ from userdev import busy_wait
 from userdev.busy_wait import AGAIN, GOOD, SELDOM, SHORT_NS, VAIN, WANTED_NS, YIELDED_NS, BusyWait
 from userdev.relay import Loop
 from userdev.transport import Stream
+from vfio_user.client import Channel
 from vfio_user.server.connection import ServerConnection
+from vfio_user.wire import CURRENT, NO_REPLY, Command, Message
 
 SHORT, LONG = 1_000, 1_000_000_000
 BOTH_WOKEN_NS = 190_000
 """From a reply until the next request, where client and server sleep in between: longer than it takes without."""
+MESSAGE = Message(1, CURRENT.number(Command.DEVICE_RESET), NO_REPLY).encode()
 
 
 def eager(turns: int = 0) -> BusyWait:
@@ -187,6 +190,23 @@ def relaying(near: socket.socket, held: ExitStack) -> Sleeper:
     return lambda: loop.turn(0.2)
 
 
+def asking(near: socket.socket, held: ExitStack) -> Sleeper:
+    """A client that waits for its server."""
+    came = 0
+
+    def serve(_: Message) -> None:
+        nonlocal came
+        came += 1
+
+    channel = Channel(Stream(near), serve, timeout=1, busy_wait=BusyWait())
+
+    def wait() -> bool:
+        before = came
+        return channel.serve_until(lambda: came > before, timeout=0.2)
+
+    return wait
+
+
 @pytest.fixture
 def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
     ends = socket.socketpair()
@@ -195,7 +215,7 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
         end.close()
 
 
-@pytest.mark.parametrize("waiting", [serving, relaying])
+@pytest.mark.parametrize("waiting", [serving, relaying, asking])
 @pytest.mark.parametrize(("sleep", "looks"), [(BOTH_WOKEN_NS, True), (SHORT_NS + 1, False)])
 def test_who_was_woken_late_looks_for_what_would_have_been_there_without_that(
     monkeypatch: pytest.MonkeyPatch,
@@ -208,10 +228,10 @@ def test_who_was_woken_late_looks_for_what_would_have_been_there_without_that(
     clock = count(step=sleep)
     monkeypatch.setattr("time.perf_counter_ns", lambda: next(clock))
     monkeypatch.setattr("vfio_user.server.connection.perf_counter_ns", lambda: next(clock))
-    monkeypatch.setattr(os, "sched_yield", lambda: far.send(b"again"))
+    monkeypatch.setattr(os, "sched_yield", lambda: far.send(MESSAGE))
     with ExitStack() as held:
         wait = waiting(near, held)
         for _ in range(AGAIN):
-            far.send(b"x")
+            far.send(MESSAGE)
             assert wait()
         assert wait() is looks  # nothing is there but for who looks

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Self
 
+from userdev.busy_wait import BusyWait
 from userdev.errors import ProtocolError
 from userdev.transport import BadFrame, DescriptorsLost, Framer, Stream, close_all
 from vfio_user.client.errors import Disconnected, NoAnswer
@@ -107,8 +108,10 @@ class Channel:
     once.
     """
 
-    def __init__(self, stream: Stream, serve: Serve, *, timeout: float) -> None:
+    def __init__(self, stream: Stream, serve: Serve, *, timeout: float, busy_wait: BusyWait | None = None) -> None:
+        """`busy_wait` is that of the thread that waits, where it looks before it sleeps."""
         self.timeout = timeout
+        self._busy_wait = busy_wait
         self._serve = serve
         self._open = OpenRequests[Pending]()
         self._last_id = 0
@@ -264,8 +267,7 @@ class Channel:
                 poll.register(lane.stream, events)
         for fd in also:
             poll.register(fd, select.POLLIN)
-        left = deadline - time.monotonic()
-        ready = dict(poll.poll(max(0.0, left) * 1000))
+        ready = dict(self._first_of(poll, max(0.0, deadline - time.monotonic())))
         for lane in self._lanes:
             events = 0 if lane.gone else ready.get(lane.stream.fileno(), 0)
             if events & select.POLLOUT:
@@ -274,6 +276,18 @@ class Channel:
             if events & ~select.POLLOUT:
                 self._receive(lane)
         return time.monotonic() < deadline
+
+    def _first_of(self, poll: select.poll, seconds: float) -> list[tuple[int, int]]:
+        """What happens first, of what is polled for, within so many seconds."""
+        busy_wait = self._busy_wait
+        if busy_wait is None or not seconds:
+            return poll.poll(seconds * 1000)
+        if busy_wait.is_worth_while and (found := busy_wait.until(partial(poll.poll, 0))):
+            return found
+        begin = time.perf_counter_ns()
+        found = poll.poll(seconds * 1000)
+        busy_wait.slept(time.perf_counter_ns() - begin)
+        return found
 
     def _flush(self, lane: _Lane) -> None:
         """Send what the socket takes now."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Self
 
+from userdev.busy_wait import BusyWait
 from userdev.counted import counted
 from userdev.errors import ProtocolError, UserError
 from userdev.transport import Address, Stream, close_all, connect
@@ -41,12 +42,18 @@ def at_once(indexes: Sequence[int]) -> Iterator[Sequence[int]]:
 class ClientConnection:
     """A stream that speaks one dialect. A context manager; what the device can do is in the subclasses."""
 
-    def __init__(self, stream: Stream, *, dialect: Dialect = CURRENT, timeout: float = 5.0) -> None:
-        """Take over a connected stream; `negotiate` is yet to be called."""
+    def __init__(
+        self, stream: Stream, *, dialect: Dialect = CURRENT, timeout: float = 5.0, busy_wait: BusyWait | None = None
+    ) -> None:
+        """Take over a connected stream; `negotiate` is yet to be called.
+
+        `busy_wait` is that of the thread that asks, where it looks for an answer of another process for a moment before
+        it sleeps.
+        """
         self.dialect = dialect
         self.memory = AddressSpace()
         self.service = Service(dialect, self.memory)
-        self.channel = Channel(stream, self.service.answer, timeout=timeout)
+        self.channel = Channel(stream, self.service.answer, timeout=timeout, busy_wait=busy_wait)
         self.server: Proposal | None = None
         """What the server answered to VERSION."""
         self._region_fds: dict[int, int] = {}

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 
+from userdev.busy_wait import BusyWait
 from userdev.conformance import CheckFailed, Skip, Target, Unmet, relying, require
 from userdev.conformance.targets import Greet
 from userdev.counted import counted
@@ -56,13 +57,23 @@ class Bench:
     """One check's view of the server. Everything it opens is closed at the end of the check."""
 
     def __init__(
-        self, target: Target, dialect: Dialect, *, timeout: float, first: Callable[[], Client | None] | None = None
+        self,
+        target: Target,
+        dialect: Dialect,
+        *,
+        timeout: float,
+        first: Callable[[], Client | None] | None = None,
+        busy_wait: BusyWait | None = None,
     ) -> None:
-        """`first` is asked for the check's own client, where one may be there that is as new."""
+        """`first` is asked for the check's own client, where one may be there that is as new.
+
+        `busy_wait` is for its clients, as `Client` says.
+        """
         self.target = target
         self.dialect = dialect
         self.timeout = timeout
         self._first = first
+        self._busy_wait = busy_wait
         self.clients: list[Client] = []
         self._eventfds: list[EventFd] = []
         self._memory: list[GuestMemory] = []
@@ -101,7 +112,8 @@ class Bench:
 
     def stranger(self) -> Client:
         """A client that has not said anything yet."""
-        client = Client(self.target.connect(), dialect=self.dialect, timeout=self.timeout)
+        stream = self.target.connect()
+        client = Client(stream, dialect=self.dialect, timeout=self.timeout, busy_wait=self._busy_wait)
         self.clients.append(client)
         return client
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Self
 
+from userdev.busy_wait import BusyWait
 from userdev.conformance import Crash, Target
 from userdev.transport import Stream
 from vfio_user.client.client import Client
@@ -23,11 +24,12 @@ class Reception:
         self._target = target
         self._dialect = dialect
         self._timeout = timeout
+        self._busy_wait = BusyWait()
         self._waiting: tuple[Stream, Client] | None = None
 
     def bench(self) -> Bench:
         """One check's view of the server."""
-        return Bench(self, self._dialect, timeout=self._timeout, first=self._first)
+        return Bench(self, self._dialect, timeout=self._timeout, first=self._first, busy_wait=self._busy_wait)
 
     def connect(self) -> Stream:
         """As `Target.connect`."""
@@ -54,7 +56,7 @@ class Reception:
         return self._target.pid
 
     def _have_wait(self, stream: Stream, timeout: float) -> None:
-        client = Client(stream, dialect=self._dialect, timeout=timeout)
+        client = Client(stream, dialect=self._dialect, timeout=timeout, busy_wait=self._busy_wait)
         client.negotiate(minor=0)
         self._waiting = stream, client
 
