@@ -7,6 +7,7 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from itertools import count
+from pathlib import Path
 
 import pytest
 
@@ -14,7 +15,9 @@ from userdev import busy_wait
 from userdev.busy_wait import AGAIN, GOOD, SELDOM, SHORT_NS, VAIN, WANTED_NS, YIELDED_NS, BusyWait
 from userdev.relay import Loop
 from userdev.transport import Stream
-from vfio_user.client import Channel
+from userdev_servers.edu import Edu
+from vfio_user.client import Channel, Client
+from vfio_user.server import Server
 from vfio_user.server.connection import ServerConnection
 from vfio_user.wire import CURRENT, NO_REPLY, Command, Message
 
@@ -166,7 +169,7 @@ Sleeper = Callable[[], bool]
 
 def serving(near: socket.socket, held: ExitStack) -> Sleeper:
     """A server's session that waits for its client."""
-    connection = ServerConnection(Stream(near), 1 << 20)
+    connection = ServerConnection(Stream(near), 1 << 20, BusyWait())
     connection.limit_receives(0.2)
 
     def wait() -> bool:
@@ -235,3 +238,22 @@ def test_who_was_woken_late_looks_for_what_would_have_been_there_without_that(
             far.send(MESSAGE)
             assert wait()
         assert wait() is looks  # nothing is there but for who looks
+
+
+def test_a_servers_next_session_begins_with_what_the_last_ones_have_learnt(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """One alone may be over before it knows that looking pays."""
+    learning: list[BusyWait] = []
+
+    class Noting(BusyWait):
+        def slept(self, ns: int) -> None:
+            learning.append(self)
+
+    monkeypatch.setattr("vfio_user.server.server.BusyWait", Noting)
+    with Server(Edu(), str(tmp_path / "s")):
+        for _ in range(2):
+            with Client.connect(str(tmp_path / "s")) as client:
+                client.device_info()
+    assert len(learning) > 2
+    assert all(each is learning[0] for each in learning)

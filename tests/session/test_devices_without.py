@@ -13,6 +13,7 @@ import pytest
 
 from tests.cases import for_each
 from tests.conformance_target import InProcess
+from userdev.busy_wait import BusyWait
 from userdev.transport import Stream
 from vfio_user import Bar, PciDevice, PciIds
 from vfio_user.client import Client, RemoteError
@@ -92,7 +93,7 @@ def test_what_is_asked_of_a_client_that_has_gone_is_told_at_once(
 ) -> None:
     ours, theirs = socket.socketpair()
     lock = threading.RLock()
-    requests = ClientRequests(CURRENT, ServerConnection(Stream(ours), 1 << 20), lock, Owed(), lambda: None)
+    requests = ClientRequests(CURRENT, ServerConnection(Stream(ours), 1 << 20, BusyWait()), lock, Owed(), lambda: None)
     requests.serving_thread = threading.get_ident() if on_session_thread else None
     with lock:
         requests.client_gone()

@@ -16,6 +16,7 @@ import pytest
 
 from tests.everything_device import Everything
 from tests.session_kit import GUEST, Prober, comes_to_read, message_memory
+from userdev.busy_wait import BusyWait
 from userdev.errors import ProtocolError
 from userdev.transport import Stream, close_all, connect
 from vfio_user.client import Client, Disconnected, GuestMemory, RemoteError
@@ -164,7 +165,7 @@ def test_a_client_that_is_refused_is_nothing_to_the_device(device: Prober, serve
 
 def connection() -> tuple[ServerConnection, socket.socket]:
     ours, theirs = socket.socketpair()
-    return ServerConnection(Stream(ours), 1 << 20), theirs
+    return ServerConnection(Stream(ours), 1 << 20, BusyWait()), theirs
 
 
 def said_later(peer: socket.socket, seconds: float) -> threading.Timer:

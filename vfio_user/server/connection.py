@@ -31,12 +31,12 @@ class ClientGone(ConnectionError):
 class ServerConnection:
     """A stream, cut into messages. Replies gather in `out` and leave together."""
 
-    def __init__(self, stream: Stream, max_data: int) -> None:
+    def __init__(self, stream: Stream, max_data: int, busy_wait: BusyWait) -> None:
         self.framer = Framer(Message, max_message=max_data + _OVERHEAD)
         self.out = bytearray()
         self._stream = stream
         stream.limit_sends(SEND_SECONDS)
-        self._busy_wait = BusyWait()
+        self._busy_wait = busy_wait
         poll = select.poll()
         poll.register(stream.fileno(), select.POLLIN)
         self._look = partial(poll.poll, 0)

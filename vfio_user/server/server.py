@@ -12,6 +12,7 @@ from contextlib import ExitStack, closing
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from userdev.busy_wait import BusyWait
 from userdev.serving import server as serving
 from userdev.serving.program import run
 from userdev.transport import Address, BadFrame, Framer, Listener, Stream, close_all
@@ -59,11 +60,20 @@ class Server(serving.Server[Session]):
         self._dialect = dialect
         self._offer = offer
         self._trace = trace
+        self._busy_wait = BusyWait()  # of its sessions in turn: one may be too short to learn that looking pays
 
     def _begin_session(self, stream: Stream, only: bool) -> Session:
         patience = None if only else VERSION_SECONDS
         function = function_of(self.device)
-        return Session(function, stream, self._dialect, self._offer, version_seconds=patience, trace=self._trace)
+        return Session(
+            function,
+            stream,
+            self._dialect,
+            self._offer,
+            version_seconds=patience,
+            trace=self._trace,
+            busy_wait=self._busy_wait,
+        )
 
 
 def serve(

@@ -22,6 +22,7 @@ from dataclasses import replace
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from userdev.busy_wait import BusyWait
 from userdev.errors import AUTHORS_FAILURES, ProtocolError
 from userdev.serving.wakeup import Wakeup
 from userdev.serving.worker import Worker
@@ -75,10 +76,12 @@ class Session:
         *,
         version_seconds: float | None = None,
         trace: TraceWriter | None = None,
+        busy_wait: BusyWait | None = None,
     ) -> None:
         """`version_seconds` is what the client has for its first message; None: as long as it likes.
 
-        `trace` records all messages; there is no second socket then, which nobody would record.
+        `trace` records all messages; there is no second socket then, which nobody would record. `busy_wait` is what was
+        learnt with the clients before this one.
         """
         self.function = function
         self.dialect = dialect
@@ -88,7 +91,7 @@ class Session:
         if trace is not None:
             self._offer = replace(self._offer, twin_socket=False)
         self._version_seconds = version_seconds
-        self.connection = _connection(stream, self.max_data, trace)
+        self.connection = _connection(stream, self.max_data, busy_wait or BusyWait(), trace)
         self.owed = Owed()
         self._worker = Worker(self._locked)
         self._requests = ClientRequests(
@@ -489,9 +492,9 @@ class Session:
             log.exception("deferred work failed")
 
 
-def _connection(stream: Stream, max_data: int, trace: TraceWriter | None) -> ServerConnection:
+def _connection(stream: Stream, max_data: int, busy_wait: BusyWait, trace: TraceWriter | None) -> ServerConnection:
     if trace is None:
-        return ServerConnection(stream, max_data)
+        return ServerConnection(stream, max_data, busy_wait)
     from vfio_user.server.traced import TracedConnection  # which most servers do not need
 
-    return TracedConnection(stream, max_data, trace)
+    return TracedConnection(stream, max_data, busy_wait, trace)

@@ -19,6 +19,7 @@ from vfio_user.wire import NO_REPLY, REPLY, Message, split_messages
 from vfio_user.wire.header import TYPE_MASK
 
 if TYPE_CHECKING:
+    from userdev.busy_wait import BusyWait
     from userdev.trace import TraceWriter
 
 _BOTH = 3
@@ -28,8 +29,8 @@ _BOTH = 3
 class TracedConnection(ServerConnection):
     """As any; its trace is the server's, and outlives it."""
 
-    def __init__(self, stream: Stream, max_data: int, trace: TraceWriter) -> None:
-        super().__init__(stream, max_data)
+    def __init__(self, stream: Stream, max_data: int, busy_wait: BusyWait, trace: TraceWriter) -> None:
+        super().__init__(stream, max_data, busy_wait)
         self._trace = trace
         self._lock = threading.Lock()
         """The device's own threads send, while the session's receives."""
