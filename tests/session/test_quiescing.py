@@ -34,8 +34,9 @@ from vfio_user.device.standstill import Hold
 from vfio_user.server import Server
 from vfio_user.server.connection import ClientGone
 from vfio_user.wire import Command
-from vfio_user.wire.constants import MigrationState
-from vfio_user.wire.layouts import REGION_ACCESS
+from vfio_user.wire.constants import DmaFlags, MigrationState, UnmapFlags
+from vfio_user.wire.header import HEADER
+from vfio_user.wire.layouts import DMA_MAP, DMA_UNMAP, REGION_ACCESS
 
 FLR = 1 << 15
 PROMPT = 1.5
@@ -384,6 +385,51 @@ def test_the_worker_may_wait_for_message_dma_while_the_device_gets_quiet(device:
         client.wait(client.submit(Command.DEVICE_RESET))
         assert found == [b"abcd"]
         device.quiet = lambda: None
+
+
+def test_what_is_no_message_is_answered_though_the_worker_asks_the_client_meanwhile(
+    device: Busy, server: Server
+) -> None:
+    """It comes before the answer to the first read, and the second read leaves before the session is done with it."""
+    answer = Quiesce()
+
+    def work() -> None:
+        for at in (0, 4):
+            device.dma.read(GUEST + at, 4)
+        answer.done()
+
+    with connect(server) as client:
+        message_memory(client)
+        device.quiet = lambda: answer
+        resetting = client.submit(Command.DEVICE_RESET)
+        broken = client.channel.expect(0x5151, "a message of 3 bytes")
+        client.channel.send_bytes(HEADER.pack(0x5151, 0, 3, 0, 0))
+        device.call_soon(work)
+        assert not client.wait(resetting).failed
+        assert client.wait(broken).errno == errno.EINVAL
+        device.quiet = lambda: None
+
+
+def test_no_device_stands_still_for_what_is_refused_by_its_form(device: Busy, server: Server) -> None:
+    page, size = 0x1000, DMA_MAP.size
+    of_map = {
+        "unknown flags": (size, 0x13),
+        "two modes": (size, DmaFlags.MMAP | DmaFlags.FILE_IO),
+        "a mode without its file": (size, DmaFlags.MMAP),
+        "no room": (size - 1, DmaFlags.READ),
+    }
+    of_unmap = {
+        "unknown flags": (DMA_UNMAP.size, 4, page),
+        "all, and an address": (DMA_UNMAP.size, UnmapFlags.ALL, page),
+        "no room": (DMA_UNMAP.size - 1, 0, page),
+    }
+    requests = {f"DMA_MAP: {what}": (Command.DMA_MAP, DMA_MAP.pack(*of, 0, GUEST, page)) for what, of in of_map.items()}
+    for what, (argsz, flags, length) in of_unmap.items():
+        requests[f"DMA_UNMAP: {what}"] = (Command.DMA_UNMAP, DMA_UNMAP.pack(argsz, flags, GUEST, length))
+    with connect(server) as client:
+        for what, (command, payload) in requests.items():
+            assert client.wait(client.submit(command, payload)).errno == errno.EINVAL, what
+        assert device.holds == 0
 
 
 def test_migration_waits_until_the_device_stands_still(device: Busy, server: Server) -> None:

@@ -226,6 +226,20 @@ def test_no_more_handlers_wait_within_each_other_than_a_stack_bears(wire: Wire, 
     assert device.fetched == dict.fromkeys(addresses[:-1], 7)
 
 
+def test_no_request_has_the_id_of_one_that_waits(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ids have come round while a first is not answered: of two with one id it would have the other's answer."""
+    monkeypatch.setattr("vfio_user.wire.open_requests.IDS", 3)
+    wire.send([map_memory(), writing(8, GUEST, width=8)])
+    [waiting] = [message for message in wire.receive(3) if not message.is_reply]
+    later = []
+    for address in (GUEST + 4, GUEST + 8, GUEST + 12):
+        wire.send([writing(8, address, width=8)])
+        [asked] = [message for message in wire.receive(2) if not message.is_reply]
+        wire.answer(asked, DMA_ACCESS.pack(address, 4, tail=bytes(4)))
+        later.append(asked.id)
+    assert waiting.id not in later
+
+
 def test_registers_are_served_while_a_handler_waits_for_dma(client: Client) -> None:
     """What a vCPU reads in the meantime is what it would read of hardware that is busy: the old value."""
     memory = message_memory(client)
