@@ -30,6 +30,20 @@ def test_another_server_leaves_those_of_other_devices(tmp_path: Path) -> None:
     assert command.cell.servers == {"edu": "./other {socket}", "nvme": "./fast {socket}"}
 
 
+def test_a_bundle_of_tests_that_are_elsewhere_says_so_before_anything_is_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(again, "ensure_qemu", lambda name="", *, progress: pytest.fail("QEMU was asked for"))
+    for command, word in (("pytest", "test_mine.py::test_irq"), ("test-e2e", "test_mine.py:Mine.test_irq")):
+        files = {"test_mine.py": "0" * 64}
+        recipe = RECIPE.model_copy(update={"command": command, "arguments": (word,), "files": files})
+        make_bundle(tmp_path / command, recipe=recipe)
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(UserError, match=r"test_mine\.py from /") as refused:
+            prepare(open_bundle(tmp_path / command), say=lambda _: None)
+        assert "go where they are" in refused.value.hint
+
+
 def test_the_qemu_that_was_said_comes_before_the_one_that_was_found_and_what_is_here_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

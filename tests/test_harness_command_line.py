@@ -337,3 +337,11 @@ def test_the_machine_type_is_versioned() -> None:
 def test_an_impossible_machine_is_refused(change: dict[str, int]) -> None:
     with pytest.raises(UserError):
         replace(PLAIN, **change)  # type: ignore[arg-type]
+
+
+def test_a_device_of_any_type_has_one_that_qemu_knows() -> None:
+    path, generic = Path("/tmp/a.sock"), {"driver": "vhost-user-test-device-pci"}
+    for known in (1, "0x1e", 45):
+        assert VHOST_USER.attach("", "vu0", path, 3, {**generic, "virtio_id": known}).device["virtio-id"] == known
+    with pytest.raises(UserError, match="virtio_id 0 is no device type"):
+        VHOST_USER.attach("", "vu0", path, 3, {**generic, "virtio_id": 0})

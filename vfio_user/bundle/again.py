@@ -124,6 +124,7 @@ def prepare(found: OpenBundle, *, server: str = "", device: str = "", qemu: str 
         command = command.with_server(server)
     if device:
         command = command.with_device(device)
+    _require_tests(command, recipe)
     chosen, used = _provided(command, recipe, qemu, say)
     command = command.with_qemu(chosen)
     images = {name: ensure_image(name, progress=say).digest for name in recipe.images}
@@ -138,6 +139,15 @@ def prepare(found: OpenBundle, *, server: str = "", device: str = "", qemu: str 
         }
     )
     return Prepared(command, list(made_with_differences(recipe, here)))
+
+
+def _require_tests(command: Command, recipe: Recipe) -> None:
+    """Look whether tests are here that a bundle is of: it has neither them nor what they import."""
+    if command.name in _TESTS and (missing := [name for name in recipe.files if not Path(name).exists()]):
+        raise UserError(
+            f"the bundle is of tests that are not here: {', '.join(missing)} from {Path.cwd()}",
+            hint="a bundle has neither tests nor what they import: go where they are, or to a copy of it",
+        )
 
 
 def _provided(command: Command, recipe: Recipe, explicit: str, say: Progress) -> tuple[str, Qemu]:

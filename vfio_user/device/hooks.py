@@ -154,7 +154,7 @@ class Hooks:
     def on_load(self) -> None:
         """After `load_state`: plan again what the state says is under way.
 
-        The device stands still until `on_resume`. What is planned waits for that by itself; a thread is let go there, as
+        The device stands still until `on_resume`. What is planned waits for that by itself. A thread is let go there:
         what it changes before makes the state another than the one that was saved, and the migration is given up.
 
         What is raised refuses the state; the device has its former one then, and this is called for that.

@@ -179,12 +179,15 @@ class VhostUser:
         """A character device that connects to `path` at once, and the device that is driven through it.
 
         Raises:
-            UserError: neither the name nor a property says which device of QEMU's that is.
+            UserError: neither the name nor a property says which device of QEMU's that is, or it is to be of a type
+                that QEMU does not know.
         """
         wanted = with_dashes(properties)
         driver = wanted.get("driver") or self._driver_of(device, path)
         if driver == _GENERIC and device:
             wanted = self._driven_as(device) | wanted
+        if driver == _GENERIC:
+            _check_type(wanted.get("virtio-id"))
         if driver in _TRANSLATED_IF_TOLD and device:
             wanted = {"iommu_platform": True} | wanted
         reconnect = _RECONNECT_MS if driver in _RECONNECTING else 0
@@ -251,6 +254,8 @@ _NET = "vhost-user-net-pci"
 """QEMU has no device of that name: its network card has a network that has the character device."""
 _GENERIC = "vhost-user-test-device-pci"
 """Drives whatever it is told to (hw/virtio/vhost-user-test-device.c)."""
+_KNOWN_TYPES = frozenset({*range(1, 14), *range(16, 42), 45})
+"""Device types of the specification that QEMU has names for (virtio_device_names in hw/virtio/virtio.c, 11.1)."""
 _CAPABILITIES = {"virtio-id": "virtio-id", "num_vqs": "queues", "vq_size": "queue-size", "config_size": "config-size"}
 """What it is told, and what a server of ours calls that (vhost_user/backend/catalogue.py)."""
 _CAPABILITIES_SECONDS = 60.0
@@ -295,6 +300,19 @@ def family_of_driver(driver: str) -> Family | None:
 def devices() -> list[str]:
     """The names of the devices that our servers have, of all families."""
     return sorted(name for family in FAMILIES for name in family.devices())
+
+
+def _check_type(virtio_id: object) -> None:
+    try:
+        number = int(str(virtio_id), 0)
+    except ValueError:
+        return  # it is none, or none is said, as QEMU says
+    if number not in _KNOWN_TYPES:
+        raise UserError(
+            f"virtio_id {number} is no device type that QEMU knows",
+            hint="it knows 1 to 13, 16 to 41 and 45 (virtio 1.3, Device Types); for a trial take one that the guest"
+            " has no driver for, 30 (a video encoder), say",
+        )
 
 
 def inside_qemu(
