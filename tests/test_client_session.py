@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -481,3 +482,9 @@ def test_a_posted_write_is_done_before_a_younger_read(current: Client) -> None:
     reply = current.raw(9, REGION_ACCESS.pack(SCRATCH, 0, 4))
     assert reply is not None
     assert reply.payload[-4:] == b"\x63\0\0\0"
+
+
+def test_a_client_that_is_made_of_an_address_says_how_one_connects() -> None:
+    address: Any = "/tmp/edu.sock"
+    with pytest.raises(TypeError, match=r"Client\.connect\(address\)"):
+        Client(address)

@@ -49,7 +49,14 @@ class ClientConnection:
 
         `busy_wait` is that of the thread that asks, where it looks for an answer of another process for a moment before
         it sleeps.
+
+        Raises:
+            TypeError: it is no stream.
         """
+        given: object = stream
+        if not isinstance(given, Stream):  # an address, say, as a front-end of vhost-user may be made of
+            name = type(self).__name__
+            raise TypeError(f"{name} takes a connected Stream, not {given!r}: {name}.connect(address) connects to one")
         self.dialect = dialect
         self.memory = AddressSpace()
         self.service = Service(dialect, self.memory)
