@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import threading
 import time
@@ -102,7 +101,7 @@ class Scene:
         self.plan.file.mkdir()
 
     def kill_interposer(self, server: DeviceServer) -> None:
-        server.interposer.child.signal(signal.SIGKILL)
+        server.kill_interposer()
         server.interposer.child.wait(5)
 
     @staticmethod

@@ -107,7 +107,12 @@ class Qemu:
         self.events = self
         self.mishaps: Any = frozenset()
         self.child = SimpleNamespace(
-            running=True, wait=lambda seconds: None, fate=lambda: "ended", log=folder / f"{name}.log"
+            running=True,
+            wait=lambda seconds: None,
+            fate=lambda: "ended",
+            log=folder / f"{name}.log",
+            argv=[],
+            exit_code=None,
         )
         self._told: deque[dict[str, Any]] = deque()
 
@@ -227,7 +232,7 @@ class Server:
     def __init__(self, world: World, name: str, shares_memory: bool) -> None:
         self.world, self.name, self.shares_memory = world, name, shares_memory
         self.control = self
-        self.child = SimpleNamespace(running=True, fate=lambda: "ended")
+        self.child = SimpleNamespace(running=True, fate=lambda: "ended", argv=[], exit_code=None)
         self.interposer = SimpleNamespace(child=self.child)
         self.state = "RUNNING"
         self.has_stopped = False

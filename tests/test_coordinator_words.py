@@ -14,6 +14,7 @@ from tests.cases import for_each_row
 from tests.migrating_world import DONE, World, config_of
 from userdev.errors import UserError
 from userdev.process import Deadline
+from vfio_user.harness.hosts.relayed import CONNECTION_ENDED, ENDED, PROGRAM
 from vfio_user.harness.migration import pci_state
 from vfio_user.harness.migration.coordinator import Coordinator, MovedByQemu
 from vfio_user.harness.migration.link import PAGE_SIZE, PRE_COPY_TURN
@@ -87,6 +88,26 @@ def test_a_guest_that_panicked_is_dead_whatever_became_of_its_devices(
 
     world.source.mishaps = Mishaps()
     assert world.migrate().verdict is verdict
+
+
+def test_of_a_host_whose_connection_has_ended_that_is_said_once_and_of_each_other_program_its_end(
+    make: Make, tmp_path: Path
+) -> None:
+    lost = f"{ENDED}b has ended"
+    (log := tmp_path / "relay.log").write_text(f"{lost}\n")
+    relay = {"running": False, "argv": [PROGRAM], "exit_code": CONNECTION_ENDED, "log": log, "wait": lambda _: None}
+    for error in ("the program at this control socket has gone", f"QEMU is heard of no more ({lost})"):
+        world = make()
+        world.destination.child = SimpleNamespace(**relay)
+        for _, there in world.servers:
+            there.child = SimpleNamespace(**relay)
+            there.interposer.child = there.child
+        world.servers[0][0].child.running = False
+        world.fails[_failing(world)] = UserError(error)
+        reason = world.migrate().reason
+        assert reason.count(lost) == 1
+        assert error in reason
+        assert "the source's server of dev0 ended" in reason
 
 
 def _failing(world: World) -> int:

@@ -17,7 +17,7 @@ import pytest
 
 from tests.processes import running, until
 from userdev.errors import UserError
-from userdev.process import Child
+from userdev.process import Child, await_text
 from vfio_user.harness.scratch import Scratch, checked_socket_path, processes_of, reap
 
 
@@ -156,6 +156,18 @@ def test_a_child_that_was_sent_the_signal_that_ended_it_has_not_ended_badly(
             os.kill(child.pid, number)
         assert child.wait(30) == -number
         assert (child.ended_on_request, child.ended_badly) == (asked, not asked)
+    finally:
+        child.stop()
+
+
+def test_a_child_that_stands_for_a_program_elsewhere_and_is_told_to_kill_it_has_not_ended_badly(log: Path) -> None:
+    """It ends as that program does, of another signal than it was sent: a relay to another host."""
+    child = Child("relay", ["sh", "-c", "trap 'kill -9 $$' USR1; echo ready; while :; do sleep 0.01; done"], log=log)
+    try:
+        assert await_text(child, b"ready", 30)
+        child.kill(signal.SIGUSR1)
+        assert child.wait(30) == -signal.SIGKILL
+        assert (child.ended_on_request, child.ended_badly) == (True, False)
     finally:
         child.stop()
 

@@ -70,7 +70,7 @@ def test_a_server_whose_processes_do_not_end_is_not_let_go_of(tmp_path: Path) ->
         return SimpleNamespace(stop=lambda: None, child=SimpleNamespace(group_is_alive=lambda: lives))
 
     def machine(*, leaves: bool) -> Any:
-        return SimpleNamespace(kill=lambda: None, stop=lambda: None, left_behind=lambda: ["a socket"] * leaves)
+        return SimpleNamespace(abandon=lambda: None, stop=lambda: None, left_behind=lambda: ["a socket"] * leaves)
 
     lab = Lab(folder=tmp_path)
     for stays in (False, True):

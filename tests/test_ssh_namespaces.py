@@ -77,7 +77,7 @@ def test_the_trace_of_an_interposer_there_is_written_here(host: SshHost, tmp_pat
                 assert client.load(0, 4, 4) == 0xEDCBA987
             if killed:
                 until(lambda: "REGION_READ liveness" in traced_values(trace))  # what is on its way is lost with it
-                server.interposer.child.signal(host.kill_signal)
+                server.kill_interposer()
                 assert server.interposer.child.wait(LIMIT) is not None
         finally:
             server.stop()

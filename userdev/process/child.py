@@ -142,6 +142,11 @@ class Child:
         self.signals.append(signal.Signals(number))
         self._process.send_signal(number)
 
+    def kill(self, by: int) -> None:
+        """End it as a crash would: by SIGKILL, or by what has it die of that as it stands for a program elsewhere."""
+        self.signals.append(signal.SIGKILL)
+        self._process.send_signal(by)
+
     def pause(self) -> None:
         """SIGSTOP; when this returns none of its threads runs, or it has ended. After the signal alone some still do.
 

@@ -296,7 +296,7 @@ class Lab:
     def end(self, machine: Machine | None, servers: Sequence[DeviceServer]) -> None:
         """End one side of a migration: the machine first, at once, for it must never run again."""
         if machine is not None:
-            machine.kill()
+            machine.abandon()
             machine.stop()
             if not machine.left_behind():
                 self.machines.remove(machine)

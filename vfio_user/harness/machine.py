@@ -253,12 +253,12 @@ class Machine:
 
     def kill(self) -> None:
         """End QEMU as a crash would."""
-        self.child.signal(self._kill_signal)
+        self.child.kill(self._kill_signal)
         self.child.wait(_STOP_SECONDS)
 
     def abandon(self) -> None:
         """End QEMU as a crash would, since nobody needs it any more: its end is nothing that went wrong."""
-        self.child.was_stopped = self.child.running
+        self.child.was_stopped |= self.child.running
         self.kill()
 
     def left_behind(self) -> list[str]:

@@ -81,6 +81,7 @@ class OwnProcess:
         Raises:
             ServerError: it does not come up within `limit` seconds.
         """
+        self._kill_signal = site.host.kill_signal
         listens = bool(device.command) or device.family.listens_itself
         with ExitStack() as inherited:
             fds = [] if listens else [inherited.enter_context(listen(path)).fileno()]
@@ -99,7 +100,7 @@ class OwnProcess:
 
     def kill(self) -> None:
         """End the server by SIGKILL and wait up to 5 s for its end."""
-        self.child.signal(9)
+        self.child.kill(self._kill_signal)
         self.child.wait(5)
 
     def pause(self) -> None:
@@ -316,6 +317,14 @@ class DeviceServer:
         self.server_path.unlink(missing_ok=True)
         self.owner = OwnProcess(self.device, self._site, name, self.server_path, self._limit)
         self._started(self.owner.child)
+
+    def kill_interposer(self) -> None:
+        """End its interposer as a crash would.
+
+        Raises:
+            UserError: there is none.
+        """
+        self.interposer.child.kill(self._site.host.kill_signal)
 
     def restart_interposer(self) -> None:
         """Start another interposer where one has ended; for a device whose QEMU connects again.

@@ -141,7 +141,7 @@ def upgrade(scene: Scene, device: SoakedDevice, chance: float) -> Facts:
 def interposer(scene: Scene, device: SoakedDevice, chance: float) -> Facts:
     """Kill the interposer, and start another where it was."""
     server = scene.server(device)
-    server.interposer.child.signal(9)
+    server.kill_interposer()
     server.restart_interposer()
     return {}
 

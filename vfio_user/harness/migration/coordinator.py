@@ -17,7 +17,7 @@ from userdev.control import ControlError
 from userdev.errors import UserdevError, UserError
 from userdev.process import Deadline
 from vfio_user.harness.command_line import slot_address
-from vfio_user.harness.last_words import fate_of
+from vfio_user.harness.hosts.relayed import lost_connection
 from vfio_user.harness.machine import Machine
 from vfio_user.harness.migration import pci_state, qemu_side
 from vfio_user.harness.migration.link import PAGE_SIZE, PRE_COPY_TURN, DeviceLink, SavedAgain
@@ -336,7 +336,9 @@ class Coordinator:
         problems = self._revive_devices()
         if isinstance(error, MigrationFailed) and error.machine is self._source:
             reason = error.explain()
-        report.reason = "; ".join((f"in phase {report.last_phase}: {reason}", *dead))
+        report.reason = "; ".join(
+            (f"in phase {report.last_phase}: {reason}", *(end for end in dead if end not in reason))
+        )
         try:
             qemu_side.let_run(self._source, self._was_running)
             panicked = Kind.PANIC in self._source.mishaps
@@ -347,7 +349,7 @@ class Coordinator:
         report.notes += problems
 
     def _casualties(self, wait: float) -> list[str]:
-        """Who has ended that should not have."""
+        """Who has ended that should not have; of all those on a host whose connection has ended that, once."""
         sides = {"source": self._source, "destination": self._destination}
         children = [(f"the {side}'s QEMU", machine.child) for side, machine in sides.items()]
         for link in self._links:
@@ -358,7 +360,8 @@ class Coordinator:
             sides_of = (("source", moved.source), ("destination", moved.destination))
             children += [(f"the {side}'s server of {moved.name}", server.child) for side, server in sides_of]
         self._destination.child.wait(wait)
-        return [f"{who} {fate_of(child)}" for who, child in children if not child.running]
+        ended = ((who, child) for who, child in children if not child.running)
+        return [*dict.fromkeys(lost_connection(child) or f"{who} {child.fate()}" for who, child in ended)]
 
     def _revive_devices(self) -> list[str]:
         problems = []
