@@ -15,7 +15,7 @@ from typing import Any
 from userdev.errors import UserError
 from userdev.process import Child
 from vfio_user.harness import evidence
-from vfio_user.harness.last_words import first_to_end_badly
+from vfio_user.harness.last_words import first_to_end_badly, tells
 from vfio_user.harness.records import Records
 from vfio_user.harness.server_exceptions import logged_exceptions
 from vfio_user.page.axis import Axis, Kind
@@ -181,3 +181,14 @@ def test_exceptions_are_told_in_the_order_in_which_they_were_raised(tmp_path: Pa
         ("b", "ValueError: 00:00:30.000", 20.0),
         ("a", "ValueError: 00:00:40.000", 30.0),
     ]
+
+
+def test_a_cause_is_told_by_an_error_that_has_it_or_why_its_program_is_heard_of_no_more() -> None:
+    lost = "the SSH connection to b has ended"
+    for said, cause, told in (
+        (f"stayed: {lost}; on a it goes on", f"guest.1 is heard of no more ({lost})", True),
+        ("stayed: the time was over", f"guest.1 is heard of no more ({lost})", False),
+        (f"stayed: {lost}", f"guest.1 exited with status 3: {lost}", False),
+        ("QEMU exited with status 3", "QEMU exited with status 3", True),
+    ):
+        assert tells(said, cause) is told, cause

@@ -153,6 +153,10 @@ def test_what_goes_wrong_as_a_host_is_lost_is_no_failure_of_the_guest(monkeypatc
         with pytest.raises(CouldNotBeDone, match="SSH connection to b") as told:
             scene.perform(monkeypatch, name, target)
         assert "it went wrong" in told.value.evidence
+        scene.lab.lost_connection = "it went wrong"  # the error has said it itself
+        with pytest.raises(CouldNotBeDone) as told:
+            scene.perform(monkeypatch, name, target)
+        assert (str(told.value), told.value.evidence) == ("it went wrong", "")
 
 
 def test_a_migration_that_a_host_hindered_is_none_that_lost_something() -> None:

@@ -40,6 +40,7 @@ from vfio_user.harness.hosts.host import LOCAL, Host
 from vfio_user.harness.hosts.provided import Provided
 from vfio_user.harness.image import ensure_image
 from vfio_user.harness.interposition import Interpose, Interposition
+from vfio_user.harness.last_words import tells
 from vfio_user.harness.machine import Machine
 from vfio_user.harness.memory_file import MemoryFile
 from vfio_user.harness.migration import Conductor, Mode, Plan, Report
@@ -480,7 +481,7 @@ class Lab:
             try:
                 cause = evidence.write(self.folder, self.records.children, wrong, ended, name=self.name)
                 is_known = ended.are_causes or still_at_work(self.records.children)
-                if wrong is not None and is_known and cause not in str(wrong):
+                if wrong is not None and is_known and not tells(str(wrong), cause):
                     wrong.add_note(f"first cause: {cause}")
             except OSError as full:
                 unwritten.append(full)

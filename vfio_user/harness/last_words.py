@@ -11,6 +11,7 @@ from vfio_user.page.noise import NOISE
 
 _GREETING = re.compile(r"^\S+ (?:is listening on|connects to) \S+$")
 """What a server of ours says when it is ready (`userdev.serving`): no reason for anything."""
+_UNHEARD = re.compile(r"is heard of no more \((.*)\)$")
 
 
 def reason(text: str) -> str:
@@ -32,6 +33,12 @@ def fate_of(child: Child) -> str:
     """As `Child.fate`; of a program on a host whose connection has ended that: how it ended itself nobody knows."""
     lost = lost_connection(child)
     return f"is heard of no more ({lost})" if lost else child.fate()
+
+
+def tells(said: str, cause: str) -> bool:
+    """Whether what an error says has a cause in it: as it is, or why a program is heard of no more."""
+    unheard = _UNHEARD.search(cause)
+    return (unheard[1] if unheard else cause) in said
 
 
 def first_to_end_badly(children: Iterable[Child], by: float) -> Child | None:

@@ -99,7 +99,8 @@ class Performance:
             raise
         except UserdevError as error:
             if lost := self._scene.lab.lost_connection:
-                raise CouldNotBeDone(lost, evidence=str(error)) from error
+                said = str(error)
+                raise (CouldNotBeDone(said) if lost in said else CouldNotBeDone(lost, evidence=said)) from error
             raise Failed.of(error) from error
 
 
