@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tests.cases import for_each, for_each_row
+from tests.clauses.sessions import RefusesWithoutTheBit
 from tests.conformance_target import Fault, InProcess, Proceed, Reply, failed, skipped, with_fault
 from tests.everything_device import Everything
 from userdev.errors import ProtocolError
@@ -149,6 +150,16 @@ def test_what_is_answered_and_ignored_is_one_finding(name: str, tmp_path: Path) 
     with InProcess(tmp_path, Everything, dialect=dialect, session=with_fault(fault)) as target:
         results = target.results(*groups)
     assert {result.check.id for result in results if result.outcome is Outcome.FAIL} == {expected}
+
+
+def test_a_refusal_without_the_error_bit_is_one_finding_that_says_so(tmp_path: Path) -> None:
+    groups = ("header", "info", "irq_info", "region_read", "order", "feature", "dma_map", "dma_unmap", "set_irqs")
+    for device in (Everything, Edu):
+        with InProcess(tmp_path, device, session=RefusesWithoutTheBit) as target:
+            wrong = failed(target.results(*groups))
+        assert len(wrong) == 1, wrong
+        [said] = wrong.values()
+        assert "has errno EINVAL and no Error bit" in said
 
 
 class AnswersAnotherMajor(Fault):

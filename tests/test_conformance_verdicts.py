@@ -17,6 +17,9 @@ class Bench:
     def begin(self) -> None:
         return
 
+    def cause(self) -> None:
+        return
+
     def close(self) -> None:
         return
 

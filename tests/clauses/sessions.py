@@ -9,7 +9,7 @@ from userdev.errors import ProtocolError
 from userdev.transport import BadFrame
 from vfio_user.server.connection import ClientGone
 from vfio_user.server.session import Session
-from vfio_user.wire import HEADER, NO_REPLY, Command, Message
+from vfio_user.wire import ERROR, HEADER, NO_REPLY, Command, Message
 from vfio_user.wire.layouts import REGION_ACCESS
 
 
@@ -117,6 +117,15 @@ class MarksItsRefusals(NoShortcut):
     def failed(self, message: Message, error: BaseException) -> None:
         super().failed(message, error)
         self.connection.out[-8] |= 0x40  # the flags, before the errno, of a reply that is a header
+
+
+class RefusesWithoutTheBit(NoShortcut):
+    """By an errno alone."""
+
+    def failed(self, message: Message, error: BaseException) -> None:
+        super().failed(message, error)
+        if message.wants_reply:
+            self.connection.out[-8] &= ~ERROR & 0xFF  # the flags, before the errno, of a reply that is a header
 
 
 class NamesNoErrno(NoShortcut):

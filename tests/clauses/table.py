@@ -114,6 +114,7 @@ MESSAGE_CLAUSES = [
     Clause("header/flags-of-replies", "a good reply has flags 0x41", Sends(lambda reply: replace(reply, flags=0x41))),
     Clause("header/flags-of-replies", "a good reply has errno 5", Sends(lambda reply: replace(reply, errno=5))),
     Clause("header/flags-of-replies", "past the end has flags 0x61", sessions.MarksItsRefusals),
+    Clause("header/flags-of-replies", "and no Error bit (0x20)", sessions.RefusesWithoutTheBit),
     Clause("header/errno-of-errors", "past the end has errno 5000", faults.RefusesWith(5000)),
     Clause("header/errno-of-errors", "past the end has errno 0", sessions.NamesNoErrno),
     Clause("header/errors-have-no-payload", "answers REGION_READ has 20 bytes", sessions.ExplainsItsRefusals),

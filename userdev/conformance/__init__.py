@@ -12,9 +12,10 @@ from userdev.conformance.check import (
     require,
     require_known_needs,
 )
-from userdev.conformance.runner import CheckResult, Crash, Outcome, Target, Workbench, run
+from userdev.conformance.runner import Cause, CheckResult, Crash, Outcome, Target, Workbench, run
 
 __all__ = [
+    "Cause",
     "Check",
     "CheckFailed",
     "CheckResult",

@@ -50,6 +50,14 @@ class Target(ServerUnderTest, Protocol):
         """The server's process, where it is known."""
 
 
+class Cause(NamedTuple):
+    """What a server was seen to do that explains whatever goes wrong: one finding, whichever check meets it."""
+
+    rule: str
+    """What it does not keep, as the object of "needs"."""
+    said: str
+
+
 class Workbench(Protocol):
     """One check's view of the server."""
 
@@ -59,6 +67,9 @@ class Workbench(Protocol):
         Raises:
             UserdevError: it lets nobody.
         """
+
+    def cause(self) -> Cause | None:
+        """What was seen of the server that explains why the check went wrong, whatever that says; None mostly."""
 
     def close(self) -> None:
         """Close all that the check has opened."""
@@ -178,6 +189,7 @@ def _run(check: Check[B], bench: Callable[[], B], dialect: str) -> CheckResult[B
     own = bench()
     begin = time.monotonic()
     relied_on, request = check.needs, ""
+    cause: Cause | None = None
     try:
         check.run(own)
         outcome, detail = Outcome.PASS, ""
@@ -185,13 +197,17 @@ def _run(check: Check[B], bench: Callable[[], B], dialect: str) -> CheckResult[B
         outcome, detail = Outcome.SKIP, str(reason)
     except Unmet as unmet:
         outcome, detail, relied_on = _verdict(check), str(unmet), (unmet.id, *relied_on)
+        cause = own.cause()
     except UserdevError as error:
         outcome, detail = _verdict(check), _said(error)
         request = getattr(error, "request", "")
+        cause = own.cause()
     except Exception as error:  # the other checks are worth running all the same
         outcome, detail = Outcome.BROKEN, f"the check itself broke: {error!r}{_line_of(check, error)}"
     finally:
         own.close()
+    if cause is not None:
+        detail, request = f"{detail}: {cause.said}", cause.rule
     return CheckResult(check, outcome, detail, time.monotonic() - begin, relied_on, request)
 
 

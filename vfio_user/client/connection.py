@@ -248,7 +248,7 @@ class ClientConnection:
         pending = None if flags & NO_REPLY else self.channel.expect(id, f"command {command}")
         header = HEADER.pack(id, command, HEADER_SIZE + len(payload) if size is None else size, flags, 0)
         self.channel.send_bytes(header + payload, fds)
-        return None if pending is None else self.channel.wait(pending, timeout=timeout)
+        return None if pending is None else self.wait(pending, timeout=timeout)
 
     def serve_until(self, done: Callable[[], bool], *, timeout: float = 5.0) -> bool:
         """Serve the server's requests until `done()`; whether it came to that within `timeout` seconds."""

@@ -9,18 +9,19 @@ from functools import cached_property
 from pathlib import Path
 
 from userdev.busy_wait import BusyWait
-from userdev.conformance import CheckFailed, Skip, Target, Unmet, relying, require
+from userdev.conformance import Cause, CheckFailed, Skip, Target, Unmet, relying, require
 from userdev.conformance.targets import Greet
 from userdev.counted import counted
 from userdev.errors import ProtocolError, errno_name
 from userdev.process import Deadline
 from userdev.transport import Stream, close_all
+from vfio_user.client.channel import Pending
 from vfio_user.client.client import Client
 from vfio_user.client.errors import Disconnected, RemoteError, none_refused
 from vfio_user.client.eventfd import EventFd
 from vfio_user.client.memory import GuestMemory
 from vfio_user.client.regions import Region
-from vfio_user.wire import Command, Dialect, Message
+from vfio_user.wire import ERROR, Command, Dialect, Message
 from vfio_user.wire.constants import MOST_IRQS, MOST_REGIONS, Feature, IrqIndex
 from vfio_user.wire.layouts import VfioDeviceInfo, VfioIrqInfo
 
@@ -53,6 +54,22 @@ def greeting(dialect: Dialect) -> Greet:
     return greet
 
 
+class Observer(Client):
+    """A client who remembers of replies what no check is about, and what explains that one goes wrong."""
+
+    cause: Cause | None = None
+
+    def wait(self, pending: Pending, *, timeout: float | None = None) -> Message:
+        """As `Client.wait`."""
+        reply = super().wait(pending, timeout=timeout)
+        if reply.errno and not reply.failed and self.cause is None:
+            said = f"the reply to {pending.name} has errno {errno_name(reply.errno)} and no Error bit ({ERROR:#x})"
+            self.cause = Cause(
+                "the Error bit of replies with an errno", f"{said}, without which it says that all is done"
+            )
+        return reply
+
+
 class Bench:
     """One check's view of the server. Everything it opens is closed at the end of the check."""
 
@@ -62,7 +79,7 @@ class Bench:
         dialect: Dialect,
         *,
         timeout: float,
-        first: Callable[[], Client | None] | None = None,
+        first: Callable[[], Observer | None] | None = None,
         busy_wait: BusyWait | None = None,
     ) -> None:
         """`first` is asked for the check's own client, where one may be there that is as new.
@@ -74,7 +91,7 @@ class Bench:
         self.timeout = timeout
         self._first = first
         self._busy_wait = busy_wait
-        self.clients: list[Client] = []
+        self.clients: list[Observer] = []
         self._eventfds: list[EventFd] = []
         self._memory: list[GuestMemory] = []
         self._fds: list[int] = []
@@ -104,6 +121,10 @@ class Bench:
         """Agree on a version."""
         self.connect()
 
+    def cause(self) -> Cause | None:
+        """As `Workbench.cause`: what one of the check's clients saw."""
+        return next((client.cause for client in self.clients if client.cause is not None), None)
+
     def connect(self) -> Client:
         """One more client, with a version agreed."""
         client = self.stranger()
@@ -113,7 +134,7 @@ class Bench:
     def stranger(self) -> Client:
         """A client that has not said anything yet."""
         stream = self.target.connect()
-        client = Client(stream, dialect=self.dialect, timeout=self.timeout, busy_wait=self._busy_wait)
+        client = Observer(stream, dialect=self.dialect, timeout=self.timeout, busy_wait=self._busy_wait)
         self.clients.append(client)
         return client
 

@@ -147,7 +147,7 @@ def type_reply(bench: Bench) -> None:
     channel.send_bytes(unasked.encode())
     client.device_info()  # whose answer comes behind that one, if there is any
     if answer.reply is not None:
-        bench.refused(answer.reply, (errno.EINVAL,), answer.name)
+        bench.refused(client.wait(answer), (errno.EINVAL,), answer.name)
 
 
 @header.check(

@@ -8,8 +8,7 @@ from typing import Self
 from userdev.busy_wait import BusyWait
 from userdev.conformance import Crash, Target
 from userdev.transport import Stream
-from vfio_user.client.client import Client
-from vfio_user.client.conformance.bench import Bench
+from vfio_user.client.conformance.bench import Bench, Observer
 from vfio_user.wire import Dialect
 
 
@@ -25,7 +24,7 @@ class Reception:
         self._dialect = dialect
         self._timeout = timeout
         self._busy_wait = BusyWait()
-        self._waiting: tuple[Stream, Client] | None = None
+        self._waiting: tuple[Stream, Observer] | None = None
 
     def bench(self) -> Bench:
         """One check's view of the server."""
@@ -56,11 +55,11 @@ class Reception:
         return self._target.pid
 
     def _have_wait(self, stream: Stream, timeout: float) -> None:
-        client = Client(stream, dialect=self._dialect, timeout=timeout, busy_wait=self._busy_wait)
+        client = Observer(stream, dialect=self._dialect, timeout=timeout, busy_wait=self._busy_wait)
         client.negotiate(minor=0)
         self._waiting = stream, client
 
-    def _first(self) -> Client | None:
+    def _first(self) -> Observer | None:
         """The one who waits, unless the server has ended meanwhile, or let it go."""
         if self._waiting is None or self._waiting[0].is_hung_up:
             return None

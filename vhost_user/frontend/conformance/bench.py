@@ -77,6 +77,9 @@ class Bench:
         """Have a back-end that answers."""
         self.stranger()
 
+    def cause(self) -> None:
+        """As `userdev.conformance.Workbench.cause`: nothing is seen here that a check does not say."""
+
     def stranger(self, *, regions: int = 1, answered: bool = True) -> FrontEnd:
         """A front-end that has agreed on nothing yet; `answered` False: nor knows whether anybody is there."""
         stream = self._connected() if answered else self.target.connect()
