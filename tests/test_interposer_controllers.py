@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from select import select
 
 import pytest
 
@@ -73,6 +74,14 @@ def test_a_controller_that_does_not_read_holds_up_nobody(edu: Interposed) -> Non
         assert_served(edu)
         answers = deaf.makefile("rb")
         assert [json.loads(answers.readline())["ok"] for _ in range(100)] == [True] * 100
+
+
+def test_a_controller_that_leaves_an_answer_unread_has_gone_as_any_other(edu: Interposed) -> None:
+    """Its connection is reset, which is no end of a stream."""
+    with connected(edu) as hasty:
+        hasty.sendall(b'{"command": "status"}\n')
+        assert select([hasty], [], [], 60)[0]
+    assert_served(edu)
 
 
 def test_what_a_controller_sends_ahead_is_bounded(edu: Interposed) -> None:
