@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import mmap
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -244,6 +246,30 @@ def test_a_kernel_that_refuses_is_found_out(monkeypatch: pytest.MonkeyPatch) -> 
         assert not userfault.is_allowed()
     finally:
         userfault.is_allowed.cache_clear()
+
+
+class System:
+    """In place of the C library: a system call that comes to this."""
+
+    def __init__(self, answer: int) -> None:
+        self.answer = answer
+        self.asked: list[tuple[int, int]] = []
+
+    def syscall(self, number: int, flags: int) -> int:
+        self.asked.append((number, flags))
+        ctypes.set_errno(errno.EPERM)
+        return self.answer
+
+
+@for_each([-1, 0, 7])
+def test_who_may_not_open_the_device_asks_by_the_system_call(answer: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    system = System(answer)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", Mock(side_effect=PermissionError(errno.EACCES, "not yours")))
+        patch.setattr(ctypes, "CDLL", lambda *_, **__: system)
+        with pytest.raises(PermissionError, match=os.strerror(errno.EPERM)) if answer < 0 else nullcontext():
+            assert userfault._open() == answer
+    assert system.asked == [(323, os.O_CLOEXEC | os.O_NONBLOCK)]
 
 
 def knows_no_such_request(_fd: int, _request: int, _api: bytearray) -> int:

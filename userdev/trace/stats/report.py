@@ -154,7 +154,7 @@ def _times(latencies: Latencies) -> dict[str, Any]:
 def _shown(name: str, value: Any) -> str:
     """A cell as people read it."""
     if value is None or (name in ("errors", "reads", "writes") and value == 0):
-        return "-" if name not in ("register",) else ""
+        return "-"
     if name in _TIMES:
         return duration(value)
     if name == "last":
