@@ -28,7 +28,7 @@ from vfio_user.interposer.replay import Ignored, What, load_script, replay
 from vfio_user.interposer.replay.comparing import Comparison
 from vfio_user.interposer.replay.memory import PAGE, SparseMemory
 from vfio_user.interposer.replay.outcome import Difference, ReplayOutcome
-from vfio_user.interposer.replay.player import Player
+from vfio_user.interposer.replay.player import SILENT, Ended, Player
 from vfio_user.interposer.replay.script import Script
 from vfio_user.interposer.replay.symptom import Symptom
 from vfio_user.interposer.trace import MessageRecord
@@ -209,7 +209,7 @@ def test_an_interrupt_of_a_server_that_is_slow_is_not_missed(tmp_path: Path, mon
     played(load_script(trace.path), answer).check()
 
 
-def played(script: Script, answer: Callable[[ScriptedServer, Message], Message]) -> ReplayOutcome:
+def played(script: Script, answer: Callable[[ScriptedServer, Message], Message | None]) -> ReplayOutcome:
     """What a replay finds that waits for an interrupt no longer than for the replies around it."""
     stream = (server := ScriptedServer(answer)).client_stream
     with server, Player(script, stream, patience=PATIENCE, beside=0.0) as player:
@@ -244,6 +244,33 @@ def test_one_that_does_not_answer_is_asked_on_if_it_ever_has() -> None:
     ours, theirs = socket.socketpair()
     with theirs, Player(asked, Stream(ours), patience=0.05, start=0.05) as player:
         assert [each.what for each in player.play().differences] == [What.NO_REPLY]
+
+
+def test_one_that_has_answered_is_given_as_much_patience_again() -> None:
+    ours, theirs = socket.socketpair()
+    script = Script.of([read(0, UP, 4)] * 9)
+    with theirs, Player(script, Stream(ours), patience=0.0) as player:
+        answers = [True, *[False] * (SILENT - 1), True, *[False] * SILENT]
+        player.outcome.replies[0] = read(0, UP, 4)
+        player._wait = lambda *_: answers.pop(0)  # type: ignore[method-assign]
+        with pytest.raises(Ended):
+            for step in script.requests:
+                player._await_reply(cast(MessageRecord, step))
+    assert not answers
+
+
+def test_a_reply_may_bring_as_many_descriptors_as_one_that_was_recorded() -> None:
+    """Those of several system calls, each of which takes fewer."""
+
+    def answer(server: ScriptedServer, message: Message) -> None:
+        data = message.reply(b"data").encode()
+        for part in (data[:5], data[5:]):
+            socket.send_fds(server.stream.socket, [part], [fd] * 200)
+
+    with memfd() as fd:
+        outcome = played(Script.of([replace(HELLO), request(Command.GET_REGION_INFO)]), answer)
+    assert outcome.same
+    assert [reply.payload for reply in outcome.replies.values()][1:] == [b"data"]
 
 
 class Started:

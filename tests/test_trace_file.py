@@ -328,9 +328,11 @@ def test_a_trace_of_before_headers_named_the_protocol_is_read(tmp_path: Path) ->
     assert "interrupt" in [entry.event for entry in trace.entries if isinstance(entry, Note)]
 
 
-def test_a_trace_names_its_protocol(tmp_path: Path) -> None:
+def test_a_trace_names_its_protocol_and_is_of_its_current_dialect_where_it_names_none(tmp_path: Path) -> None:
     TraceWriter(tmp_path / "trace", NAME, {}).close()
-    assert read_trace(tmp_path / "trace").header.about["protocol"] == "vfio-user"
+    trace = read_trace(tmp_path / "trace")
+    assert trace.header.about["protocol"] == "vfio-user"
+    assert trace.dialect is CURRENT
 
 
 def test_a_trace_can_be_written_to_a_descriptor_that_is_inherited(tmp_path: Path) -> None:

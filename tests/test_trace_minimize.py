@@ -27,6 +27,7 @@ from vfio_user.interposer.replay.outcome import Difference, ReplayOutcome
 from vfio_user.interposer.replay.reducing import Minimized
 from vfio_user.interposer.replay.script import Script
 from vfio_user.interposer.replay.steps import is_interrupt, place_of
+from vfio_user.interposer.replay.symptom import Symptom
 from vfio_user.interposer.trace import MessageRecord
 from vfio_user.wire import CURRENT, Capabilities, Command, encode_version
 
@@ -108,11 +109,22 @@ def test_a_write_stays_without_which_there_is_no_fault(
     assert sorted(accesses(load_script(short))) == [*[CAUSES] * 4, UP, DOWN]
 
 
-def test_the_count_of_what_is_left_is_that_of_the_result(trace: Path) -> None:
-    """A read that is asked again to see whether it passes is no part of either."""
+def test_the_count_of_what_is_left_is_that_of_the_result(trace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A read that is asked again to see whether it passes is no part of either, and nothing is tried without it."""
     lefts: list[int] = []
+    tried: list[tuple[Symptom, Script]] = []
+    shows = explaining.Trial.shows
+
+    def show(trial: explaining.Trial, symptom: Symptom, script: Script) -> bool:
+        tried.append((symptom, script))
+        return shows(trial, symptom, script)
+
+    monkeypatch.setattr(explaining.Trial, "shows", show)
     found = minimize(trace, STALE, progress=lambda left, replays, seconds: lefts.append(left))
     assert lefts[-1] == found.after
+    for symptom, script in tried[1:]:
+        assert {*script.versions, symptom.record, symptom.again} <= {step.number for step in script.requests}
+        assert script.versions
 
 
 def test_a_reference_says_what_is_right_where_the_recording_is_of_the_faulty_server(tmp_path: Path) -> None:
