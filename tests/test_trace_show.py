@@ -31,6 +31,7 @@ from vfio_user.interposer.trace.show import PACKETS
 from vfio_user.traces import open_trace
 from vfio_user.wire import CURRENT, NO_REPLY, Command
 from vfio_user.wire import layouts as at
+from vfio_user.wire.constants import Feature, FeatureFlags
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +106,18 @@ def test_a_feature_is_told_with_what_is_done_to_it(flags: int, operation: str) -
     message = request(Command.DEVICE_FEATURE, at.FEATURE.pack(16, flags) + at.DEVICE_STATE.pack(3, 0))
     found = describe(CURRENT, message).fields
     assert (found["feature"], found["operation"]) == ("MIG_DEVICE_STATE", operation)
+
+
+def test_fields_that_say_nothing_are_left_out_of_a_feature() -> None:
+    bodies = {
+        Feature.MIG_DEVICE_STATE: (at.DEVICE_STATE.pack(3, 0), {"state"}),
+        Feature.DMA_LOGGING_START: (at.LOGGING_CONTROL.pack(4096, 0, 0), {"page_size", "num_ranges"}),
+    }
+    for feature, (body, told) in bodies.items():
+        message = request(Command.DEVICE_FEATURE, at.FEATURE.pack(64, FeatureFlags.SET | feature) + body)
+        found = describe(CURRENT, message)
+        assert found.fields.keys() == {"argsz", "feature", "operation"} | told, feature
+        assert not found.data, feature
 
 
 def test_messages_are_shown_by_their_names(trace: Path) -> None:
