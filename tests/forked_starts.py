@@ -1,5 +1,7 @@
 """Has `subprocess` fork our programs from `fork_server.py` instead of starting an interpreter for each.
 
+Others too where a function is called before (`preexec_fn`): a worker with all its tests would be forked for that.
+
 For the tests a child is what it always was: a child of their process, with a number of its own and the same arguments,
 environment, descriptors and end. Only where that could not be so an interpreter is started: with other settings of
 Python's, other limits, a function to be called before that cannot be sent. A pytest process starts the first few
@@ -84,18 +86,20 @@ class ForkedStarts:
         """fork_exec of `_posixsubprocess`, which these are the arguments of."""
         asked = dict(zip(NAMES, rest, strict=False))
         words = [os.fsdecode(word) for word in arguments]
-        if not is_ours(words, asked):
+        ours = is_ours(words, asked)
+        if not (ours or asked["before"] is not None) or not can_be_sent(asked):
             return self._plain(arguments, *rest)
         self.starts += 1
-        sent = self._start(words[1:], asked)
+        sent = self._start(words[1:] if ours else words, asked, executed=not ours)
         if sent is None or self._server is None or self._server.settings != settings(sent[0].environment):
             return self._plain(arguments, *rest)
         self.forks += 1
         return self._server.fork(*sent)
 
-    def _start(self, arguments: list[str], asked: dict[str, Any]) -> tuple[Start, list[int]] | None:
+    def _start(self, arguments: list[str], asked: dict[str, Any], *, executed: bool) -> tuple[Start, list[int]] | None:
         """What the server is told, and the descriptors that go with it; None: it cannot be sent."""
         passed = [fd for fd in asked["keep"] if fd > 2 and fd != asked["error_write"]]  # those below are its pipes
+        passed += [asked["error_write"]] if executed else []
         pipes = (asked["stdin_read"], asked["stdout_write"], asked["stderr_write"])
         given = asked["environment"]
         start = Start(
@@ -107,6 +111,8 @@ class ForkedStarts:
             group=os.getpgrp() if asked["group"] < 0 and not asked["session"] else asked["group"],
             umask=asked["umask"],
             before=b"",
+            executables=tuple(map(os.fsdecode, asked["executables"])) if executed else (),
+            restores_signals=asked["signals"],
         )
         with contextlib.suppress(pickle.PicklingError, AttributeError, TypeError):
             before = pickle.dumps(asked["before"]) if asked["before"] is not None else b""
@@ -153,15 +159,22 @@ def _started() -> _Server | None:
 
 
 def is_ours(words: Sequence[str], asked: dict[str, Any]) -> bool:
-    """Whether this is a program that can be forked, as far as `subprocess` can ask for it here."""
+    """Whether this is a program that can be forked."""
     own = words[2:] if words[1:2] == ["-P"] else words[1:]
     return (
         asked["executables"] == (os.fsencode(sys.executable),)
         and words[0] == sys.executable
         and own[:1] == ["-m"]
         and own[1] in MODULES
-        and asked["close"]
+    )
+
+
+def can_be_sent(asked: dict[str, Any]) -> bool:
+    """Whether it is asked for as a server can have it, which changes no user and has a folder to begin in."""
+    return (
+        asked["close"]
         and (asked["gid"], asked["gids"], asked["uid"]) == (None, None, None)
+        and os.path.isdir(asked["folder"] or ".")  # noqa: PTH112 - as bytes too
     )
 
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ from tests.device_kit import open_fds
 from tests.fork_server import ROOT
 from tests.forked_starts import ENOUGH, ForkedStarts
 from tests.seeded_bugs.planting import environment
+from userdev.errors import UserError
 from userdev.process import spawn
 
 FACTS = """
@@ -28,7 +30,7 @@ unlike = {"LINES", "COLUMNS"}  # readline gives them to the C library's environm
 print(json.dumps({
     "argv": sys.argv,
     "path": sys.path,
-    "program": sys.modules["__main__"].__file__,
+    "program": vars(sys.modules["__main__"]).get("__file__"),
     "folder": os.getcwd(),
     "environment": {name: value for name, value in os.environ.items() if name not in unlike},
     "parent": os.getppid(),
@@ -129,6 +131,44 @@ def test_it_is_killed_with_its_owner_as_others_are(starts: ForkedStarts, device:
             return next(json.loads(line)["death"] for line in log if line.startswith(b"{"))
 
     assert both(starts, death) == (9, 9)
+
+
+def test_what_is_prepared_and_executed_is_as_by_a_fork_of_this(starts: ForkedStarts, tmp_path: Path) -> None:
+    inherited = os.open("/dev/null", os.O_RDONLY)
+    environment = {**os.environ, "OF_THE_TEST": "1"}
+
+    def facts() -> Any:
+        with (tmp_path / "log").open("w+b") as log:
+            command = [sys.executable, "-c", FACTS, "words"]
+            assert (
+                spawn(command, output=log, pass_fds=[inherited], environment=environment, folder=tmp_path).wait() == 0
+            )
+            log.seek(0)
+            return json.loads(log.read())
+
+    forked, plain = both(starts, facts)
+    assert forked == plain
+    assert (forked["death"], forked["parent"], forked["folder"]) == (9, os.getpid(), str(tmp_path))
+    assert str(inherited) in map(str, forked["descriptors"])
+    os.close(inherited)
+
+
+def test_why_it_cannot_be_executed_is_told_as_by_a_fork_of_this(starts: ForkedStarts, tmp_path: Path) -> None:
+    (tmp_path / "text").touch()
+    before = starts.forks
+    for name in ("./text", "./missing", "missing-from-every-path", "./text/below"):
+
+        def why(name: str = name) -> Any:
+            with pytest.raises(UserError) as told:
+                spawn([name], output=subprocess.DEVNULL, folder=tmp_path)
+            return str(told.value), told.value.hint
+
+        forked, plain = both(starts, why)
+        assert forked == plain, name
+    assert starts.forks == before + 4
+    with pytest.raises(subprocess.SubprocessError, match="preexec_fn"):
+        subprocess.Popen(["true"], preexec_fn=partial(os.chdir, tmp_path / "none"))
+    assert starts.forks == before + 5
 
 
 def test_statuses_and_output_are_the_programs(starts: ForkedStarts) -> None:
