@@ -99,6 +99,7 @@ def test_a_server_has_known_issues_of_its_own(status: str, reason: str, verdict:
     found = result_of(case(server), said(tmp_path, status, reason), ran=Ran("", 1), folder=tmp_path)
     assert found.verdict is verdict
     assert found.known_issue == ("slow" if verdict in (Verdict.XFAIL, Verdict.XPASS) else "")
+    assert ("not slow, whose symptom is 'late'" in found.cause) == (verdict is Verdict.FAIL)
 
 
 THEIRS = Server(about="a", protocol="vfio-user", kind="edu", command="./s {socket}", supports=())

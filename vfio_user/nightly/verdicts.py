@@ -130,7 +130,8 @@ def _of_its_own(case: Case, verdict: Verdict, cause: str, issue: str) -> tuple[V
         return Verdict.XPASS, f"{known.id} was not seen: {known.what}", known.id, ""
     if re.search(known.symptom, cause):
         return Verdict.XFAIL, "", known.id, f"{known.id}: {known.what}"
-    return verdict, cause, issue, ""
+    first, *more = cause.split("\n")
+    return verdict, "\n".join([f"{first} (not {known.id}, whose symptom is {known.symptom!r})", *more]), issue, ""
 
 
 def _issue_of(case: Case) -> ServerIssue | None:
