@@ -48,8 +48,8 @@ threading.Thread(target=listener.accept, daemon=True).start()
 signal.pause()
 """
 """A server that has nothing of ours."""
-CONNECTIONS, ANSWERS = 683, 8
-"""What all checks make, and wait for in each in the middle, of 10,700 questions of which most are asked at once."""
+CONNECTIONS, ANSWERS = 460, 8
+"""What all checks make, and wait for in each in the middle, of 9,600 questions of which most are asked at once."""
 REGISTERS = {"edu": (0, 4), "sample": (2, 4)}
 """Region, and offset of a register of four bytes."""
 
