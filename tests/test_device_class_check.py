@@ -231,15 +231,15 @@ WRONG: dict[str, tuple[int, str, str]] = {
 
         def dma(self) -> None: pass
     """),
-    "an option without Annotated": (2, "D.limit is a keyword argument", """
+    "an option without Annotated": (2, r"D.limit is a keyword argument.*Annotated\[int, .*\] = 3", """
 
         def __init__(self, *, limit: int = 3) -> None: super().__init__()
     """),
-    "an option without default": (2, "D.limit is an option without a default", """
+    "an option without default": (2, r"D.limit is an option without a default.*Annotated\[int, .*\] = 0", """
 
         def __init__(self, *, limit: Annotated[int, "how many"]) -> None: super().__init__()
     """),
-    "an option that no text makes": (2, "D.limit is an option of type list", """
+    "an option that no text makes": (2, r"D.limit is an option of type list.*Annotated\[str, .*\] = ''", """
 
         def __init__(self, *, limit: Annotated[list[int], "how many"] = ()) -> None: super().__init__()
     """),

@@ -10,6 +10,7 @@ import pytest
 
 from tests.cases import for_each, for_each_row
 from tests.device_kit import open_fds
+from userdev.declare.construction import followed_by
 from userdev.declare.returned import WrongValue
 from userdev.errors import DeclarationError, ProtocolError
 from vfio_user import (
@@ -404,3 +405,19 @@ def test_an_overlap_names_both() -> None:
 
     with pytest.raises(DeclarationError, match="Crowded: limit and window overlap at 0x2 of BAR 0"):
         Crowded()
+
+
+def test_a_constructor_that_has_failed_leaves_nothing_and_is_followed_when_it_is_called_again() -> None:
+    class Tried:
+        def __init__(self, wrong: bool) -> None:
+            if wrong:
+                raise ValueError("wrong")
+
+    finished: list[object] = []
+    Tried.__init__ = followed_by(Tried.__init__, finished.append)  # type: ignore[method-assign]
+    tried = Tried.__new__(Tried)
+    with pytest.raises(ValueError, match="wrong"):
+        tried.__init__(True)  # type: ignore[misc]
+    assert (finished, vars(tried)) == ([], {})
+    tried.__init__(False)  # type: ignore[misc]
+    assert (finished, vars(tried)) == ([tried], {})

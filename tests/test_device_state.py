@@ -10,6 +10,7 @@ import pytest
 
 from tests.cases import for_each
 from tests.device_kit import CONFIG, MASK, MSIX, NONE, UNMASK
+from userdev.declare.digest import digest_of
 from vfio_user import IntX, MsiX, PciDevice, PciIds, ProtocolError, ResetKind, memory, state, stored_register
 from vfio_user.device import function_of
 from vfio_user.migration import Migration
@@ -210,6 +211,13 @@ def test_the_digest_does_not_depend_on_the_process() -> None:
 
     assert Small().digest() == Reordered().digest()
     assert Small().digest() == SMALL_DIGEST
+
+
+def test_what_no_state_can_be_has_no_digest() -> None:
+    """However deep it is: left out of it, two values that differ would have one."""
+    for value in (object(), {1}, 1j, [object()], {"a": [{1}]}):
+        with pytest.raises(TypeError, match="state cannot hold"):
+            digest_of(value)
 
 
 SMALL_DIGEST = "9ecf3bfd3a20593998f88b6d247e3c8b5246f54a79a34bd95fdad831f36159e8"

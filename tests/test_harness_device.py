@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 from types import SimpleNamespace
@@ -40,8 +41,9 @@ def test_paths_of_a_command_stay_one_word_each_whatever_is_in_them() -> None:
 def test_a_program_that_is_named_for_each_host_is_not_looked_for_on_this_one() -> None:
     for text in ("/opt/{host}/srv {socket}", "edu", "sh {socket}"):
         Device.parse(text).require_program()
-    with pytest.raises(UserError):
-        Device.parse("/none/such/srv {socket}").require_program()
+    for text, said in (("/none/such/srv {socket}", "/none/such/srv: "), ("./none/srv {socket}", f" in {Path.cwd()}: ")):
+        with pytest.raises(UserError, match=re.escape(said)):
+            Device.parse(text).require_program()
 
 
 def test_a_reason_with_words_that_every_device_has_is_still_the_servers() -> None:

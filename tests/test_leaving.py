@@ -58,12 +58,15 @@ def test_a_process_that_nobody_reads_ends_with_one_unless_it_was_worse(
         raise SystemExit(status)
 
     monkeypatch.setattr(os, "_exit", ended)
-    monkeypatch.setattr(threading, "_shutdown", lambda: None)
-    monkeypatch.setattr(atexit, "_run_exitfuncs", lambda: None)
+    done: list[str] = []
+    monkeypatch.setattr(threading, "_shutdown", lambda: done.append("threads"))
+    monkeypatch.setattr(atexit, "_run_exitfuncs", lambda: done.append("what is to be done at the end"))
     for status, wanted in ((0, 1), (1, 1), (2, 2), (130, 130)):
+        done.clear()
         with pytest.raises(SystemExit) as left:
             leave(status)
         assert left.value.code == wanted, status
+        assert done == ["threads", "what is to be done at the end"], status
 
 
 def test_an_error_that_nobody_reads_ends_with_one(close_all: Callable[[], None]) -> None:

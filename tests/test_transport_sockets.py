@@ -381,10 +381,11 @@ def test_the_other_end_of_a_socket_is_told_from_all_others() -> None:
     ours, theirs = socket.socketpair()
     others = socket.socketpair()
     copy = theirs.dup()
-    with ours, theirs, copy, others[0], others[1]:
+    with ours, theirs, copy, others[0], others[1], socket.socket(socket.AF_UNIX) as alone:
         assert is_other_end(ours, theirs.fileno())
         assert is_other_end(ours, copy.fileno())
-        assert not any(is_other_end(ours, fd.fileno()) for fd in (ours, *others))
+        assert not any(is_other_end(ours, fd.fileno()) for fd in (ours, *others, alone))
+        assert not any(is_other_end(alone, fd.fileno()) for fd in (ours, *others, alone))
 
 
 def test_what_was_sent_is_taken_once_the_peer_has_received_all_of_it() -> None:
