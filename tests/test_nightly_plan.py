@@ -216,9 +216,9 @@ def test_a_command_may_have_braces_that_are_no_placeholders(tmp_path: Path) -> N
         assert plan.servers["theirs"].command == command
 
 
-@for_each(["", "- a\n- b\n", "name", "a: ["])
-def test_what_is_no_plan_at_all_is_refused_with_a_line(text: str, tmp_path: Path) -> None:
-    assert "plan.yaml:" in refusal(tmp_path, text)
+@for_each_row([*((text, ":1: a plan is a table: ") for text in ("", "- a\n- b\n", "name")), ("a: [", ":")])
+def test_what_is_no_plan_at_all_is_refused_with_a_line(text: str, words: str, tmp_path: Path) -> None:
+    assert f"plan.yaml{words}" in refusal(tmp_path, text)
 
 
 @for_each(["name: theirs", "groups: {third: {servers: [edu], tests: [dma]}}"])
