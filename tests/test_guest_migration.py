@@ -57,6 +57,18 @@ def test_what_was_started_there_is_ended_also_where_the_report_cannot_be_written
     assert launcher.ended == [None]
 
 
+def test_a_migration_that_fails_as_a_host_is_silent_was_hindered_by_it(tmp_path: Path) -> None:
+    """Its connections are there still."""
+    silent = "no SSH connection to b: timed out"
+    for why in ("", silent):
+        launcher: Any = Launcher()
+        to: Any = SimpleNamespace(name="b", unanswered=lambda why=why: why)
+        report = move(launcher, guest_of(tmp_path), to, Mode.COORDINATED, Plan(), Conductor(), None)
+        assert report.verdict is Verdict.STAYED
+        assert (report.hindered, silent in report.sentence) == (why, bool(why))
+        assert "QEMU does not start" in report.reason
+
+
 def server(
     *,
     by_qemu: bool = False,

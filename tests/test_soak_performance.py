@@ -12,6 +12,8 @@ import pytest
 
 from userdev.errors import UserError
 from vfio_user.harness import Assignment, Mode, Phase, Report, Verdict
+from vfio_user.harness.hosts import Pair
+from vfio_user.harness.hosts.host import LOCAL, Host
 from vfio_user.harness.migration.report import PhaseRecord
 from vfio_user.soak import EVENTS, Failed, Happening, acts, lacks
 from vfio_user.soak.failed import CouldNotBeDone
@@ -50,6 +52,7 @@ class Told:
         self.done: list[str] = []
         self.guest = None
         self.lab = SimpleNamespace(lost_connection="")
+        self.pair = Pair(LOCAL, LOCAL)
         self._wrong = wrong
 
     def do(self, what: str) -> None:
@@ -157,6 +160,15 @@ def test_what_goes_wrong_as_a_host_is_lost_is_no_failure_of_the_guest(monkeypatc
         with pytest.raises(CouldNotBeDone) as told:
             scene.perform(monkeypatch, name, target)
         assert (str(told.value), told.value.evidence) == ("it went wrong", "")
+
+
+def test_what_goes_wrong_as_a_host_is_silent_is_no_failure_of_the_guest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its connections are there still, for a minute."""
+    name, target = next(iter(cases()))
+    scene = Told(wanted(name, target)[0])
+    scene.pair = Pair(LOCAL, cast(Host, SimpleNamespace(unanswered=lambda: "no SSH connection to b: timed out")))
+    with pytest.raises(CouldNotBeDone, match="timed out"):
+        scene.perform(monkeypatch, name, target)
 
 
 def test_a_migration_that_a_host_hindered_is_none_that_lost_something() -> None:

@@ -15,6 +15,7 @@ import pytest
 from userdev.errors import UserError
 from userdev.process import Child
 from vfio_user.harness.hosts import LocalHost, SshHost, ssh
+from vfio_user.harness.hosts.host import unanswered
 from vfio_user.harness.hosts.ssh_connection import put
 
 
@@ -36,6 +37,22 @@ def test_what_puts_files_on_a_host_is_ended_when_it_takes_too_long(
     with pytest.raises(UserError, match="could not be put"):
         SshHost("b", "host.example", "host.example", through=Through()).provide(tmp_path)
     assert [child.running for child in started] == [False]
+
+
+def test_a_host_is_silent_where_another_connection_is_not_made_and_says_why_not() -> None:
+    refusal = "no SSH connection to host.example:22: timed out"
+
+    class Through(LocalHost):
+        def __init__(self, script: str) -> None:
+            super().__init__()
+            self.script = script
+
+        def command(self, argv: Sequence[str], socket: Path | None = None) -> list[str]:
+            return ["sh", "-c", self.script]
+
+    for script, why in (("exit 0", ""), (f"echo {refusal}; exit 1", refusal)):
+        host = SshHost("b", "host.example", "host.example", through=Through(script))
+        assert (host.unanswered(), unanswered(LocalHost("a"), host)) == (why, why)
 
 
 class FullDisk:

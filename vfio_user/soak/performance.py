@@ -11,6 +11,7 @@ from typing import Any
 
 from userdev.errors import UserdevError
 from vfio_user.harness import Cell, Lab
+from vfio_user.harness.hosts.host import unanswered
 from vfio_user.soak.events import EVENTS, Event
 from vfio_user.soak.failed import CouldNotBeDone, Failed
 from vfio_user.soak.guest import Scene, SoakedSpec, scene_of
@@ -98,7 +99,7 @@ class Performance:
         except CouldNotBeDone:
             raise
         except UserdevError as error:
-            if lost := self._scene.lab.lost_connection:
+            if lost := self._scene.lab.lost_connection or unanswered(self._scene.pair.a, self._scene.pair.b):
                 said = str(error)
                 raise (CouldNotBeDone(said) if lost in said else CouldNotBeDone(lost, evidence=said)) from error
             raise Failed.of(error) from error

@@ -52,6 +52,9 @@ class Host(Protocol):
     def provide(self, *paths: Path) -> None:
         """Have files and folders of this machine there, at the same paths."""
 
+    def unanswered(self) -> str:
+        """Why it is not reached now, be there a connection or not; "" where it answers."""
+
 
 class OnThisMachine:
     """The part that all hosts on this machine have in common."""
@@ -70,6 +73,10 @@ class OnThisMachine:
     def provide(self, *paths: Path) -> None:
         """They are there."""
 
+    def unanswered(self) -> str:
+        """Nothing."""
+        return ""
+
 
 @dataclass(frozen=True)
 class LocalHost(OnThisMachine):
@@ -85,3 +92,11 @@ class LocalHost(OnThisMachine):
 
 LOCAL = LocalHost()
 """This machine, where nothing else is said."""
+
+
+def unanswered(*hosts: Host) -> str:
+    """Why one of these hosts is not reached now; "" where all answer.
+
+    A connection to a machine that is paused, or whose cable was pulled, is there for a minute longer.
+    """
+    return next(filter(None, (host.unanswered() for host in hosts)), "")

@@ -126,6 +126,17 @@ class SshHost:
         Raises:
             HostFailure: they cannot be written there, or it is not reached any more.
         """
+        if why := self._refusal(_PROVIDE_SECONDS, *paths):
+            raise HostFailure(f"files could not be put on {self.name}: {why}", hint=WRITE_BOTH)
+
+    def unanswered(self) -> str:
+        """Why it is not reached now, by another connection than there are; "" where it answers. Takes `connected`'s
+        time where nobody says anything.
+        """
+        return self._refusal(_START_SECONDS)
+
+    def _refusal(self, seconds: float, *paths: Path) -> str:
+        """Why no connection is made by which files are put there within so many seconds; "" where it was, and they."""
         command = [
             sys.executable,
             "-P",
@@ -137,9 +148,9 @@ class SshHost:
         with NamedTemporaryFile(prefix="vfio-user-provide-", suffix=".log") as log:
             child = Child(f"provide {self.name}", self.through.command(command), log=Path(log.name))
             try:
-                if child.wait(_PROVIDE_SECONDS) != 0:
-                    why = ": ".join(line.strip() for line in child.last_words().splitlines())
-                    raise HostFailure(f"files could not be put on {self.name}: {why}", hint=WRITE_BOTH)
+                if child.wait(seconds) == 0:
+                    return ""
+                return ": ".join(line.strip() for line in child.last_words().splitlines())
             finally:
                 child.stop()
 

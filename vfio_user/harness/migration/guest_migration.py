@@ -12,7 +12,7 @@ from vfio_user.harness.attachment import Attachment
 from vfio_user.harness.booted_guest import BootedGuest, Plugged, attachment_of
 from vfio_user.harness.device import Device
 from vfio_user.harness.guest_spec import GuestSpec
-from vfio_user.harness.hosts.host import Host, HostFailure
+from vfio_user.harness.hosts.host import Host, HostFailure, unanswered
 from vfio_user.harness.interposition import Interpose
 from vfio_user.harness.machine import Machine
 from vfio_user.harness.migration.coordinator import FAILURES, Coordinator, MovedByQemu
@@ -87,7 +87,7 @@ def move(
                 machine = arriving.start(servers)
         except FAILURES as error:
             report.reason = f"in phase {Phase.START}: {error}"
-            report.hindered = str(error) if isinstance(error, HostFailure) else lab.lost_connection
+            report.hinder(str(error) if isinstance(error, HostFailure) else _lost_host(lab, guest.host, to))
             return report
         with ExitStack() as moving:
             links = [moving.enter_context(closing(link)) for link in arriving.links(guest.devices, servers)]
@@ -97,7 +97,7 @@ def move(
             )
             coordinator.run()
             if not report.ok:
-                report.hindered = lab.lost_connection
+                report.hinder(_lost_host(lab, guest.host, to))
         rebooted = was_reset(source)
         if report.verdict is Verdict.MIGRATED:
             arriving.stays = True  # the guest runs there, whatever fails of what is still to do here
@@ -173,6 +173,11 @@ def choose_mode(mode: Mode, servers: list[DeviceServer]) -> Mode:
             hint="mode coordinated does it for any QEMU, auto takes what there is",
         )
     return Mode.NATIVE if native else Mode.COORDINATED
+
+
+def _lost_host(lab: Launcher, *hosts: Host) -> str:
+    """Why one of them could not do its part, where it has gone: its connection has ended, or it is silent."""
+    return lab.lost_connection or unanswered(*hosts)
 
 
 class _Arriving:

@@ -150,6 +150,12 @@ class Report:
         if not ok:
             self.reason = "; ".join(filter(None, (self.reason, f"{what}: {detail}")))
 
+    def hinder(self, why: str) -> None:
+        """Note why a host could not do its part, and tell it beside what came of that; "" is no reason."""
+        self.hindered = why
+        if why not in self.reason:
+            self.reason = "; ".join(filter(None, (self.reason, why)))
+
     @property
     def last_phase(self) -> Phase | None:
         """The phase that was begun last; None before the first."""
