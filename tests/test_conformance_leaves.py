@@ -55,7 +55,7 @@ class Keeps(Fault):
         return proceed(command, message)
 
 
-@for_each_row([(Command.REGION_READ, 16), (Command.DEVICE_RESET, 0), (Command.SET_IRQS, 4)])
+@for_each_row([(Command.REGION_READ, 16), (Command.DEVICE_RESET, 0), (Command.SET_IRQS, 20)])
 def test_descriptors_that_one_command_leaves_open_are_noticed(
     command: Command, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

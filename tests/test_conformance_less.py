@@ -8,12 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tests.cases import for_each, for_each_row
+from tests.clauses.faults import Says
 from tests.clauses.sessions import RefusesWithoutTheBit
 from tests.conformance_target import Fault, InProcess, Proceed, Reply, failed, skipped, with_fault
 from tests.everything_device import Everything
 from userdev.errors import ProtocolError
 from userdev_servers.edu import Edu
 from vfio_user.client.conformance import CATALOGUE, Level, Outcome
+from vfio_user.server.connection import ClientGone
 from vfio_user.server.session import Session
 from vfio_user.wire import CURRENT, DRAFT_V6, HEADER_SIZE, REGION_MIGRATION, Command, Dialect, Message
 from vfio_user.wire.constants import Feature, FeatureFlags, MigrationState, MigrationSupport
@@ -122,6 +124,7 @@ class ForgetsARefusal(Fault):
             raise
 
 
+C = Command
 DMA = ("dma_map", "dma_unmap", "dirty_logging", "dirty_pages", "session", "reset")
 STATES = ("feature", "migration", "mig_data", "dirty_logging", "reset")
 WRITES = ("order", "region_write", "write_multi", "config", "migration_region")
@@ -150,6 +153,33 @@ def test_what_is_answered_and_ignored_is_one_finding(name: str, tmp_path: Path) 
     with InProcess(tmp_path, Everything, dialect=dialect, session=with_fault(fault)) as target:
         results = target.results(*groups)
     assert {result.check.id for result in results if result.outcome is Outcome.FAIL} == {expected}
+
+
+class HangsUpOnLess(Fault):
+    """On whoever sends less than the structure of a request."""
+
+    def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
+        if len(message.payload) < SHAPES.get(command, (0, 0))[0]:
+            raise ClientGone("it says too little")
+        return proceed(command, message)
+
+
+@for_each([CURRENT, DRAFT_V6])
+def test_a_session_that_ends_of_too_short_a_payload_fails_what_is_about_that(dialect: Dialect, tmp_path: Path) -> None:
+    with InProcess(tmp_path, Edu, dialect=dialect, session=with_fault(HangsUpOnLess())) as target:
+        wrong = failed(target.results("dma_map", "dma_unmap", "device_dma", "reset", "session"))
+    assert all(id.endswith(("/payload-too-short", "/table-cut")) for id in wrong), wrong
+    assert "dma_map/payload-too-short" in wrong or dialect is DRAFT_V6
+
+
+@for_each([CURRENT, DRAFT_V6])
+def test_replies_that_end_too_early_are_one_finding_in_words_of_the_reply(dialect: Dialect, tmp_path: Path) -> None:
+    for command in (C.GET_INFO, C.GET_REGION_INFO, C.GET_IRQ_INFO, C.REGION_READ, C.REGION_WRITE):
+        fault = Says(command, lambda _: b"abc")
+        with InProcess(tmp_path, Edu, dialect=dialect, session=with_fault(fault)) as target:
+            wrong = failed(target.results("version", "header", "region_info", "irq_info", "region_read", "order"))
+        assert len(wrong) == 1, (command, wrong)
+        assert all(f"the reply to {command.value} has 3 bytes of payload" in said for said in wrong.values()), wrong
 
 
 def test_a_refusal_without_the_error_bit_is_one_finding_that_says_so(tmp_path: Path) -> None:

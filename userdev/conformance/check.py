@@ -46,9 +46,11 @@ class Skip(UserdevError):
 class Unmet(UserdevError):
     """What the check needs first is the rule of another check, `id`, and went wrong; the text says how."""
 
-    def __init__(self, id: str, what: str) -> None:
+    def __init__(self, id: str, what: str, request: str = "") -> None:
+        """`request` as of `CheckFailed`."""
         super().__init__(what)
         self.id = id
+        self.request = request
 
 
 @contextmanager
@@ -63,7 +65,7 @@ def relying(id: str) -> Iterator[None]:
     except (Skip, Unmet):
         raise
     except UserdevError as error:
-        raise Unmet(id, str(error)) from error
+        raise Unmet(id, str(error), getattr(error, "request", "")) from error
 
 
 @dataclass(frozen=True)

@@ -197,6 +197,7 @@ def _run(check: Check[B], bench: Callable[[], B], dialect: str) -> CheckResult[B
         outcome, detail = Outcome.SKIP, str(reason)
     except Unmet as unmet:
         outcome, detail, relied_on = _verdict(check), str(unmet), (unmet.id, *relied_on)
+        request = unmet.request
         cause = own.cause()
     except UserdevError as error:
         outcome, detail = _verdict(check), _said(error)

@@ -12,6 +12,7 @@ from userdev.transport import Address, Stream, close_all, connect
 from vfio_user.client.channel import Channel, Pending, giving_up
 from vfio_user.client.errors import RemoteError
 from vfio_user.client.memory import AddressSpace
+from vfio_user.client.reading import read_as
 from vfio_user.client.service import Service
 from vfio_user.wire import (
     CURRENT,
@@ -27,6 +28,7 @@ from vfio_user.wire import (
     decode_version,
     encode_version,
 )
+from vfio_user.wire.layouts import VERSION
 
 QEMU_FDS = 16
 """Descriptors that QEMU takes and sends with one message (hw/vfio-user/protocol.h, VFIO_USER_MAX_MAX_FDS)."""
@@ -106,6 +108,7 @@ class ClientConnection:
         proposal = encode_version(self.dialect, minor, capabilities)
         reply = self.request(Command.VERSION, proposal)
         try:
+            read_as(VERSION, reply.payload, Command.VERSION.value)
             server = decode_version(self.dialect, reply.payload)
             if server.minor > minor:
                 raise ProtocolError(f"VERSION: the server answers minor {server.minor} to {minor}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TypeVar
 
+from userdev.counted import counted
 from userdev.errors import ProtocolError, UserdevError, errno_in_words
 from vfio_user.wire import Message
 
@@ -41,6 +42,14 @@ class NoEnd(ProtocolError):
     def __init__(self, request: str, most: int) -> None:
         super().__init__(f"{request}: the device's state has more than {most:,} bytes, and no end yet")
         self.request = f"the end of {request}"
+
+
+class ShortReply(ProtocolError):
+    """A reply ends before what every good one has. `request` is what has none that is long enough: one fault."""
+
+    def __init__(self, command: str, size: int, needed: int, name: str) -> None:
+        super().__init__(f"the reply to {command} has {counted(size, 'byte')} of payload, and {name} needs {needed}")
+        self.request = f"a whole reply to {command}"
 
 
 def none_refused(found: Iterable[T | RemoteError]) -> list[T]:

@@ -9,6 +9,7 @@ from userdev.errors import ProtocolError
 from userdev.memory.bitmap import DirtyBitmap, bitmap_size
 from vfio_user.client.connection import ClientConnection
 from vfio_user.client.errors import NoEnd, RemoteError
+from vfio_user.client.reading import read_as
 from vfio_user.wire import Command
 from vfio_user.wire.constants import Feature, FeatureFlags, MigrationState, MigrationSupport
 from vfio_user.wire.layouts import (
@@ -33,7 +34,7 @@ class FeatureCalls(ClientConnection):
         """DEVICE_FEATURE as it is on the wire; `room` is the size of the answer's data. The answer's data."""
         argsz = FEATURE.size + max(len(data), room)
         reply = self.request(Command.DEVICE_FEATURE, FEATURE.pack(argsz, feature | operation, tail=data))
-        FEATURE.unpack(reply.payload)
+        read_as(FEATURE, reply.payload, Command.DEVICE_FEATURE.value)
         return reply.payload[FEATURE.size :]
 
     def has_feature(self, feature: int, operation: int = 0) -> bool:
@@ -49,12 +50,12 @@ class FeatureCalls(ClientConnection):
     def migration_support(self) -> MigrationSupport:
         """The device's abilities (GET of the MIGRATION feature)."""
         data = self.device_feature(Feature.MIGRATION, FeatureFlags.GET, room=MIGRATION_FLAGS.size)
-        return MigrationSupport(MIGRATION_FLAGS.unpack(data).flags)
+        return MigrationSupport(read_as(MIGRATION_FLAGS, data, "GET of MIGRATION").flags)
 
     def migration_state(self) -> MigrationState:
         """The device's state (GET of MIG_DEVICE_STATE)."""
         data = self.device_feature(Feature.MIG_DEVICE_STATE, FeatureFlags.GET, room=DEVICE_STATE.size)
-        return _state(DEVICE_STATE.unpack(data).state)
+        return _state(read_as(DEVICE_STATE, data, "GET of MIG_DEVICE_STATE").state)
 
     def set_migration_state(self, state: int) -> None:
         """Take the device to another state; a number, so that one can ask for what does not exist."""
@@ -67,7 +68,7 @@ class FeatureCalls(ClientConnection):
         """At most `size` bytes of the device's state; none at its end, or where there is nothing yet."""
         request = MIGRATION_DATA.pack(MIGRATION_DATA.size + size, size)
         payload = self.request(Command.MIG_DATA_READ, request).payload
-        got = MIGRATION_DATA.unpack(payload).size
+        got = read_as(MIGRATION_DATA, payload, Command.MIG_DATA_READ.value).size
         if got > size or got > len(payload) - MIGRATION_DATA.size:
             raise ProtocolError(f"MIG_DATA_READ of {size} bytes answered with size {got} in {len(payload)} bytes")
         return payload[MIGRATION_DATA.size : MIGRATION_DATA.size + got]

@@ -8,6 +8,7 @@ from userdev.transport import close_all
 from vfio_user.client.connection import ClientConnection, at_once
 from vfio_user.client.errors import NoAnswer, RemoteError, none_refused
 from vfio_user.client.eventfd import EventFd
+from vfio_user.client.reading import read_as
 from vfio_user.wire import Command, Message
 from vfio_user.wire.constants import IrqSetFlags
 from vfio_user.wire.layouts import IRQ_INFO, IRQ_SET, VfioIrqInfo
@@ -36,7 +37,7 @@ class IrqCalls(ClientConnection):
 
     def _irq_description(self, reply: Message) -> VfioIrqInfo | RemoteError:
         try:
-            return IRQ_INFO.unpack(self.checked(Command.GET_IRQ_INFO, reply).payload)
+            return read_as(IRQ_INFO, self.checked(Command.GET_IRQ_INFO, reply).payload, Command.GET_IRQ_INFO.value)
         except RemoteError as error:
             return error
 

@@ -13,6 +13,7 @@ from userdev.memory.shrinking import can_shrink
 from userdev.transport import close_all
 from vfio_user.client.connection import ClientConnection, at_once
 from vfio_user.client.errors import RemoteError, none_refused
+from vfio_user.client.reading import read_as
 from vfio_user.wire import Command, Message
 from vfio_user.wire.constants import MIGRATION_REGION_TYPE, MOST_REGIONS, NO_FD, IoFdType, RegionFlags, RegionIndex
 from vfio_user.wire.layouts import (
@@ -72,7 +73,7 @@ class RegionCalls(ClientConnection):
         except RemoteError as error:
             error.request = Command.GET_INFO.value
             raise
-        return DEVICE_INFO.unpack(reply.payload)
+        return read_as(DEVICE_INFO, reply.payload, Command.GET_INFO.value)
 
     def reset(self) -> None:
         """Reset the device (DEVICE_RESET)."""
@@ -139,12 +140,12 @@ class RegionCalls(ClientConnection):
         """
         reply = self.request(Command.GET_REGION_IO_FDS, REGION_IO_FDS.pack(REGION_IO_FDS.size, 0, index, 0))
         try:
-            needed = REGION_IO_FDS.unpack(reply.payload).argsz
+            needed = read_as(REGION_IO_FDS, reply.payload, Command.GET_REGION_IO_FDS.value).argsz
             if needed > REGION_IO_FDS.size:
                 _give_up(reply)
                 reply = self.request(Command.GET_REGION_IO_FDS, REGION_IO_FDS.pack(needed, 0, index, 0))
             entries = list(IO_FD.unpack_all(reply.payload, REGION_IO_FDS.size))
-            said = REGION_IO_FDS.unpack(reply.payload).nr_entries
+            said = read_as(REGION_IO_FDS, reply.payload, Command.GET_REGION_IO_FDS.value).nr_entries
             if said != len(entries):
                 raise ProtocolError(f"GET_REGION_IO_FDS: {said} sub-regions announced, and {len(entries)} came")
             for entry in entries:
@@ -166,7 +167,7 @@ class RegionCalls(ClientConnection):
             self.post(Command.REGION_WRITE, payload)
             return
         reply = self.request(Command.REGION_WRITE, payload, what=write_of(Command.REGION_WRITE.value, len(data)))
-        if data and REGION_ACCESS.unpack(reply.payload).length not in (0, len(data)):
+        if data and read_as(REGION_ACCESS, reply.payload, Command.REGION_WRITE.value).length not in (0, len(data)):
             raise ProtocolError(f"REGION_WRITE of {len(data)} bytes answered with another count")
 
     def load(self, region: int, offset: int, width: int) -> int:
@@ -214,7 +215,8 @@ class RegionCalls(ClientConnection):
         if posted:
             self.post(Command.REGION_WRITE_MULTI, payload)
             return len(writes)
-        return WRITE_MULTI.unpack(self.request(Command.REGION_WRITE_MULTI, payload).payload).nr_writes
+        reply = self.request(Command.REGION_WRITE_MULTI, payload)
+        return read_as(WRITE_MULTI, reply.payload, Command.REGION_WRITE_MULTI.value).nr_writes
 
     @staticmethod
     def read_reply(reply: Message, count: int) -> bytes:
@@ -225,7 +227,7 @@ class RegionCalls(ClientConnection):
         """
         if not count:
             return b""
-        length = REGION_ACCESS.unpack(reply.payload).length
+        length = read_as(REGION_ACCESS, reply.payload, Command.REGION_READ.value).length
         data = reply.payload[REGION_ACCESS.size :]
         if not length == len(data) == count:
             raise ProtocolError(f"REGION_READ of {count} bytes answered with count {length} and {len(data)} bytes")
@@ -235,6 +237,7 @@ class RegionCalls(ClientConnection):
         """The region of a first reply; the second step where that is not all."""
         try:
             self.checked(Command.GET_REGION_INFO, reply)
+            read_as(REGION_INFO, reply.payload, Command.GET_REGION_INFO.value)
             if (room := room_for_all(reply.payload)) is not None:
                 _give_up(reply)
                 reply = self.request(Command.GET_REGION_INFO, _of_region(index, room))

@@ -8,6 +8,7 @@ from userdev.conformance.check import Group, Level, Skip, Unmet, require
 from vfio_user.client.conformance.bench import DESCRIBED, INTERRUPT_LINE, Bench, keeps_its_line
 from vfio_user.client.conformance.dialects import CURRENT_FAMILY
 from vfio_user.client.conformance.refusals import Bad, enter
+from vfio_user.client.reading import read_as
 from vfio_user.wire import Command
 from vfio_user.wire.constants import DeviceFlags, RegionIndex
 from vfio_user.wire.layouts import REGION_ACCESS, WRITE_MULTI, WRITE_MULTI_ENTRY
@@ -53,7 +54,7 @@ def read_reply(bench: Bench) -> None:
     most = min(_config_size(bench), bench.client.data_limit)
     for offset, count in ((0, 1), (2, 2), (0, 4), (8, 4), (0, min(64, most)), (0, most)):
         reply = bench.good(bench.ask(Command.REGION_READ, _read(offset, count)), f"a read of {count} bytes")
-        got = REGION_ACCESS.unpack(reply.payload)
+        got = read_as(REGION_ACCESS, reply.payload, Command.REGION_READ.value)
         require(got == (offset, _CONFIG, count), f"a read of {count} bytes at {offset} is answered with {tuple(got)}")
         require(reply.size == 32 + count, f"a read of {count} bytes is answered with {reply.size} bytes")
 
@@ -102,7 +103,7 @@ def write_reply(bench: Bench) -> None:
     """The reply repeats offset and region; its count is what was written, or 0, which the draft has alone."""
     line = bench.client.config_read(INTERRUPT_LINE, 1)
     reply = bench.good(bench.ask(Command.REGION_WRITE, _write(INTERRUPT_LINE, line)), "a write of the interrupt line")
-    got = REGION_ACCESS.unpack(reply.payload)
+    got = read_as(REGION_ACCESS, reply.payload, Command.REGION_WRITE.value)
     require(reply.size == 32, f"the reply has {reply.size} bytes instead of 32")
     require(got[:2] == (INTERRUPT_LINE, _CONFIG), f"the reply says offset {got.offset:#x}, region {got.region}")
     most = int(bench.dialect.write_reply_counts)

@@ -23,7 +23,7 @@ from vfio_user.client.memory import GuestMemory
 from vfio_user.client.regions import Region
 from vfio_user.wire import ERROR, Command, Dialect, Message
 from vfio_user.wire.constants import MOST_IRQS, MOST_REGIONS, Feature, IrqIndex
-from vfio_user.wire.layouts import VfioDeviceInfo, VfioIrqInfo
+from vfio_user.wire.layouts import DMA_ENTRY_V6, DMA_UNMAP, VfioDeviceInfo, VfioIrqInfo
 
 INTERRUPT_LINE, INTERRUPT_PIN = 0x3C, 0x3D
 """The first is a byte of the config space that is the driver's to write, and means nothing to the device; one without
@@ -41,6 +41,7 @@ LOOK_SECONDS = 0.01
 MOST_MAPS = 65535
 """Ranges that a server takes which announces nothing else (max_dma_maps)."""
 
+PAGE = 0x1000
 UNUSED_IOVA = 0x7FFF_0000_0000
 """Where no check maps anything."""
 
@@ -225,9 +226,20 @@ class Bench:
             raise Skip("the server announces that it takes no descriptors")
 
     def need_dma(self) -> None:
-        """Skip where the server ignores DMA_MAP and DMA_UNMAP, as one may whose device does no DMA."""
+        """Skip where the server ignores DMA_MAP and DMA_UNMAP, as one may whose device does no DMA.
+
+        One that refuses to unmap what was never mapped does not; only another is asked what nobody could take.
+        """
+        if self.ask(Command.DMA_UNMAP, self.unmap_request(UNUSED_IOVA, PAGE)).failed:
+            return
         if not self.ask(Command.DMA_MAP, b"\0").failed:
             raise Skip("the device does no DMA: DMA_MAP succeeds whatever it says")
+
+    def unmap_request(self, iova: int, size: int) -> bytes:
+        """A DMA_UNMAP of this range, in the dialect's layout."""
+        if self.client.dma_tables:
+            return DMA_ENTRY_V6.pack(iova, size, 0, 0, 0)
+        return DMA_UNMAP.pack(DMA_UNMAP.size, 0, iova, size)
 
     def need_migration(self) -> None:
         """Skip the check where the device does not migrate."""

@@ -8,6 +8,7 @@ from userdev.conformance.check import Group, Level, Skip, require
 from vfio_user.client.conformance.bench import DESCRIBED, Bench
 from vfio_user.client.conformance.dialects import CURRENT_FAMILY, DRAFT
 from vfio_user.client.conformance.refusals import SINCE_2022, Bad, enter
+from vfio_user.client.reading import read_as
 from vfio_user.client.regions import Region
 from vfio_user.wire import Command
 from vfio_user.wire.constants import DeviceFlags, IrqInfoFlags, RegionCapability, RegionFlags, RegionIndex
@@ -31,7 +32,7 @@ def describes(bench: Bench) -> None:
     reply = bench.good(
         bench.ask(Command.GET_INFO, DEVICE_INFO.pack(16, 0, 0, 0) if _sends_struct(bench) else b""), "GET_INFO"
     )
-    found = DEVICE_INFO.unpack(reply.payload)
+    found = read_as(DEVICE_INFO, reply.payload, Command.GET_INFO.value)
     require(reply.size == 32, f"the reply has {reply.size} bytes instead of 32")
     require(found.argsz == DEVICE_INFO.size, f"argsz is {found.argsz} instead of 16")
     require(found.flags & DeviceFlags.PCI, "the PCI flag is not set")
@@ -103,7 +104,7 @@ def _with_capabilities(bench: Bench) -> tuple[Region, int]:
     """A region that has capabilities, and the argsz it needs."""
     for region in bench.regions:
         reply = bench.ask(Command.GET_REGION_INFO, REGION_INFO.pack(32, 0, region.index, 0, 0, 0))
-        needed = REGION_INFO.unpack(reply.payload).argsz
+        needed = read_as(REGION_INFO, reply.payload, Command.GET_REGION_INFO.value).argsz
         if needed > REGION_INFO.size:
             return region, needed
     raise Skip("no region has capabilities")
@@ -120,7 +121,7 @@ def two_steps(bench: Bench) -> None:
         assert reply is not None
         descriptors = len(reply.fds)
         bench.good(reply, f"argsz {argsz}")
-        got = REGION_INFO.unpack(reply.payload)
+        got = read_as(REGION_INFO, reply.payload, Command.GET_REGION_INFO.value)
         require(len(reply.payload) == argsz, f"argsz {argsz} is answered with {len(reply.payload)} bytes")
         require(got.argsz == needed, f"argsz {argsz} is answered with argsz {got.argsz} instead of {needed}")
         require(not got.flags & RegionFlags.CAPS, f"argsz {argsz} is answered with the CAPS flag and no capabilities")
@@ -158,7 +159,8 @@ def always_complete(bench: Bench) -> None:
         reply = bench.good(
             bench.ask(Command.GET_REGION_INFO, REGION_INFO.pack(0, 0, region.index, 0, 0, 0)), "a request with argsz 0"
         )
-        require(len(reply.payload) == REGION_INFO.unpack(reply.payload).argsz, f"region {region.index} was cut")
+        described = read_as(REGION_INFO, reply.payload, Command.GET_REGION_INFO.value)
+        require(len(reply.payload) == described.argsz, f"region {region.index} was cut")
 
 
 enter(
@@ -207,7 +209,8 @@ def io_fds_reply(bench: Bench) -> None:
             continue
         for argsz in (REGION_IO_FDS.size, _PLENTY):
             reply = bench.ask(Command.GET_REGION_IO_FDS, _io_request(argsz, region=region.index))
-            got = REGION_IO_FDS.unpack(bench.good(reply, f"argsz {argsz}").payload)
+            payload = bench.good(reply, f"argsz {argsz}").payload
+            got = read_as(REGION_IO_FDS, payload, Command.GET_REGION_IO_FDS.value)
             require(got[1:3] == (0, region.index), f"region {region.index} is answered with {tuple(got)}")
         size, entries = len(reply.payload), len(reply.payload) - REGION_IO_FDS.size
         require(got.argsz == size, f"region {region.index}: {size} bytes with argsz {got.argsz}")

@@ -49,17 +49,12 @@ def _mapped(bench: Bench) -> Callable[[], None]:
     bench.client.dma_map(BASE, bench.memory(SIZE))
 
     def check() -> None:
-        table = bench.client.dma_tables
         bench.good(
-            bench.ask(Command.DMA_UNMAP, _entry(BASE, SIZE, protections=0) if table else _unmap(BASE, SIZE)),
+            bench.ask(Command.DMA_UNMAP, bench.unmap_request(BASE, SIZE)),
             "unmapping the range that was mapped before the request that was refused",
         )
 
     return check
-
-
-def _unmap_request(bench: Bench, addr: int, size: int) -> bytes:
-    return _entry(addr, size, protections=0) if bench.client.dma_tables else _unmap(addr, size)
 
 
 @dma_map.check("map-and-unmap", rule="spec: VFIO_USER_DMA_MAP, VFIO_USER_DMA_UNMAP")
@@ -94,7 +89,7 @@ dma_map.check("table-impossible", dialects=DRAFT, rule="spec: VFIO_USER_DMA_MAP,
 def unmap_unknown(bench: Bench) -> None:
     """Unmapping what was never mapped is refused."""
     bench.need_dma()
-    reply = bench.ask(Command.DMA_UNMAP, _unmap_request(bench, UNUSED_IOVA, SIZE))
+    reply = bench.ask(Command.DMA_UNMAP, bench.unmap_request(UNUSED_IOVA, SIZE))
     require(reply.failed, "unmapping what was never mapped succeeded")
 
 
@@ -342,7 +337,7 @@ def twice(bench: Bench) -> None:
     for _ in range(2):
         bench.client.dma_map(BASE, memory)
         bench.client.dma_unmap(BASE, SIZE)
-        reply = bench.ask(Command.DMA_UNMAP, _unmap_request(bench, BASE, SIZE))
+        reply = bench.ask(Command.DMA_UNMAP, bench.unmap_request(BASE, SIZE))
         bench.refused(reply, (errno.ENOENT,), "unmapping a second time")
 
 

@@ -8,6 +8,7 @@ from userdev.conformance.check import Group, Level, Skip, require
 from vfio_user.client.conformance.bench import Bench
 from vfio_user.client.conformance.dialects import MESSAGES
 from vfio_user.client.conformance.refusals import Bad, enter
+from vfio_user.client.reading import read_as
 from vfio_user.wire import Command
 from vfio_user.wire.constants import Feature, FeatureFlags, MigrationState, MigrationSupport
 from vfio_user.wire.layouts import DEVICE_STATE, FEATURE, MIGRATION_FLAGS
@@ -64,8 +65,9 @@ def migration_flags(bench: Bench) -> None:
     for argsz in (room, room + 64):
         reply = bench.good(bench.ask(Command.DEVICE_FEATURE, container(Feature.MIGRATION | GET, argsz=argsz)), "GET")
         require(reply.size == 32, f"the reply has {reply.size} bytes instead of 32")
-        require(FEATURE.unpack(reply.payload).argsz == room, "argsz is not the reply's true size")
-        flags = MIGRATION_FLAGS.unpack(reply.payload, FEATURE.size).flags
+        answer = read_as(FEATURE, reply.payload, Command.DEVICE_FEATURE.value)
+        require(answer.argsz == room, "argsz is not the reply's true size")
+        flags = read_as(MIGRATION_FLAGS, reply.payload, Command.DEVICE_FEATURE.value, FEATURE.size).flags
         require(flags & MigrationSupport.STOP_COPY, f"STOP_COPY is not among the flags {flags:#x}")
 
 

@@ -12,6 +12,7 @@ from vfio_user.client.conformance.bench import Bench
 from vfio_user.client.conformance.dialects import MESSAGES
 from vfio_user.client.conformance.features import SET, SET_LOOKED_AT, container
 from vfio_user.client.errors import RemoteError
+from vfio_user.client.reading import read_as
 from vfio_user.wire import Command
 from vfio_user.wire.constants import MigrationState, MigrationSupport
 from vfio_user.wire.layouts import DEVICE_INFO, DEVICE_STATE, MIGRATION_DATA
@@ -260,7 +261,8 @@ def less_is_the_end(bench: Bench) -> None:
     with _Visit(bench, S.STOP_COPY):
         ended = False
         for _ in range(_MOST_PIECES):
-            told = MIGRATION_DATA.unpack(bench.good(bench.ask(_READ, _data(_PIECE)), "a read of the state").payload)
+            reply = bench.good(bench.ask(_READ, _data(_PIECE)), "a read of the state")
+            told = read_as(MIGRATION_DATA, reply.payload, _READ.value)
             require(told.argsz == MIGRATION_DATA.size + told.size, f"{told.size} bytes come with argsz {told.argsz}")
             require(
                 not ended or not told.size, f"{told.size} bytes come behind a piece that was smaller than asked for"

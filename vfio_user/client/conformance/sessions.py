@@ -15,18 +15,13 @@ from vfio_user.client.conformance.bench import Bench
 from vfio_user.client.errors import Disconnected, NoAnswer
 from vfio_user.wire import HEADER, Command, Message
 from vfio_user.wire.constants import RegionIndex
-from vfio_user.wire.layouts import DMA_ENTRY_V6, DMA_UNMAP, REGION_ACCESS
+from vfio_user.wire.layouts import IRQ_SET, REGION_ACCESS
 
 session = Group[Bench]("session", "protocol.md 11: connection lost; spec: Client Disconnection")
 
 BASE = 0x10_0000
 SIZE = 0x1_0000
 _READ = REGION_ACCESS.pack(0, RegionIndex.CONFIG, 4)
-
-
-def _unmap(bench: Bench) -> bytes:
-    tables = bench.client.dma_tables
-    return DMA_ENTRY_V6.pack(BASE, SIZE, 0, 0, 0) if tables else DMA_UNMAP.pack(DMA_UNMAP.size, 0, BASE, SIZE)
 
 
 @session.check("next-client")
@@ -42,7 +37,7 @@ def next_client(bench: Bench) -> None:
 def maps_are_dropped(bench: Bench) -> None:
     """What one client mapped is not mapped for the next."""
     bench.need_dma()
-    request = _unmap(bench)
+    request = bench.unmap_request(BASE, SIZE)
     bench.client.dma_map(BASE, bench.memory(SIZE))
     bench.client.close()
     second = bench.connect()
@@ -97,7 +92,11 @@ def fds_are_closed(bench: Bench) -> None:
     client.device_info()
     before = bench.server_fds()
     fds = [bench.memfd() for _ in range(4)]
-    for command, payload in ((Command.REGION_READ, _READ), (Command.DEVICE_RESET, b""), (Command.SET_IRQS, bytes(4))):
+    for command, payload in (
+        (Command.REGION_READ, _READ),
+        (Command.DEVICE_RESET, b""),
+        (Command.SET_IRQS, bytes(IRQ_SET.size)),
+    ):
         for _ in range(5):
             bench.ask(command, payload, fds)
     client.device_info()  # those of the last request may be closed behind its reply

@@ -10,6 +10,7 @@ from vfio_user.client.client import Client
 from vfio_user.client.conformance.bench import Bench, closed
 from vfio_user.client.conformance.dialects import CURRENT_FAMILY, DRAFT
 from vfio_user.client.errors import Disconnected
+from vfio_user.client.reading import read_as
 from vfio_user.wire import HEADER, NO_REPLY, REPLY, Command, Message
 from vfio_user.wire.layouts import DEVICE_INFO, VERSION
 
@@ -60,7 +61,7 @@ def agreed(bench: Bench) -> None:
     """A proposal is answered with the same major and no higher minor."""
     for minor in (0, 1, 0xFFFF):
         reply = _accepted(bench, b'{"capabilities":{}}\0', f"a proposal of 0.{minor}", minor=minor)
-        answer = VERSION.unpack(reply.payload)
+        answer = read_as(VERSION, reply.payload, Command.VERSION.value)
         require(answer.major == 0, f"major {answer.major} answers major 0")
         require(answer.minor <= minor, f"minor {answer.minor} answers minor {minor}")
 
