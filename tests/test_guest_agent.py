@@ -279,3 +279,18 @@ def test_a_job_may_have_any_time(host: Host, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(host.agent, "until_next_deadline", as_in_a_guest)
     for timeout in (1e30, float("inf"), float("nan")):
         assert host.ask("run", command=["/bin/true"], timeout=timeout)["exit_code"] == 0, timeout
+
+
+def test_the_agent_finds_its_port_among_those_of_other_devices(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A console has a port without a name."""
+    agent = host.program
+    monkeypatch.setattr(agent, "PORTS", str(tmp_path))
+    for number in range(4):
+        (tmp_path / f"vport{number}p0").mkdir()
+    (tmp_path / "vport0p0/name").write_text("somebody.else\n")
+    with pytest.raises(SystemExit, match="no virtio-serial port"):
+        agent.find_port()
+    (tmp_path / "vport2p0/name").write_text(f"{agent.PORT_NAME}\n")
+    assert agent.find_port() == "/dev/vport2p0"

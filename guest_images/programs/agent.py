@@ -74,10 +74,10 @@ def main() -> None:
 
 def find_port() -> str:
     """The port's device node; there is no udev that would make a link by name."""
-    for port in os.scandir(PORTS):
-        with open(f"{port.path}/name") as name:
+    for port in os.listdir(PORTS):
+        with contextlib.suppress(FileNotFoundError), open(f"{PORTS}/{port}/name") as name:  # a console's has none
             if name.read().strip() == PORT_NAME:
-                return f"/dev/{port.name}"
+                return f"/dev/{port}"
     sys.exit(f"there is no virtio-serial port called {PORT_NAME}")
 
 
