@@ -74,10 +74,11 @@ def main() -> None:
 
 def find_port() -> str:
     """The port's device node; there is no udev that would make a link by name."""
-    for port in os.listdir(PORTS):
-        with contextlib.suppress(FileNotFoundError), open(f"{PORTS}/{port}/name") as name:  # a console's has none
-            if name.read().strip() == PORT_NAME:
-                return f"/dev/{port}"
+    with os.scandir(PORTS) as ports:
+        for port in ports:
+            with contextlib.suppress(FileNotFoundError), open(f"{port.path}/name") as name:  # a console's has none
+                if name.read().strip() == PORT_NAME:
+                    return f"/dev/{port.name}"
     sys.exit(f"there is no virtio-serial port called {PORT_NAME}")
 
 
