@@ -160,8 +160,11 @@ def test_the_kernel_tells_of_a_host_that_connects_only_while_there_is_none(host:
 
 
 def test_a_job_that_does_not_end_when_it_is_asked_to_is_ended(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host.program, "GRACE", 0.05)
-    for command, number in (("trap '' TERM; echo begun; sleep 100", signal.SIGKILL), ("sleep 100", signal.SIGTERM)):
+    for command, number, grace in (
+        ("trap '' TERM; echo begun; sleep 100", signal.SIGKILL, 0.05),
+        ("exec sleep 100", signal.SIGTERM, 100),
+    ):
+        monkeypatch.setattr(host.program, "GRACE", grace)
         host.send("run", command=command, timeout=100)
         host.until(lambda: bool(host.agent.jobs))
         [job] = host.agent.jobs.values()
