@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -178,8 +178,9 @@ def test_whatever_is_done_with_a_ring_whose_log_or_in_flight_region_has_shrunk_b
 ) -> None:
     driver = kind(guest)
     region = inflight(memoryview(inflight_region(driver)), driver)
-    ring = driver.ring(inflight=region)
-    ring.log = logged.log
+    is_log = what == "the log"
+    ring = driver.ring(inflight=None if is_log else region)
+    ring.log = logged.log if is_log else None
     driver.request(writable=(8,))
     driver.request(writable=(8,))
     ring.push(take(ring), 0)
@@ -189,12 +190,26 @@ def test_whatever_is_done_with_a_ring_whose_log_or_in_flight_region_has_shrunk_b
     def shrunk() -> None:
         raise ProtocolError(f"{what} is cut off")
 
-    monkeypatch.setattr(logged.log if what == "the log" else region, "check", shrunk)
+    monkeypatch.setattr(logged.log if is_log else region, "check", shrunk)
+    monkeypatch.setattr(guest.table, "can_shrink", False)
     before = bytes(guest.memory)
     with pytest.raises(BrokenRing, match=f"{what} is cut off"):
         USES[use](ring, left)
     assert bytes(guest.memory) == before
     assert ring.broken == f"{what} is cut off"
+
+
+@BOTH
+def test_a_ring_that_an_entry_has_broken_says_why_whatever_is_asked_of_it(guest: Guest, kind: type[AnyDriver]) -> None:
+    driver = kind(guest)
+    driver.put([(1 << 50, 8, WRITE)])
+    ring = driver.ring()
+    with pytest.raises(BrokenRing) as first:
+        ring.pop()
+    for use in ("pop", "has_requests", "enable_kicks"):
+        with pytest.raises(BrokenRing) as again:
+            USES[use](ring, cast(Chain, None))
+        assert str(again.value) == str(first.value) == ring.broken, use
 
 
 @BOTH
@@ -314,6 +329,24 @@ def test_behind_an_iommu_what_is_missing_is_asked_for_and_the_request_is_there_s
     assert ring.publish()
     assert made.driver.collect() == [1]
     assert made.driver.data[1][:5] == b"there"
+
+
+@BOTH
+def test_of_each_part_of_a_ring_no_more_is_asked_for_than_is_done_with_it(guest: Guest, kind: type[AnyDriver]) -> None:
+    made = Translated(guest, kind)
+    made.driver.addresses = RingAddresses(*(made.SHIFT + at for at in (0, 0x2000, 0x1000)))
+    allowed: dict[int, Permission] = {}
+
+    def answer(miss: IotlbMiss) -> None:
+        at = miss.iova - made.SHIFT
+        allowed[at] = miss.permission
+        made.iotlb.handle(IotlbMessage(miss.iova, 0x1000, USER + at, miss.permission, IotlbType.UPDATE))
+
+    made.answer = answer  # type: ignore[method-assign]
+    made.until_known(lambda: made.driver.ring(iotlb=made.iotlb).has_requests())
+    both = Permission.READ | Permission.WRITE
+    descriptors = Permission.READ if kind is SplitDriver else both
+    assert allowed == {0: descriptors, 0x1000: Permission.READ, 0x2000: both}
 
 
 FORGETTING: dict[str, Callable[[Iotlb], None]] = {
