@@ -183,6 +183,20 @@ def test_without_protocol_features_a_ring_runs_once_it_is_started_and_as_often(s
         base = ring.stop()
 
 
+def test_without_protocol_features_a_ring_that_was_disabled_waits_until_it_is_enabled(stranger: FrontEnd) -> None:
+    stranger.negotiate(FEATURES & ~V.PROTOCOL_FEATURES)
+    stranger.share_memory()
+    ring = stranger.queue()
+    stranger.do(R.SET_VRING_ENABLE, VringState(0, 0))
+    ring.start(enable=False)
+    ring.put(b"ab", 2)
+    ring.kick()
+    stranger.settle()
+    assert split(ring).used_index == 0
+    stranger.do(R.SET_VRING_ENABLE, VringState(0, 1))
+    assert ring.wait_used()[0].data == b"ba"
+
+
 def test_features_without_protocol_features_enable_all_rings_at_once(front_end: FrontEnd) -> None:
     """Whatever was said of them before, whether they are started, and for as long as nobody disables them."""
     plain = int(FEATURES & ~V.PROTOCOL_FEATURES)

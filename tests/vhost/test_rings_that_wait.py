@@ -96,3 +96,19 @@ def test_what_is_done_while_its_ring_is_not_translated_reaches_the_driver_once_i
     behind.go_on()
     assert behind.driver.collect() == [1]
     assert not behind.waits()
+
+
+@BOTH
+def test_a_ring_that_is_asked_whether_there_is_more_waits_for_its_own_memory_where_that_is_taken_back(
+    behind: Behind,
+) -> None:
+    behind.go_on()
+    for question in (HandledVring.look, HandledVring.rest):
+        behind.iotlb.clear()
+        assert not question(behind.vring)
+        assert behind.waits(), question
+        behind.go_on()
+        assert not behind.waits(), question
+    behind.ask_for()
+    behind.go_on()
+    assert behind.driver.collect() == [1]
