@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import threading
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -13,10 +15,11 @@ import pytest
 from tests.device_kit import open_fds
 from tests.everything_device import Everything
 from tests.session_kit import GUEST, Prober, comes_to_read, message_memory
+from userdev.errors import ProtocolError
 from vfio_user.client import Client
 from vfio_user.client.description import describe
 from vfio_user.client.service import Service
-from vfio_user.device import Quiesce
+from vfio_user.device import Quiesce, register
 from vfio_user.server import Server
 from vfio_user.wire import CURRENT, DRAFT_V6, ERROR, REPLY, Command, Message
 from vfio_user.wire.layouts import DEVICE_INFO, DMA_ACCESS, REGION_ACCESS
@@ -117,6 +120,54 @@ def test_a_client_that_answers_interrupts_keeps_its_session(tmp_path: Path, answ
             assert client.wait_vm_interrupt() == vector
         client.store(0, 0, 4, 0xCAFE)
         assert client.load(0, 0, 4) == 0xCAFE
+
+
+def test_an_interrupt_by_message_leaves_before_the_work_that_brings_it_is_done(tmp_path: Path) -> None:
+    address, came, seen = str(tmp_path / "s"), threading.Event(), list[bool]()
+    with (
+        closing(Everything()) as device,
+        Server(device, address, dialect=DRAFT_V6),
+        Client.connect(address, dialect=DRAFT_V6) as client,
+    ):
+        msi = next(c for c in describe(client).pci_capabilities if c.name == "MSI")
+        client.config_write(msi.offset + 2, (1 | 2 << 4).to_bytes(2, "little"))
+
+        def work() -> None:
+            device.interrupts.trigger(3)
+            seen.append(came.wait(60))
+
+        device.call_soon(work)
+        try:
+            assert client.wait_vm_interrupt() == 3
+        finally:
+            came.set()
+        client.load(0, 0, 4)
+    assert seen == [True]
+
+
+def test_what_an_author_raises_is_answered_with_its_errno_or_with_eio(tmp_path: Path) -> None:
+    """By the table of registers, and by the way that other accesses take."""
+    raised: dict[int, Exception] = {}
+
+    class Failing(Prober):
+        @register(bar=0, offset=0x40, width=4)
+        def fails(self) -> int:
+            raise raised[0]
+
+    address = str(tmp_path / "s")
+    with closing(Failing()) as device, Server(device, address), Client.connect(address) as client:
+        for failure, number in (
+            (OSError(errno.ENOSPC, "full"), errno.ENOSPC),
+            (OSError("of no number"), errno.EIO),
+            (ProtocolError("busy", errno.EBUSY), errno.EBUSY),
+            (ProtocolError("taken for a success", 0), errno.EIO),
+            (RuntimeError("a defect"), errno.EIO),
+        ):
+            raised[0] = failure
+            for width in (4, 2):
+                reply = client.wait(client.submit(Command.REGION_READ, REGION_ACCESS.pack(0x40, 0, width)))
+                assert reply.errno == number, (failure, width)
+        assert client.load(0, 0, 4) == 0
 
 
 def test_descriptors_that_come_with_replies_are_closed(client: Client) -> None:
