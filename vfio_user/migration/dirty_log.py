@@ -7,8 +7,8 @@ size is made of the granules: larger pages combine several, smaller ones repeat 
 A writer marks *after* it has written. A report in between takes no bit, and the mark is there for the next one; marked
 before, the bit could be taken, the page be copied by the client, and only then be written.
 
-A mark is a number at the end of a list, which takes no lock (one waits for all stores before it, as long as the rest of
-a mark takes); bits are made of many marks at once, under the lock.
+A mark is an offset at the end of a list, which takes no lock (one waits for all stores before it, as long as the rest
+of a mark takes), and whose granule is not asked for yet; bits are made of many marks at once, under the lock.
 """
 
 from __future__ import annotations
@@ -60,13 +60,15 @@ class DirtyPages:
     '1800000000000000'
     """
 
-    __slots__ = ("_bits", "_lock", "_recent", "_shift", "_size", "_start")
+    __slots__ = ("_bits", "_granule", "_inside", "_lock", "_recent", "_shift", "_size", "_start")
 
     def __init__(self, start: int, size: int, page_size: int = GRANULE) -> None:
         """A log without marks, in granules of `page_size` bytes, or as near as there are."""
         self._start = start
         self._size = size
         self._shift = min(max(page_size, GRANULE), LARGEST_GRANULE).bit_length() - 1
+        self._granule = 1 << self._shift
+        self._inside = self._granule - 1  # the bits of an offset in one
         self._bits = bytearray(self._granules(size) + 7 >> 3)
         self._recent: list[int] = []
         self._lock = Lock()
@@ -75,15 +77,15 @@ class DirtyPages:
         """Mark what a write of `count` bytes at `address` has touched. From any thread, after the bytes are written."""
         if count <= 0:
             return
-        address, shift = address - self._start, self._shift
-        first, last = address >> shift, address + count - 1 >> shift
-        if first == last:
+        offset = address - self._start
+        if (offset & self._inside) + count <= self._granule:
             recent = self._recent
-            recent.append(first)
+            recent.append(offset)
             if len(recent) >= RECENT:
                 with self._lock:
                     self._settle()
         else:
+            first, last = offset >> self._shift, offset + count - 1 >> self._shift
             with self._lock:
                 _set_bits(self._bits, first, last + 1)
 
@@ -132,9 +134,10 @@ class DirtyPages:
 
     def _settle(self) -> None:
         """Make bits of the marks that are there. Under the lock: others go on appending, and nobody else takes away."""
-        recent, bits = self._recent, self._bits
+        recent, bits, shift = self._recent, self._bits, self._shift
         count = len(recent)
-        for granule in recent[:count]:
+        for offset in recent[:count]:
+            granule = offset >> shift
             bits[granule >> 3] |= _BITS[granule & 7]
         del recent[:count]
 
