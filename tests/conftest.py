@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
+import itertools
 import json
 import os
 import signal
@@ -147,9 +148,24 @@ STARTS.install()
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with what takes long: one that was begun last was waited for by all other workers."""
-    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Have each worker begin with a share of what takes long: what was begun last was waited for by all others.
+
+    A worker begins with as many tests as another, in their order (--dist worksteal). Those of a module, which may share
+    what takes long, stay together.
+    """
+    workers: int = getattr(config, "workerinput", {}).get("workercount", 1)
+    modules: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("long") is not None:
+            modules.setdefault(item.path, []).append(item)
+    rest = iter([item for item in items if item.get_closest_marker("long") is None])
+    ordered: list[pytest.Item] = []
+    for worker in range(workers):
+        share = [item for module in list(modules.values())[worker::workers] for item in module]
+        number = (len(items) - len(ordered)) // (workers - worker) - len(share)
+        ordered += [*share, *itertools.islice(rest, max(number, 0))]
+    items[:] = [*ordered, *rest]
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

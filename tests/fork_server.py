@@ -26,7 +26,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -174,15 +174,19 @@ def main() -> None:
     sys.path.pop(0)  # the folder that this was started in
     asked = socket.socket(fileno=int(sys.argv[1]))
     fork = Fork()
-    gc.disable()  # all of it lasts
-    for name in IMPORTED:
-        importlib.import_module(name)
-    gc.collect()
-    gc.freeze()
-    gc.enable()
+    _import_what_lasts(IMPORTED)
     importlib.metadata.entry_points()  # which keeps what it has read
     asked.send(b"ready")
     serve(asked, fork)
+
+
+def _import_what_lasts(names: Iterable[str]) -> None:
+    """Import what no collector of garbage is to look at, here or in what is forked."""
+    gc.disable()
+    for name in names:
+        importlib.import_module(name)
+    gc.freeze()
+    gc.enable()
 
 
 def serve(asked: socket.socket, fork: Fork) -> None:
@@ -192,8 +196,8 @@ def serve(asked: socket.socket, fork: Fork) -> None:
         if not message:
             return
         start: Start = pickle.loads(message)
-        for name in () if start.executables else LATER.get(start.module, ()):
-            importlib.import_module(name)
+        if not start.executables and start.module in LATER:
+            _import_what_lasts(LATER[start.module])
         if not fork():
             break
         for fd in fds:

@@ -27,6 +27,8 @@ from vfio_user.avocado_job import job as avocado_job
 from vfio_user.avocado_job.ending import Ending
 from vfio_user.cli import test_e2e
 
+pytestmark = pytest.mark.long  # all by the worker that has begun: another would import avocado, and run the same jobs
+
 ROOT = Path(__file__).parent.parent
 
 KILLS_ITS_RUNNER = """
@@ -123,7 +125,6 @@ def left(folder: Path, name: str) -> Path:
     return found
 
 
-@pytest.mark.long
 def test_a_test_that_never_reports_is_gone_on_without(tmp_path: Path) -> None:
     """Its runner has ended: avocado waits for what will never come. The test ends with it."""
     running = job(tmp_path, f"{KILLS_ITS_RUNNER}\n        time.sleep(150)", "One", "60", "30", "2")
@@ -137,7 +138,6 @@ def test_a_test_that_never_reports_is_gone_on_without(tmp_path: Path) -> None:
     assert [test["status"] for test in results["tests"]] == ["INTERRUPTED", "CANCEL"]
 
 
-@pytest.mark.long
 def test_a_job_that_does_not_go_on_is_ended_with_all_that_it_started(tmp_path: Path) -> None:
     running = job(tmp_path, "time.sleep(150)", "test_first", "4", "1")
     said, _ = running.communicate(timeout=150)
@@ -219,7 +219,6 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return folder, said
 
 
-@pytest.mark.long
 def test_a_test_that_takes_too_long_leaves_its_evidence(ended: tuple[Path, str]) -> None:
     """With the place that it was at."""
     folder, said = ended

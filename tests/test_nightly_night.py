@@ -16,6 +16,8 @@ from junitparser import JUnitXml
 from tests.night_of_plan import NEVER
 from vfio_user.nightly.summary import CaseResult, Status, Summary, Verdict, read_summary
 
+pytestmark = pytest.mark.long  # all by the worker that has begun: another would import avocado, and run the same jobs
+
 ROOT = Path(__file__).parent.parent
 
 PLAN = """\
@@ -148,7 +150,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.long
 def test_a_person_reads_verdicts_and_not_what_avocado_calls_them(whole: Path) -> None:
     """Which says ERROR and CANCEL of what is expected."""
     said = (whole / "said.txt").read_text()

@@ -13,6 +13,7 @@ from tests.tellings import KEPT, differences, facts, plain
 from tests.tellings.rooms import ROOMS, told_in
 
 
+@pytest.mark.long
 @for_each(ROOMS)
 def test_all_that_is_told_is_what_is_kept(room: str, tmp_path: Path) -> None:
     kept = json.loads((KEPT / f"{room}.json").read_text())
