@@ -25,10 +25,10 @@ from vhost_user.backend.commands import Answer
 from vhost_user.frontend import FrontEnd
 from vhost_user.frontend.conformance import CATALOGUE, Bench
 from vhost_user.fuzz import VhostUserSubject
-from vhost_user.wire import FrontEndRequest
+from vhost_user.wire import FrontEndRequest, ProtocolFeature
 from vhost_user.wire.payloads import Inflight, Region
 
-R = FrontEndRequest
+R, P = FrontEndRequest, ProtocolFeature
 FULL = (1 << 64) - 2
 
 
@@ -85,6 +85,11 @@ REGIONS: dict[str, dict[str, int]] = {
     "at no page": {"mmap_offset": 1},
     "of nothing": {"mmap_size": 0},
 }
+
+
+def test_a_back_end_without_configuration_space_breaks_no_check(tmp_path: Path, faulty: Faulty) -> None:
+    faulty.at(R.GET_PROTOCOL_FEATURES, lambda b, v, f, usual: usual(b, v, f) & ~P.CONFIG)
+    assert told(tmp_path, "config") == ({}, {check.id for check in CATALOGUE if check.group == "config"})
 
 
 @for_each(list(REGIONS))

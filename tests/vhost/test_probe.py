@@ -19,6 +19,7 @@ from userdev.transport import Stream
 from vfio_user.cli import vhost_probe
 from vhost_user.backend import Server
 from vhost_user.backend.back_end import BackEnd
+from vhost_user.frontend.description import _in_words as in_words
 from vhost_user.frontend.description import _problems as problems_of
 from vhost_user.wire import ProtocolFeature, VirtioFeature
 from vhost_user.wire.payloads import Config
@@ -122,6 +123,12 @@ def test_configuration_is_read_of_a_back_end_that_gives_none_where_more_is_asked
     commands = {**COMMANDS, FrontEndRequest.GET_CONFIG: get_config}
     monkeypatch.setattr("vhost_user.backend.session.COMMANDS", commands)
     assert bytes.fromhex(json.loads(probed(server, "--json").output)["config"]) == b"\7" + bytes(7)
+
+
+def test_configuration_is_told_with_the_zeros_counted_that_are_behind_it() -> None:
+    words = {"": "", "0700": "07, then 1 zero", "0007": "00 07", "0000": "2 zeros"}
+    for config, said in words.items():
+        assert in_words(bytes.fromhex(config)) == said, config
 
 
 def test_one_that_does_not_answer_is_no_verdict_but_told(tmp_path: Path) -> None:
