@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 from tests.cases import for_each, for_each_row
 from tests.interposer_bench import read, request, write
 from userdev.interposer.faults.use import together, untried
 from userdev.relay.direction import DIRECTIONS, Direction
+from vfio_user.harness.untried import untried_faults
 from vfio_user.interposer.faults.engine import FaultEngine
 from vfio_user.interposer.faults.scenario import Scenario
 from vfio_user.wire import CURRENT, Command, Message
@@ -148,3 +150,14 @@ def test_a_rule_that_never_acted_is_told_with_why_over_all_sessions() -> None:
     reset.plan(Direction.TO_SERVER, request(Command.DEVICE_RESET), "running", 0)
     both = together([scenario.shown(), other.shown()])
     assert (both[0]["acted"], both[4]["matched"]) == (6, 1)
+
+
+def test_a_rule_is_untried_where_it_acted_before_no_server_of_its_scenario() -> None:
+    def server(**acted: int) -> Any:
+        rule = {"matched": 0, "in_vain": 0, "probability": 1.0}
+        rules = [{"name": name, "acted": times, **rule} for name, times in acted.items()]
+        return SimpleNamespace(has_faults=True, control=SimpleNamespace(call=lambda _: {"rules": rules}))
+
+    without = SimpleNamespace(has_faults=False)
+    servers: Any = [server(here=1, there=0), server(here=0, there=0), server(alone=0), without]
+    assert [why.partition(" ")[0] for why in untried_faults(servers)] == ["'there'", "'alone'"]

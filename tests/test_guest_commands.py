@@ -66,7 +66,7 @@ def ran(
 ) -> tuple[Result, PretendedLab]:
     lab = PretendedLab(folder, ids, seen)
     control = SimpleNamespace(call=lambda command: {"rules": [*rules]})
-    lab.servers.append(SimpleNamespace(is_interposed=True, control=control))
+    lab.servers.append(SimpleNamespace(has_faults=True, control=control))
 
     def made(name: str, **asked: Any) -> PretendedLab:
         lab.asked |= asked

@@ -372,6 +372,35 @@ def test_what_a_device_raised_beside_a_test_that_passes_is_warned_of_with_its_li
     assert results(project, *is_told) == {"failed": 1}, "that tells of it already"
 
 
+UNTRIED = """
+from types import SimpleNamespace
+
+RULES = [{"name": "late", "matched": 0, "acted": 0, "in_vain": 0, "probability": 1.0},
+         {"name": "soon", "matched": 2, "acted": 2, "in_vain": 0, "probability": 1.0}]
+
+def test_it(lab):
+    control = SimpleNamespace(call=lambda _: {"rules": RULES})
+    parts = {"child": SimpleNamespace(group_is_alive=lambda: False), "device": SimpleNamespace(as_dict=dict)}
+    lab.servers.append(SimpleNamespace(name="s", has_faults=True, control=control, stop=lambda: None, **parts))
+"""
+
+
+def test_a_rule_of_faults_that_never_acted_is_warned_of_and_is_beside_a_failure(
+    project: pytest.Pytester, tmp_path: Path
+) -> None:
+    project.makepyfile(test_it=UNTRIED)
+    is_told, is_wrong = (("-W", f"{action}::vfio_user.pytest_plugin.FaultWarning") for action in ("default", "error"))
+    for wanted, outcome in ((is_told, "warnings"), (is_wrong, "errors")):
+        done = project.runpytest_inprocess(*HERE, f"--basetemp={project.path / 't'}", *wanted)
+        assert done.parseoutcomes() == {"passed": 1, outcome: 1}
+        assert "'late' never acted" in done.stdout.str()
+        assert "'soon'" not in done.stdout.str()
+    project.makepyfile(test_it=UNTRIED + "    assert lab.servers == []\n")
+    assert results(project, "--vfio-results", str(tmp_path), *is_told) == {"failed": 1, "warnings": 1}
+    [folder] = tmp_path.iterdir()
+    assert "'late' never acted" in (folder / "error.txt").read_text()
+
+
 def test_a_folder_is_named_after_its_test_and_is_one_folder() -> None:
     for test, folder in (
         ("tests/test_x.py::test_y[a]", "tests-test_x.py-test_y-a"),

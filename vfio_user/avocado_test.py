@@ -131,6 +131,8 @@ class GuestTest(Test):  # type: ignore[misc]  # avocado has no types
             self.fail("; ".join([str(failure), *getattr(failure, "__notes__", ())]))
         for exception in made.unnoticed():  # avocado takes a warning for a verdict of its own, WARN
             self.log.info("no failure, although a device's own code raised: %s", exception.sentence)
+        for rule in made.untried:
+            self.log.info("of the faults of this test %s", rule)
         if made.seen:
             self.cancel(f"{XFAIL}: {'; '.join(made.seen)}")
 

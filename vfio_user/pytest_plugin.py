@@ -51,6 +51,10 @@ class DeviceWarning(UserWarning):
     """The own code of a guest's device raised, and the test passes all the same."""
 
 
+class FaultWarning(UserWarning):
+    """A rule of the faults of a test never acted: what it is for was not tried."""
+
+
 _FAILED: pytest.StashKey[BaseException] = pytest.StashKey()
 _TRIAL: pytest.StashKey[Trial] = pytest.StashKey()
 _OF_ONE_RUN: tuple[pytest.StashKey[Any], ...] = (_FAILED, _TRIAL)
@@ -128,6 +132,8 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
         what = f"{exception.sentence}, beside a test that passes; its log is in {made.lab.folder}"
         file, line = exception.source or (str(request.path), 0)
         warnings.warn_explicit(what, DeviceWarning, file, line)
+    for rule in made.untried:
+        warnings.warn_explicit(f"of the faults of this test {rule}", FaultWarning, str(request.path), 0)
 
 
 @pytest.fixture
@@ -284,7 +290,7 @@ def pytest_runtest_makereport(
 
     error = call.excinfo.value if call.excinfo else None
     is_full = isinstance(error, OSError) and error.errno in FULL
-    is_told = is_full or isinstance(error, UserError | VerdictError | DeviceWarning)
+    is_told = is_full or isinstance(error, UserError | VerdictError | DeviceWarning | FaultWarning)
     if error is None or not is_told or item.config.getoption("fulltrace"):
         report = yield
     else:

@@ -267,6 +267,11 @@ class DeviceServer:
         return replace(self._interposition, faults=None) if self._interposition is not None else None
 
     @property
+    def has_faults(self) -> bool:
+        """Whether its interposer was given a scenario at its start."""
+        return self._interposition is not None and self._interposition.faults is not None
+
+    @property
     def captures_dma(self) -> bool:
         """Whether its interposer writes guest memory in its place, which nobody marks as dirty then."""
         return self._interposition is not None and self._interposition.capture_dma

@@ -11,13 +11,14 @@ from vfio_user.harness.server import DeviceServer
 
 
 def untried_faults(servers: Iterable[DeviceServer]) -> list[str]:
-    """Rules that have not acted before any of these servers, which have one scenario, as sentences.
+    """Rules that have not acted before any of these servers that has their scenario, as sentences.
 
     An interposer that does not answer any more says nothing of its rules.
     """
-    asked: list[list[RuleShown]] = []
+    asked: dict[tuple[str, ...], list[list[RuleShown]]] = {}
     for server in servers:
-        if server.is_interposed:
+        if server.has_faults:
             with suppress(UserdevError):
-                asked.append(server.control.call("status")["rules"])
-    return [*untried(together(filter(None, asked)))]
+                rules: list[RuleShown] = server.control.call("status")["rules"]
+                asked.setdefault(tuple(rule["name"] for rule in rules), []).append(rules)
+    return [why for alike in asked.values() for why in untried(together(alike))]

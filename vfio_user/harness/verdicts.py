@@ -14,6 +14,7 @@ from vfio_user.harness.debian import quiet
 from vfio_user.harness.known_issues import expected_to_fail, failure_of, known_issue, recognise
 from vfio_user.harness.lab import Lab
 from vfio_user.harness.server_exceptions import LoggedException
+from vfio_user.harness.untried import untried_faults
 from vfio_user.page.names import INDEX
 
 TEST_SECONDS = 300.0
@@ -27,6 +28,8 @@ class Trial:
         self.lab = lab
         self.seen: list[str] = []
         """What was seen, an entry's id and what happens."""
+        self.untried: list[str] = []
+        """Rules of faults that never acted, as sentences: known once the test is over."""
 
     def record(self) -> dict[str, object]:
         """What a report of the test has to know: the QEMU's version, and the known issues that were seen."""
@@ -46,6 +49,13 @@ class Trial:
         if not (folder / INDEX).exists():
             with suppress(OSError):  # a full disk: the failure itself is told
                 evidence.write(folder, children, error, evidence.ends(folder, children), name=self.lab.name)
+
+    def look_at_faults(self, failure: BaseException | None) -> None:
+        """Ask interposers which rules never acted, and note that at a failure: something else led to it."""
+        self.untried = untried_faults(self.lab.servers)
+        if failure is not None:
+            for rule in self.untried:
+                failure.add_note(f"of its faults {rule}")
 
     @contextmanager
     def known_issue(self, identity: str, guest: BootedGuest) -> Iterator[None]:
@@ -89,4 +99,6 @@ def trial(
             yield made
         except (VerdictError, UserError) as failure:
             made.explain(failure)
+            made.look_at_faults(failure)
             raise
+        made.look_at_faults(lab.failure)
