@@ -42,13 +42,14 @@ from vfio_user.wire.region_info import RegionDescription, encode_region_info
 
 @contextmanager
 def talking(
-    script: Script, *, dialect: Dialect = CURRENT, capabilities: Capabilities | None = None, timeout: float = 5.0
+    script: Script, *, dialect: Dialect = CURRENT, capabilities: Capabilities | None = None, timeout: float = 60.0
 ) -> Iterator[tuple[Client, ScriptedServer]]:
     with (
         ScriptedServer(script, dialect=dialect, capabilities=capabilities) as server,
-        Client(server.client_stream, dialect=dialect, timeout=timeout) as client,
+        Client(server.client_stream, dialect=dialect) as client,
     ):
         client.negotiate(minor=0)
+        client.channel.timeout = timeout
         yield client, server
 
 
@@ -174,17 +175,19 @@ def test_silence_ends_at_the_deadline_and_the_late_reply_harms_nothing() -> None
         started = time.monotonic()
         with pytest.raises(NoAnswer):
             client.region_read(0, 0, 1)
-        assert time.monotonic() - started < 2
-        client.channel.timeout = 5
+        assert time.monotonic() - started < 30, "and not at another's"
+        client.channel.timeout = 60.0
         assert client.region_read(0, 7, 1) == b"\7"
 
 
-@for_each_row([(4 * MAX_MESSAGE, NoAnswer), (4 * MAX_MESSAGE + 1, ProtocolError)])
-def test_a_message_that_is_longer_than_any_is_not_waited_for(size: int, raised: type[Exception]) -> None:
+@for_each_row([(4 * MAX_MESSAGE, 0.05, NoAnswer), (4 * MAX_MESSAGE + 1, 60.0, ProtocolError)])
+def test_a_message_that_is_longer_than_any_is_not_waited_for(
+    size: int, timeout: float, raised: type[Exception]
+) -> None:
     def begin(server: ScriptedServer, message: Message) -> bytes:
         return HEADER.pack(message.id, message.command, size, REPLY, 0)
 
-    with talking(begin, timeout=0.05) as (client, _), pytest.raises(raised):
+    with talking(begin, timeout=timeout) as (client, _), pytest.raises(raised):
         client.region_read(0, 0, 1)
 
 

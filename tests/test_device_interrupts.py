@@ -133,13 +133,20 @@ def test_a_blocking_eventfd_with_a_full_counter_does_not_hold_the_device_up(devi
     wires.close()
 
 
-def test_who_waits_in_a_signal_is_freed_and_the_vector_is_cut(device: Ringer) -> None:
+def test_who_waits_in_a_signal_is_freed_and_the_vector_is_cut(device: Ringer, monkeypatch: pytest.MonkeyPatch) -> None:
+    signals, write = threading.Event(), os.eventfd_write
+
+    def signal(fd: int, value: int) -> None:
+        signals.set()
+        write(fd, value)
+
     wires = Vectors(device, MSIX, count=2)
     os.set_blocking(wires.fds[1], True)
     os.eventfd_write(wires.fds[1], 0xFFFFFFFFFFFFFFFE)
+    monkeypatch.setattr(os, "eventfd_write", signal)
     ringing = threading.Thread(target=device.interrupts.trigger, args=(1,), daemon=True)
     ringing.start()
-    ringing.join(0.1)
+    assert signals.wait(60)
     assert ringing.is_alive(), "or there would be nothing to free"
     device.interrupts.unblock()
     ringing.join(60)

@@ -131,12 +131,16 @@ def test_commands_run_side_by_side(guest: AgentGuest) -> None:
 
 def test_a_command_that_takes_too_long_is_ended_with_all_that_it_started(guest: AgentGuest, tmp_path: Path) -> None:
     pid = tmp_path / "pid"
-    with pytest.raises(GuestFailure) as caught:
-        guest.run(f"sleep 300 & echo $! > {pid}; echo started; wait", timeout=0.3)
-    assert caught.value.result is not None
-    assert (caught.value.result.timed_out, caught.value.result.stdout) == (True, "started\n")
+    for seconds in (0.3, 3.0, 30.0):  # to begin with on a busy machine
+        with pytest.raises(GuestFailure) as caught:
+            guest.run(f"sleep 300 & echo $! > {pid}; echo started; wait", timeout=seconds)
+        assert caught.value.result is not None
+        assert caught.value.result.timed_out
+        assert f"did not end in {seconds:g} s\n" in f"{caught.value}\n"
+        if caught.value.result.stdout:
+            break
+    assert caught.value.result.stdout == "started\n"
     assert not running(int(pid.read_text()))
-    assert "did not end in 0.3 s\n" in f"{caught.value}\n"
 
 
 def test_a_deadline_that_was_made_longer_is_told_with_its_factor(port: Port, monkeypatch: pytest.MonkeyPatch) -> None:

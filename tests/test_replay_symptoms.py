@@ -243,7 +243,8 @@ def test_a_script_ends_with_the_reply_of_the_record_that_it_is_wanted_up_to() ->
 def test_one_that_does_not_answer_is_asked_on_if_it_ever_has() -> None:
     hello = request(Command.VERSION, encode_version(CURRENT, 0, Capabilities()))
     asked = Script.of([hello, read(0, UP, 4), read(0, DOWN, 4)])
-    with ScriptedServer(lambda *_: None) as server, Player(asked, server.client_stream, patience=0.05) as player:
+    stream = (server := ScriptedServer(lambda *_: None)).client_stream
+    with server, Player(asked, stream, patience=0.05, start=PATIENCE) as player:
         assert [each.what for each in player.play().differences] == [What.NO_REPLY] * 2
     ours, theirs = socket.socketpair()
     with theirs, Player(asked, Stream(ours), patience=0.05, start=0.05) as player:
