@@ -17,6 +17,7 @@ import pytest
 from tests.cases import for_each
 from tests.config_space_faults import RegionSays
 from tests.conformance_target import Fault, InProcess, Proceed, Reply, failed, skipped, with_fault
+from tests.conftest import PATIENCE
 from tests.descriptors import fd_count
 from tests.everything_device import Everything
 from userdev.errors import ProtocolError, UserError
@@ -100,7 +101,10 @@ class Ticker(Everything):
         self.call_later(0.0005, self.tick)
 
 
-def test_a_device_that_interrupts_by_itself_is_blamed_for_nothing(tmp_path: Path) -> None:
+def test_a_device_that_interrupts_by_itself_is_blamed_for_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vfio_user.client.conformance.irqs.LISTEN_SECONDS", PATIENCE)
     with InProcess(tmp_path, Ticker) as target:
         assert not wrong(target.results("set_irqs", "session", "reset"))
 
