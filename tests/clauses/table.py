@@ -244,6 +244,12 @@ ACCESS_CLAUSES = [
 MEMORY_CLAUSES = [
     Clause("dma_map/impossible", "nothing of it is looked at", Takes(C.DMA_MAP, sized(32))),
     Clause("dma_map/table-impossible", "nothing of it is looked at", Takes(C.DMA_MAP, sized(32)), DRAFT),
+    Clause("dma_map/map-and-unmap", "DMA_UNMAP is answered and not done", Keeps(C.DMA_UNMAP, sized(24), front(24))),
+    Clause(
+        "dma_map/map-and-unmap",
+        "with EIO (Input/output error), of a range that it has unmapped, as it said",
+        Refuses(C.DMA_MAP, again(sized(32))),
+    ),
     Clause("dma_map/unmap-unknown", "what was never mapped succeeded", Takes(C.DMA_UNMAP)),
     Clause("dma_map/reply-is-header", "DMA_MAP failed", Refuses(C.DMA_MAP, sized(32))),
     Clause("dma_map/reply-is-header", "instead of 16", Says(C.DMA_MAP, longer)),
