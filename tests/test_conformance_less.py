@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Set
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 
 from tests.cases import for_each, for_each_row
@@ -153,6 +154,22 @@ def test_what_is_answered_and_ignored_is_one_finding(name: str, tmp_path: Path) 
     with InProcess(tmp_path, Everything, dialect=dialect, session=with_fault(fault)) as target:
         results = target.results(*groups)
     assert {result.check.id for result in results if result.outcome is Outcome.FAIL} == {expected}
+
+
+class CountsIds(Session):
+    """Its replies have ids of its own."""
+
+    def _negotiate(self) -> bool:
+        send, ids = self.connection.send, count()
+        self.connection.send = lambda message: send(replace(message, id=next(ids)))  # type: ignore[method-assign]
+        return super()._negotiate()
+
+
+def test_a_conversation_that_does_not_begin_is_no_fault_of_the_first_group_that_is_tried(tmp_path: Path) -> None:
+    with InProcess(tmp_path, Edu, session=CountsIds) as target:
+        [(id, said)] = failed(target.results("region_read", timeout=1)).items()
+    assert id == "region_read/reply"
+    assert "that is the rule of version/agreed" in said
 
 
 class HangsUpOnLess(Fault):

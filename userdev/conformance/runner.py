@@ -105,6 +105,8 @@ class CheckResult(Generic[B]):
     seconds: float = 0.0
     relied_on: tuple[str, ...] = ()
     """Ids of checks without whose rules nothing is known of this one's."""
+    unmet: str = ""
+    """Id of the check whose rule it is that went wrong, before this one's own work."""
     request: str = ""
     """What of the protocol the server did not do, where it is that: one finding, whichever checks need it."""
     crashed: bool = False
@@ -188,16 +190,16 @@ def _run(check: Check[B], bench: Callable[[], B], dialect: str) -> CheckResult[B
         return CheckResult(check, Outcome.SKIP, f"not a rule of {dialect}")
     own = bench()
     begin = time.monotonic()
-    relied_on, request = check.needs, ""
+    relied_on, unmet, request = check.needs, "", ""
     cause: Cause | None = None
     try:
         check.run(own)
         outcome, detail = Outcome.PASS, ""
     except Skip as reason:
         outcome, detail = Outcome.SKIP, str(reason)
-    except Unmet as unmet:
-        outcome, detail, relied_on = _verdict(check), str(unmet), (unmet.id, *relied_on)
-        request = unmet.request
+    except Unmet as error:
+        outcome, detail, relied_on = _verdict(check), str(error), (error.id, *relied_on)
+        unmet, request = error.id, error.request
         cause = own.cause()
     except UserdevError as error:
         outcome, detail = _verdict(check), _said(error)
@@ -209,7 +211,7 @@ def _run(check: Check[B], bench: Callable[[], B], dialect: str) -> CheckResult[B
         own.close()
     if cause is not None:
         detail, request = f"{detail}: {cause.said}", cause.rule
-    return CheckResult(check, outcome, detail, time.monotonic() - begin, relied_on, request)
+    return CheckResult(check, outcome, detail, time.monotonic() - begin, relied_on, unmet, request)
 
 
 def _refusal(bench: Callable[[], B]) -> str | None:
@@ -276,6 +278,8 @@ def _judge(result: CheckResult[B], unsound: Collection[str], undone: Mapping[str
         detail = f"{result.detail}; that needs {', '.join(causes)}, which failed"
     elif result.request in undone:
         detail = f"{result.detail}; that needs {result.request}, of which {undone[result.request]} failed"
-    else:
+    elif result.unmet in ("", result.check.id):
         return result
+    else:
+        return replace(result, detail=f"{result.detail}; that is the rule of {result.unmet}, which this check needs")
     return replace(result, outcome=Outcome.NOT_JUDGED, detail=detail)

@@ -114,7 +114,8 @@ class Bench:
         """The check's own client, connected and with a version agreed."""
         first = self._first() if self._first is not None else None
         if first is None:
-            return self.connect()
+            with relying("version/agreed"):
+                return self.connect()
         self.clients.append(first)
         return first
 
