@@ -107,7 +107,9 @@ class InProcess(InProcessTarget):
 
 
 def failed(results: list[CheckResult[Bench]]) -> dict[str, str]:
-    return {result.check.id: result.detail for result in results if result.outcome is Outcome.FAIL}
+    """What each check has found, or what became of one that broke: that is nobody's server."""
+    wrong = (Outcome.FAIL, Outcome.BROKEN)
+    return {result.check.id: result.detail for result in results if result.outcome in wrong}
 
 
 def skipped(results: list[CheckResult[Bench]]) -> set[str]:

@@ -198,5 +198,5 @@ class DoesHalfAWrite(Session):
         framer = self.connection.framer
         came = bytes(framer.buffer[framer.start : framer.end])[16:]
         if len(came) > REGION_ACCESS.size:
-            self.function.config.set(0x3C, 1, came[REGION_ACCESS.size])
+            self.function.config.set(REGION_ACCESS.unpack(came).offset, 1, came[REGION_ACCESS.size])
         super()._end(attached=attached)

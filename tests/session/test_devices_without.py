@@ -51,7 +51,7 @@ def test_a_device_without_anything_keeps_every_rule_that_it_has(dialect: Dialect
     checks = [check for check in CATALOGUE if check.group in groups]
     with InProcess(tmp_path, Bare, dialect) as target:
         results = list(run(checks, target, dialect, timeout=5))
-    assert [result for result in results if result.outcome in (Outcome.FAIL, Outcome.NOT_JUDGED)] == []
+    assert [result for result in results if result.outcome in (Outcome.FAIL, Outcome.NOT_JUDGED, Outcome.BROKEN)] == []
     ran = {result.check.id for result in results if result.outcome is Outcome.PASS}
     assert {"info/describes", "reset/succeeds", "irq_info/describes-every-type"} <= ran
 
