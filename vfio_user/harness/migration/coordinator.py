@@ -277,7 +277,9 @@ class Coordinator:
         if here != there:
             which = f" in {names}" if names else ""
             raise UserError(
-                f"the state of {link.name} is not what it was{which}", hint="compare the traces of both servers"
+                f"the state of {link.name} is not what it was{which}",
+                hint="what goes on while a device is stopped changes it: a thread that on_quiesce has not stopped, or"
+                " that on_load lets go before on_resume; the traces of both servers have what was asked of them",
             )
 
     def _not_compared(self, link: DeviceLink, why: Exception) -> None:
