@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from typing import Protocol
@@ -102,12 +103,15 @@ def move(
         if report.verdict is Verdict.MIGRATED:
             arriving.stays = True  # the guest runs there, whatever fails of what is still to do here
             guest.continue_on(machine, arriving.spec, arriving.devices(guest.devices))
-            lab.end(source, servers)
     if rebooted:
         report.notes.append("the guest was reset meanwhile")
         before = None
-    if report.verdict is Verdict.MIGRATED and before is not None:
-        compare(report, before, guest)
+    if report.verdict is Verdict.MIGRATED:
+        with ThreadPoolExecutor(max_workers=1) as beside:
+            ended = beside.submit(lab.end, source, servers)
+            if before is not None:
+                compare(report, before, guest)  # whose QEMU has to translate all of it anew, while the other one ends
+            ended.result()
         report.write(source.console.log.parent)
     return report
 
