@@ -98,8 +98,12 @@ def chosen_tests(job: Any) -> Sequence[str]:
     return [runnable.uri for suite in job.test_suites for runnable in suite.tests]
 
 
+@functools.cache
 def spawner() -> str:
-    """How tests are started, for avocado's `run.spawner`: as forks, where this installation has told of that."""
+    """How tests are started, for avocado's `run.spawner`: as forks, where this installation has told of that.
+
+    All that is installed is read for it, so once in a process.
+    """
     from vfio_user.avocado_job.forks import NAME
 
     return NAME if NAME in entry_points(group="avocado.plugins.spawner").names else "process"

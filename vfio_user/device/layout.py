@@ -137,13 +137,13 @@ class RegionLayout:
         self.accesses[index] = access
 
     def _add_cell(self, cell: Cell, *, exact: bool) -> None:
-        windows = self._windows[cell.region]
-        windows.claim(cell.offset, cell.width, cell.fit.name)
+        windows, whole = self._windows[cell.region], cell.width
+        windows.claim(cell.offset, whole, cell.fit.name)
         if not exact:
-            windows.answer(cell.offset, cell.width, RegisterAccess(cell))
+            windows.answer(cell.offset, whole, RegisterAccess(cell))
         for width in cell.widths:
             key = (cell.region, cell.offset, width)
-            self.readers[key] = cell.read if width == cell.width else _cut(cell, width)
+            self.readers[key] = cell.read if width == whole else _cut(cell, width)
             self.fits[key] = cell.fit
             self.writers[key] = cell.write
 
