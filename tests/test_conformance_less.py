@@ -15,7 +15,7 @@ from tests.conformance_target import Fault, InProcess, Proceed, Reply, failed, s
 from tests.everything_device import Everything
 from userdev.errors import ProtocolError
 from userdev_servers.edu import Edu
-from vfio_user.client.conformance import CATALOGUE, Level, Outcome
+from vfio_user.client.conformance import CATALOGUE, Level, Outcome, run
 from vfio_user.server.connection import ClientGone
 from vfio_user.server.session import Session
 from vfio_user.wire import CURRENT, DRAFT_V6, HEADER_SIZE, REGION_MIGRATION, Command, Dialect, Message
@@ -207,6 +207,13 @@ def test_a_refusal_without_the_error_bit_is_one_finding_that_says_so(tmp_path: P
         assert len(wrong) == 1, wrong
         [said] = wrong.values()
         assert "has errno EINVAL and no Error bit" in said
+
+
+def test_an_edu_without_dma_is_one_finding_too(tmp_path: Path) -> None:
+    with InProcess(tmp_path, Edu, session=with_fault(AnswersAndIgnores(NO_DMA))) as target:
+        assert set(failed(target.results("dma_map", "device_dma", timeout=0.5))) == {"dma_map/impossible"}
+        musts = [check for check in CATALOGUE if check.level is Level.MUST and check.group in ("dma_map", "session")]
+        assert not failed([*run(musts, target, CURRENT, timeout=2)]), "no specification has a map refused"
 
 
 class AnswersAnotherMajor(Fault):

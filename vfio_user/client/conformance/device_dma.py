@@ -10,11 +10,14 @@ from time import monotonic
 
 from userdev.conformance.check import Group, Level, Skip, require
 from vfio_user.client.conformance.bench import Bench
+from vfio_user.client.conformance.dma import LOOKED_AT
 from vfio_user.client.memory import GuestMemory
 from vfio_user.wire import Command
 from vfio_user.wire.constants import DmaFlags, Feature
 
-device_dma = Group[Bench]("device_dma", "protocol.md 9.5: DMA_READ / DMA_WRITE", needs=("dma_map/map-and-unmap",))
+device_dma = Group[Bench](
+    "device_dma", "protocol.md 9.5: DMA_READ / DMA_WRITE", needs=("dma_map/map-and-unmap", *LOOKED_AT)
+)
 
 EDU = bytes.fromhex("3412e811")
 BASE = 0x10_0000
