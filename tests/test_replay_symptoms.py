@@ -31,7 +31,7 @@ from vfio_user.interposer.replay.outcome import Difference, ReplayOutcome
 from vfio_user.interposer.replay.player import SILENT, Ended, Player
 from vfio_user.interposer.replay.script import Script
 from vfio_user.interposer.replay.steps import count_of, is_interrupt, vector_of
-from vfio_user.interposer.replay.symptom import Symptom
+from vfio_user.interposer.replay.symptom import Symptom, asked_again
 from vfio_user.interposer.trace import MessageRecord
 from vfio_user.wire import CURRENT, Capabilities, Command, Message, encode_version
 from vfio_user.wire.constants import IrqIndex, IrqSetFlags
@@ -81,6 +81,17 @@ def test_a_passing_symptom_shows_where_a_server_that_is_asked_again_does_right(
     again: int, found: list[Difference], shows: bool
 ) -> None:
     assert Symptom(WRONG_REPLY, again=again).shows(ReplayOutcome(cast(Any, None), differences=found)) is shows
+
+
+def test_a_request_that_is_asked_again_has_the_same_reply_of_its_own(tmp_path: Path) -> None:
+    with Written(tmp_path / "trace") as trace:
+        number = trace.ask(read(0, UP), b"this")
+    script = load_script(trace.path)
+    again = asked_again(script, number, 90)
+    *before, request, reply = cast(tuple[MessageRecord, ...], again.steps)
+    assert tuple(before) == script.steps
+    assert [(each.number, each.pair) for each in (request, reply)] == [(90, 0), (91, 90)]
+    assert [each.message for each in (request, reply)] == [each.message for each in before[-2:]]
 
 
 @for_each([True, False])

@@ -106,6 +106,7 @@ def test_a_feature_is_told_with_what_is_done_to_it(flags: int, operation: str) -
     message = request(Command.DEVICE_FEATURE, at.FEATURE.pack(16, flags) + at.DEVICE_STATE.pack(3, 0))
     found = describe(CURRENT, message).fields
     assert (found["feature"], found["operation"]) == ("MIG_DEVICE_STATE", operation)
+    assert describe(CURRENT, message).detail.startswith(f"MIG_DEVICE_STATE {operation}")
 
 
 def test_fields_that_say_nothing_are_left_out_of_a_feature() -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
@@ -265,7 +266,8 @@ class System:
 def test_who_may_not_open_the_device_asks_by_the_system_call(answer: int, monkeypatch: pytest.MonkeyPatch) -> None:
     system = System(answer)
     with monkeypatch.context() as patch:
-        patch.setattr(os, "open", Mock(side_effect=PermissionError(errno.EACCES, "not yours")))
+        refused = Mock(side_effect=PermissionError(errno.EACCES, "not yours"))
+        patch.setattr(userfault, "os", SimpleNamespace(**{**vars(os), "open": refused}))  # other threads open theirs
         patch.setattr(ctypes, "CDLL", lambda *_, **__: system)
         with pytest.raises(PermissionError, match=os.strerror(errno.EPERM)) if answer < 0 else nullcontext():
             assert userfault._open() == answer
