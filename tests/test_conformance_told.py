@@ -34,6 +34,9 @@ class Bench:
     def begin(self) -> None:
         return
 
+    def hurry(self) -> None:
+        return
+
     def cause(self) -> None:
         return
 

@@ -17,6 +17,9 @@ class Bench:
     def begin(self) -> None:
         return
 
+    def hurry(self) -> None:
+        return
+
     def cause(self) -> None:
         return
 
@@ -276,6 +279,29 @@ def test_a_server_that_does_not_answer_is_waited_for_once() -> None:
 
     assert len(list(run(several(wrong, wrong, wrong), Server(), Silent, dialect="any", settle=lambda: None))) == 3
     assert len(begun) == 1
+
+
+def test_what_needs_a_rule_that_is_not_kept_is_tried_in_a_hurry_as_the_server_may_die_of_it() -> None:
+    hurried: list[bool] = []
+
+    class Hurried(Bench):
+        def __init__(self) -> None:
+            hurried.append(False)
+
+        def hurry(self) -> None:
+            hurried[-1] = True
+
+    group = Group[Bench]("group", "a rule")
+    group.check("first")(wrong)
+    group.check("beside")(right)
+    for name in ("behind", "dies"):
+        group.check(name, needs=("group/first",))(wrong)
+    server, found = Server(), []
+    for result in run(list(group), server, Hurried, dialect="any", settle=lambda: None):
+        found.append(result.outcome)
+        server.crash = Crash("it was killed") if len(found) == 3 else None
+    assert found == [Outcome.FAIL, Outcome.PASS, Outcome.NOT_JUDGED, Outcome.FAIL]
+    assert [each for each in hurried if each] == [True, True]
 
 
 def test_a_server_that_dies_for_good_is_one_failure() -> None:

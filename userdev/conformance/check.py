@@ -16,6 +16,9 @@ B = TypeVar("B")
 
 CheckFunction = Callable[[B], None]
 
+HURRIED_SECONDS = 0.5
+"""That an answer is waited for which will most likely not come."""
+
 _NAME = re.compile("[a-z0-9]+(-[a-z0-9]+)*")
 
 

@@ -68,6 +68,9 @@ class Workbench(Protocol):
             UserdevError: it lets nobody.
         """
 
+    def hurry(self) -> None:
+        """Wait for no answer longer than a server takes that gives it: what the check needs has gone wrong."""
+
     def cause(self) -> Cause | None:
         """What was seen of the server that explains why the check went wrong, whatever that says; None mostly."""
 
@@ -130,6 +133,7 @@ def run(
 
     A check that goes wrong is not judged where one before it that it needs has gone wrong, or has failed of the same
     request: every cause is one failure.
+    It is tried all the same, in a hurry, as the server may die of it.
     None is tried where one has gone wrong and the server begins no conversation with anybody.
     """
     first = ""  # the check that the server was fresh for
@@ -178,17 +182,19 @@ def run(
         if started is not None:
             started(check)
         first = first or check.id
-        held = _run(check, bench, dialect)
+        held = _run(check, bench, dialect, hurried=not unsound.isdisjoint(check.needs))
         if held.outcome is not Outcome.SKIP:
             settle()
     if held is not None:
         yield judged_last(held)
 
 
-def _run(check: Check[B], bench: Callable[[], B], dialect: str) -> CheckResult[B]:
+def _run(check: Check[B], bench: Callable[[], B], dialect: str, *, hurried: bool) -> CheckResult[B]:
     if check.dialects is not None and dialect not in check.dialects:
         return CheckResult(check, Outcome.SKIP, f"not a rule of {dialect}")
     own = bench()
+    if hurried:
+        own.hurry()
     begin = time.monotonic()
     relied_on, unmet, request = check.needs, "", ""
     cause: Cause | None = None

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from userdev.busy_wait import BusyWait
 from userdev.conformance import Cause, CheckFailed, Skip, Target, Unmet, relying, require
+from userdev.conformance.check import HURRIED_SECONDS
 from userdev.conformance.targets import Greet
 from userdev.counted import counted
 from userdev.errors import ProtocolError, errno_name
@@ -117,11 +118,16 @@ class Bench:
             with relying("version/agreed"):
                 return self.connect()
         self.clients.append(first)
+        first.channel.timeout = self.timeout
         return first
 
     def begin(self) -> None:
         """Agree on a version."""
         self.connect()
+
+    def hurry(self) -> None:
+        """As `Workbench.hurry`."""
+        self.timeout = min(self.timeout, HURRIED_SECONDS)
 
     def cause(self) -> Cause | None:
         """As `Workbench.cause`: what one of the check's clients saw."""
