@@ -61,10 +61,12 @@ def _run(folder: Path) -> Told:
     steps = [Step("boot", 0.0, 1.5, "", 100.0), Step("look", 1.5, 0.001, "it is 7", 101.5)]
     lab: Any = SimpleNamespace(folder=folder, failure=None, timeline=SimpleNamespace(steps=steps))
     done = [(Part((name,), f"it is {name}"), work) for name, work in WORK.items()]
-    whole = json.loads(run._report(lab, "edu", done, ["'lose' never acted"], 2.34567).replace(str(folder), "FOLDER"))
+    left_out = [Part(("last",), "it is last")]
+    told = run._report(lab, "edu", done, left_out, ["'lose' never acted"], 2.34567)
+    whole = json.loads(told.replace(str(folder), "FOLDER"))
     failures = {}
-    for name, some, left_out in (("all", done, 0), ("wrong alone", done[1:2], 3), ("right", done[:1], 2)):
-        failure = run._failure("edu", some, left_out)
+    for name, some, others in (("all", done, 0), ("wrong alone", done[1:2], 3), ("right", done[:1], 2)):
+        failure = run._failure("edu", some, others)
         failures[name] = failure and [str(failure), failure.evidence, *getattr(failure, "__notes__", ())]
     printer = run._Printer()
     lines = [called(folder, partial(printer.part, part, work), False)["out"] for part, work in done]

@@ -119,7 +119,7 @@ def command(
         lab.failure = _failure(device, done, len(program.parts) - len(done)) or _nothing_tried(faults, untried)
         kept_for = _keep(lab, guest) if keep else 0.0
     seconds = lab.timeline.now - kept_for
-    report = _report(lab, device, done, untried, seconds)
+    report = _report(lab, device, done, program.parts[len(done) :], untried, seconds)
     if as_json:
         click.echo(report)
     printer.end(lab, seconds)
@@ -186,7 +186,12 @@ def _of_another_kind(device: str, left_out: int) -> str:
 
 
 def _report(
-    lab: Lab, device: str, done: Sequence[tuple[Part, Exercise]], untried: Sequence[str], seconds: float
+    lab: Lab,
+    device: str,
+    done: Sequence[tuple[Part, Exercise]],
+    left_out: Sequence[Part],
+    untried: Sequence[str],
+    seconds: float,
 ) -> str:
     """Write report.json into the run's folder; its text. `seconds` is how long the run took."""
     report = {
@@ -196,6 +201,7 @@ def _report(
         "logs": str(lab.folder),
         "traces": [str(path) for path in sorted(lab.folder.glob("*.trace"))],
         "parts": [{"proves": part.proves, **asdict(outcome)} for part, outcome in done],
+        "left_out": [part.proves for part in left_out],
         "untried": list(untried),
         "steps": [asdict(step) for step in lab.timeline.steps],
     }
