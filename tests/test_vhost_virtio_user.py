@@ -27,7 +27,7 @@ from vhost_user.wire import DeviceStatus, VirtioFeature
 
 pytestmark = [pytest.mark.network, pytest.mark.timeout(300)]
 
-PINGS = [ipv4(icmp(data=bytes(place + size & 0xFF for place in range(size)))) for size in [0, 1000, 56, 1472] * 100]
+PINGS = [ipv4(icmp(data=bytes(place + size & 0xFF for place in range(size)))) for size in (0, 1000, 56, 1472)] * 100
 AT_ONCE = 40
 """Fewer than a ring holds: testpmd drops what has no place there."""
 
