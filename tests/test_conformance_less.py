@@ -126,14 +126,15 @@ class ForgetsARefusal(Fault):
 
 
 C = Command
-DMA = ("dma_map", "dma_unmap", "dirty_logging", "dirty_pages", "session", "reset")
+MAPS = ("dma_map", "dma_unmap")
+DMA = (*MAPS, "dirty_logging", "dirty_pages", "session", "reset")
 STATES = ("feature", "migration", "mig_data", "dirty_logging", "reset")
 WRITES = ("order", "region_write", "write_multi", "config", "migration_region")
 NO_DMA = {Command.DMA_MAP, Command.DMA_UNMAP}
 ONE_CAUSE: dict[str, tuple[Fault, Dialect, tuple[str, ...], str]] = {
     "DMA": (AnswersAndIgnores(NO_DMA), CURRENT, DMA, "dma_map/impossible"),
     "DMA by tables": (AnswersAndIgnores(NO_DMA), DRAFT_V6, DMA, "dma_map/table-impossible"),
-    "maps alone": (AnswersAndIgnores({Command.DMA_MAP}), CURRENT, DMA, "dma_map/map-and-unmap"),
+    "maps alone": (AnswersAndIgnores({Command.DMA_MAP}), CURRENT, MAPS, "dma_map/map-and-unmap"),
     "interrupts": (AnswersAndIgnores({Command.SET_IRQS}), CURRENT, ("set_irqs", "reset"), "set_irqs/trigger"),
     "resets": (AnswersAndIgnores({Command.DEVICE_RESET}), CURRENT, ("reset",), "reset/ends-error"),
     "writes": (AnswersAndIgnores({Command.REGION_WRITE}), CURRENT, WRITES, "region_write/stays"),
@@ -141,10 +142,15 @@ ONE_CAUSE: dict[str, tuple[Fault, Dialect, tuple[str, ...], str]] = {
     "many writes": (AnswersAndIgnores({Command.REGION_WRITE_MULTI}), CURRENT, WRITES, "write_multi/in-order"),
     "features": (AnswersAndIgnores({Command.DEVICE_FEATURE}), CURRENT, STATES, "feature/impossible-set"),
     "state": (AnswersAndIgnores({Command.MIG_DATA_WRITE}), CURRENT, STATES, "migration/resuming-to-running"),
-    "v1's log": (AnswersAndIgnores({Command.DIRTY_PAGES}), REGION_MIGRATION, DMA, "dirty_pages/clean-at-first"),
-    "a flag of a map": (ForgetsARefusal(Command.DMA_MAP, 0x13), CURRENT, DMA, "dma_map/unknown-flag"),
-    "a flag of an unmap": (ForgetsARefusal(Command.DMA_UNMAP, 4), CURRENT, DMA, "dma_unmap/unknown-flag"),
-    "an unmap of nothing": (ForgetsARefusal(Command.DMA_UNMAP, 0), CURRENT, DMA, "dma_map/unmap-unknown"),
+    "v1's log": (
+        AnswersAndIgnores({Command.DIRTY_PAGES}),
+        REGION_MIGRATION,
+        ("dirty_pages",),
+        "dirty_pages/clean-at-first",
+    ),
+    "a flag of a map": (ForgetsARefusal(Command.DMA_MAP, 0x13), CURRENT, MAPS, "dma_map/unknown-flag"),
+    "a flag of an unmap": (ForgetsARefusal(Command.DMA_UNMAP, 4), CURRENT, MAPS, "dma_unmap/unknown-flag"),
+    "an unmap of nothing": (ForgetsARefusal(Command.DMA_UNMAP, 0), CURRENT, MAPS, "dma_map/unmap-unknown"),
 }
 
 
