@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,14 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from tests.conftest import PATIENCE
 from userdev.conformance import CheckResult, Outcome
 from userdev.conformance.targets import RunningServer
 from userdev.errors import UserError
+from userdev.transport import Stream
 from userdev_servers.edu import Edu
 from userdev_servers.rng import Rng
+from vfio_user.cli._other_protocol import speaks_vfio_user
 from vfio_user.cli.conformance import command as check
 from vfio_user.cli.probe import command as probe
 from vfio_user.cli.vhost_conformance import command as check_back_end
@@ -41,6 +44,12 @@ def vhost_user(tmp_path: Path) -> Iterator[str]:
         yield str(tmp_path / "s")
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever does speak the other protocol answers as late as a busy machine has it."""
+    monkeypatch.setattr("vfio_user.cli._other_protocol.SECONDS", PATIENCE)
+
+
 def one_failure_of_all(results: list[CheckResult[Any]]) -> bool:
     return {result.outcome for result in results[1:]} == {Outcome.NOT_JUDGED} and results[0].outcome is Outcome.FAIL
 
@@ -55,6 +64,7 @@ def test_no_rule_of_vhost_user_is_tried_with_a_vfio_user_server(vfio_user: str) 
     assert one_failure_of_all(list(of_back_ends.run(of_back_ends.CATALOGUE, target, timeout=SECONDS)))
 
 
+@pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize("dialect", ["auto", "draft-v6"])
 def test_a_back_end_is_recognized_by_the_probe_for_servers_of_vfio_user(vhost_user: str, dialect: str) -> None:
     error = CliRunner().invoke(probe, [vhost_user, "--dialect", dialect]).exception
@@ -79,14 +89,23 @@ def test_the_probe_for_back_ends_names_the_one_for_servers_of_vfio_user(vfio_use
         assert client.device_info().num_regions, "it serves on"
 
 
-def test_conformance_names_the_command_of_the_other_protocol_and_has_no_verdict(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("patient")
+def test_conformance_names_the_command_of_the_other_protocol_and_has_no_verdict(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server waits for the rest of what is no message to it, and a back-end hangs up."""
+
+    def speaks(connect: Callable[[], Stream], *, timeout: float) -> bool:
+        return speaks_vfio_user(connect, timeout=PATIENCE)
+
+    monkeypatch.setattr("vfio_user.cli.vhost_conformance.speaks_vfio_user", speaks)
     server, back_end = str(tmp_path / "server"), str(tmp_path / "back-end")
     with Server(Edu(), f"unix:{server}"), closing(Rng()) as device, BackEndServer(device, f"unix:{back_end}"):
-        for command, address, protocol in (
-            (check, back_end, "vhost-user"),
-            (check_back_end, server, "vfio-user"),
+        for command, address, protocol, timeout in (
+            (check, back_end, "vhost-user", PATIENCE),
+            (check_back_end, server, "vfio-user", 0.2),
         ):
-            error = CliRunner().invoke(command, [address, "--timeout", "0.2"]).exception
+            error = CliRunner().invoke(command, [address, "--timeout", f"{timeout:g}"]).exception
             assert isinstance(error, UserError), protocol
             assert f"{protocol} conformance {address}" in error.hint, protocol
 
