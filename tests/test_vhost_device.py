@@ -383,3 +383,10 @@ def test_a_field_of_bytes_that_are_too_few_or_too_many_is_not_saved(tag: bytes) 
     vars(device)["tag"] = tag  # as one that was changed in its place
     with pytest.raises(ProtocolError, match="tag"):
         model_of(device).save()
+
+
+def test_a_number_that_its_field_has_no_room_for_is_not_saved() -> None:
+    device = Echo()
+    vars(device)["mode"] = 256
+    with pytest.raises(ProtocolError, match="mode"):
+        model_of(device).save()
