@@ -238,6 +238,22 @@ def test_a_program_offers_what_it_was_told_to_and_says_its_name_where_it_is_to(
     assert ran == [(name, 4096)]
 
 
+def test_a_program_whose_one_client_was_given_to_it_is_told_that_none_will_follow(
+    device: Prober, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, theirs = socket.socketpair()
+    ended, seen = threading.Event(), list[bool]()
+
+    def run(make: Callable[[Callable[[], None]], Server], _: str | None) -> None:
+        with make(ended.set):
+            ours.close()
+            seen.append(ended.wait(60))
+
+    monkeypatch.setattr(program, "run", run)
+    program.serve(device, f"fd:{theirs.detach()}")
+    assert seen == [True]
+
+
 def test_no_client_is_sent_more_descriptors_than_it_takes(tmp_path: Path) -> None:
     """What does not fit into its buffer the kernel drops, and the client would take another's place for it."""
     with closing(Everything()) as device, Server(device, str(tmp_path / "socket")) as server:
