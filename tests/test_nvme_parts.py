@@ -346,12 +346,13 @@ def test_a_queue_is_mapped_where_all_is_that_belongs_to_it() -> None:
 
 
 def test_who_has_waited_for_it_to_stand_still_is_not_kept(bench: Bench, flushed: threading.Event) -> None:
-    flushed.set()
     gone: list[weakref.ref[Quiesce]] = []
     for cid in range(3):
+        flushed.clear()
         bench.do(1, Io.FLUSH, cid, nsid=1)
         waiting = bench.engine.halt()
         assert waiting is not None
+        flushed.set()
         gone.append(weakref.ref(waiting))
         del waiting
         bench.finish()

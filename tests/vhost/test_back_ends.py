@@ -21,7 +21,7 @@ from vhost_user.backend import Server, Session
 from vhost_user.backend.back_end import BackEnd
 from vhost_user.backend.vring import Vring
 from vhost_user.backend.vrings import Vrings
-from vhost_user.frontend import BackEndError, Disconnected, GuestMemory, NoAnswer
+from vhost_user.frontend import BackEndError, Disconnected, GuestMemory, NoAnswer, queue
 from vhost_user.wire import HEADER, NEED_REPLY, NO_FD, DeviceStatus, FrontEndRequest, Message, encode_reply
 from vhost_user.wire.payloads import Config, Log, VringState
 
@@ -375,18 +375,25 @@ def test_a_driver_that_is_not_called_does_not_find_its_requests_by_chance(
     """Also where they have come back meanwhile: a guest would wait for ever."""
 
     def serve_late(vring: Vring) -> None:
-        if late.passed:
+        if waits.is_set():
             vring.call.signal = lambda: None
             usual(vring)
+            served.set()
 
-    usual, late = Vring.serve, Deadline(0.1)
+    def wait(fds: list[int], seconds: float, **more: int) -> set[int]:
+        waits.set()
+        assert served.wait(60)
+        return poll(fds, 0.0, **more)
+
+    usual, poll = Vring.serve, queue._poll
+    waits, served = Event(), Event()
     stranger.negotiate()
     stranger.share_memory()
     ring = stranger.queue()
     ring.start()
     assert ring.wait_call()
     monkeypatch.setattr(Vring, "serve", serve_late)
-    stranger.timeout = 0.3
+    monkeypatch.setattr(queue, "_poll", wait)
     with pytest.raises(NoAnswer, match="call"):
         ring.exchange(b"ab", 2)
 

@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from tests.cases import for_each
+from tests.conftest import PATIENCE
 from tests.fuzz_kit import Quiet
 from tests.vhost.faults import Faulty
 from tests.vhost.faults.fuzzed import BLK, FOUND, SERVE, Case, Disk
@@ -34,12 +35,14 @@ def made_faulty(monkeypatch: pytest.MonkeyPatch) -> Iterator[Faulty]:
         made.close()
 
 
-def played(folder: Path, make: Callable[[], VhostDevice], kind: DeviceKind, steps: list[Step]) -> Found | None:
+def played(
+    folder: Path, make: Callable[[], VhostDevice], kind: DeviceKind, steps: list[Step], seconds: float = PATIENCE
+) -> Found | None:
     with InProcess(folder, make, pid=os.getpid()) as target:
-        player = VhostUserSubject(target, kind, timeout=0.5)
-        assert player.prepare() == []
+        player = VhostUserSubject(target, kind, timeout=seconds)
+        wrong = player.prepare()
         try:
-            return player.play(steps)
+            return wrong[0] if wrong else player.play(steps)
         finally:
             player.close()
 
@@ -49,9 +52,12 @@ def played(folder: Path, make: Callable[[], VhostDevice], kind: DeviceKind, step
 def test_a_back_end_is_found_by_the_rule_that_it_breaks(
     case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with made_faulty(monkeypatch) as faulty:
-        case.fault(faulty)
-        found = played(tmp_path, case.make, case.device, case.steps)
+    for seconds in (0.5, PATIENCE):  # what never comes is waited for; a busy machine takes more for what does
+        with made_faulty(monkeypatch) as faulty:
+            case.fault(faulty)
+            found = played(tmp_path, case.make, case.device, case.steps, seconds)
+        if found is not None and found.oracle.id == case.oracle and case.said in str(found):
+            break
     assert found is not None
     assert found.oracle.id == case.oracle, found
     assert found.begun in range(len(case.steps) + 1)
