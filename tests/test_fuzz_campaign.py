@@ -410,6 +410,10 @@ def test_a_find_that_is_the_failure_of_a_check_has_the_rule_and_the_level_of_tha
         Find("p", "rule", "a rule", cause, "it is odd", ()).write(tmp_path / cause)
         (made,) = corpus_checks(tmp_path / cause, "p", lambda bench, find: Pretended(), tuple(group))  # type: ignore[arg-type, return-value]
         found[cause] = (made.rule, made.level, made.revision)
+    kept = Find("p", "rule", "a rule", "rule: taken", "it is taken", (), level="REFERENCE").write(tmp_path / "kept")
+    assert Find.read(kept).level == "REFERENCE"
+    (made,) = corpus_checks(kept.parent, "p", lambda bench, find: Pretended(), tuple(group))  # type: ignore[arg-type, return-value]
+    assert made.level is Level.REFERENCE
     assert found == {
         "rule: check info/odd": ("the rule of the check", Level.REFERENCE, "of 2022"),
         "rule: check info/gone": ("a rule", Level.MUST, ""),

@@ -18,7 +18,20 @@ from userdev.fuzz.finds import corpus
 
 def test_a_find_is_read_as_it_was_written(tmp_path: Path) -> None:
     find = Find(
-        "p", "rule", "a rule", "rule: c", "c\nwas said", steps("a b"), 1, 2, True, True, 3, {"device": "d"}, "s"
+        "p",
+        "rule",
+        "a rule",
+        "rule: c",
+        "c\nwas said",
+        steps("a b"),
+        1,
+        2,
+        True,
+        True,
+        3,
+        {"device": "d"},
+        "s",
+        "REFERENCE",
     )
     assert Find.read(find.write(tmp_path)) == find
     assert [found for _, found in corpus(tmp_path, "p")] == [find]

@@ -14,9 +14,10 @@ from tests.cases import for_each
 from tests.conftest import PATIENCE
 from tests.fuzz_kit import Quiet
 from tests.vhost.faults import Faulty
-from tests.vhost.faults.fuzzed import BLK, FOUND, SERVE, Case, Disk
+from tests.vhost.faults.fuzzed import BLK, FOUND, SERVE, Case, Disk, takes_anything
 from tests.vhost.reverse import REVERSE, Reverse
 from tests.vhost.test_conformance_suite import InProcess
+from userdev.conformance import Level
 from userdev.fuzz import Bounds, Campaign, Find, Found, Step
 from userdev.fuzz.drawing import sequences
 from vfio_user.cli import vhost_user_cli
@@ -62,6 +63,19 @@ def test_a_back_end_is_found_by_the_rule_that_it_breaks(
     assert found.oracle.id == case.oracle, found
     assert found.begun in range(len(case.steps) + 1)
     assert case.said in str(found)
+
+
+def test_what_conformance_leaves_open_is_no_find_and_what_only_a_reference_does_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with made_faulty(monkeypatch) as faulty:
+        takes_anything(faulty)
+        assert played(tmp_path, Reverse, REVERSE, [Step.of("wrong_memory", how="empty")]) is None
+    with made_faulty(monkeypatch) as faulty:
+        takes_anything(faulty)
+        found = played(tmp_path, Reverse, REVERSE, [Step.of("wrong_memory", how="overlap")])
+    assert found is not None
+    assert found.level is Level.REFERENCE
 
 
 def test_an_oracle_that_a_front_end_asks_has_a_back_end_that_it_finds() -> None:

@@ -40,6 +40,8 @@ class CheckFailed(UserdevError):
         """`request` is what it does not do, where that is one that whoever needs it cannot do without."""
         super().__init__(what)
         self.request = request
+        self.level = Level.MUST
+        """The authority of the rule, where that is no check's."""
 
 
 class Skip(UserdevError):

@@ -162,6 +162,7 @@ class Campaign:
             steps[: found.begun] or steps,  # what had not begun is not to blame
             self._seed,
             self.summary.sequences,
+            level=found.level.name,
             said=next(filter(None, self._said()), ""),
             subject=self._subject.facts(),
         )

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from userdev.conformance import Level
 from userdev.errors import UserdevError, UserError, about
 from userdev.fuzz.steps import Step
 from userdev.process import PRINTED_NOTHING
@@ -37,9 +38,11 @@ class Oracle:
 class Found(UserdevError):
     """The server does what no server may. `cause` is the same for whatever is the same mistake."""
 
-    def __init__(self, oracle: Oracle, cause: str, what: str) -> None:
+    def __init__(self, oracle: Oracle, cause: str, what: str, *, level: Level = Level.MUST) -> None:
+        """`level` is the authority of what it breaks."""
         super().__init__(what)
         self.oracle = oracle
+        self.level = level
         self.cause = f"{oracle.id}: {cause}"
         self.begun: int | None = None
         """How many steps had begun; None: that is not known."""
@@ -90,6 +93,8 @@ class Find:
     subject: Mapping[str, str] = field(default_factory=dict)
     said: str = ""
     """What a server that was started for it complained of meanwhile: an exception with its line, or a warning."""
+    level: str = Level.MUST.name
+    """The authority of the rule that was broken, as `Level` names it."""
 
     @property
     def name(self) -> str:
@@ -155,6 +160,7 @@ class Find:
             texts = {name: str(plain[name]) for name in ("protocol", "oracle", "rule", "cause", "what")}
             numbers = {name: int(plain.get(name, 0)) for name in ("seed", "sequence", "times")}
             texts["said"] = str(plain.get("said", ""))
+            texts["level"] = Level(plain.get("level", Level.MUST.name)).name
             facts = {name: bool(plain.get(name)) for name in ("reproduced", "minimal")}
             subject = {str(key): str(value) for key, value in dict(plain.get("subject", {})).items()}
         except (KeyError, TypeError, ValueError, OverflowError, UserError) as error:

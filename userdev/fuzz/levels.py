@@ -50,4 +50,4 @@ def judge(
         raise failure.error
     if failure.check.level not in LEVELS[level]:
         raise Tolerated
-    raise Found(oracle, f"{CHECK}{failure.check.id}", str(failure.error)) from failure.error
+    raise Found(oracle, f"{CHECK}{failure.check.id}", str(failure.error), level=failure.check.level) from failure.error

@@ -388,7 +388,7 @@ def corpus_checks(
     group = Group[B]("corpus", "a find of `fuzz` that was kept")
     by_id = {check.id: check for check in catalogue}
     for path, find in corpus(folder, protocol):
-        rule, level, revision = find.rule, Level.MUST, ""
+        rule, level, revision = find.rule, Level[find.level], ""
         if (failed := by_id.get(find.check)) is not None:
             rule, level, revision = failed.rule, failed.level, failed.revision
         title = f"A find that is played again: {find.cause}"

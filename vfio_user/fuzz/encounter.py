@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from userdev.conformance import Check, Level, require
+from userdev.conformance import Check, CheckFailed, Level, require
 from userdev.counted import counted
 from userdev.fuzz import Answer, Found, Journal
 from userdev.fuzz.levels import DEFAULT, LEVELS, Tolerated, judge
@@ -119,7 +119,11 @@ class Encounter:
             Tolerated: it is none, and need not be.
         """
         if Level.REFERENCE in LEVELS[self.level]:
-            self.bench.refused(reply, accepted, what)
+            try:
+                self.bench.refused(reply, accepted, what)
+            except CheckFailed as error:
+                error.level = Level.REFERENCE
+                raise
         elif not reply.failed:
             raise Tolerated
 

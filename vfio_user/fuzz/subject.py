@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
-from userdev.conformance import Unmet
+from userdev.conformance import CheckFailed, Level, Unmet
 from userdev.errors import ProtocolError, UserdevError, UserError
 from userdev.fuzz import Find, Found, Journal, Kind, Step, cause_of, compared, silence_of
 from userdev.fuzz.levels import DEFAULT, Tolerated, level_of
 from userdev.fuzz.process import Watched
 from vfio_user.client import Client
-from vfio_user.client.conformance import Bench, CheckFailed, Target
+from vfio_user.client.conformance import Bench, Target
 from vfio_user.client.conformance.bench import keeps_its_line
 from vfio_user.client.errors import Disconnected, NoAnswer, RemoteError
 from vfio_user.fuzz.encounter import Encounter
@@ -205,7 +205,8 @@ class VfioUserSubject:
             self._target.settle()
             crash = self._target.crashed()
             return silence_of(ALIVE, what, crash.text if crash is not None else "")
-        return Found(REPLIES, cause_of(what), what)
+        level = error.level if isinstance(error, CheckFailed) else Level.MUST
+        return Found(REPLIES, cause_of(what), what, level=level)
 
     def _finish(self, encounter: Encounter) -> None:
         """Ask what has to hold behind any sequence, and leave the device as after its start."""

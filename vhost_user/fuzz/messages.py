@@ -112,7 +112,9 @@ def wrong_memory(encounter: Encounter, how: str) -> None:
     reader, writer = os.pipe()
     try:
         fds = [fd, reader if how == "pipe" else fd]
-        _refused(encounter, partial(front_end.tell, R.SET_MEM_TABLE, tuple(regions), fds), f"a memory table ({how})")
+        said = partial(front_end.tell, R.SET_MEM_TABLE, tuple(regions), fds)
+        level = _BY_ID["memory/region-without-memory"].level if how == "empty" else Level.REFERENCE
+        _refused(encounter, said, f"a memory table ({how})", level)
     finally:
         os.close(reader)
         os.close(writer)
@@ -137,7 +139,7 @@ def too_many_regions(encounter: Encounter) -> None:
     _refused(encounter, say, f"{_MANY} regions")
 
 
-def _refused(encounter: Encounter, say: Callable[[], int], what: str) -> None:
+def _refused(encounter: Encounter, say: Callable[[], int], what: str, level: Level = Level.REFERENCE) -> None:
     """Have something wrong be answered with an error, or end the connection."""
     try:
         answer = say()
@@ -145,7 +147,7 @@ def _refused(encounter: Encounter, say: Callable[[], int], what: str) -> None:
     except (Disconnected, Refused):
         encounter.rejoin()
         return
-    encounter.require_refusal(answer, what, f"{what} is acknowledged as done")
+    encounter.require_refusal(answer, what, f"{what} is acknowledged as done", level=level)
 
 
 def state(encounter: Encounter) -> None:

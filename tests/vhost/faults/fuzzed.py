@@ -181,7 +181,7 @@ FOUND = (
     Case("replies", "of ring 250 is acknowledged", [Step.of("ring_number", request=0)], FAULTS["messages/refused"]),
     Case("replies", "SET_VRING_NUM with 0 bytes", [SHORT], takes_anything),
     Case("replies", "9 regions is", [TOO_MANY], takes_anything),
-    Case("replies", "(empty) is", [Step.of("wrong_memory", how="empty")], takes_anything),
+    Case("replies", "(overlap) is", [Step.of("wrong_memory", how="overlap")], takes_anything),
     Case("alive", "", [JOIN], FAULTS["session/next"]),
     Case("descriptors", "", [SERVE, JOIN], FAULTS["session/nothing-left"]),
 )
