@@ -126,6 +126,20 @@ class ForgetsARefusal(Fault):
 
 
 C = Command
+
+
+class TakesWhatLiesOverAnother(Fault):
+    """As done, where nothing else is wrong with a map."""
+
+    def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
+        try:
+            return proceed(command, message)
+        except ProtocolError as error:
+            if command is not Command.DMA_MAP or "overlap" not in str(error):
+                raise
+            return b"", []
+
+
 MAPS = ("dma_map", "dma_unmap")
 DMA = (*MAPS, "dirty_logging", "dirty_pages", "session", "reset")
 STATES = ("feature", "migration", "mig_data", "dirty_logging", "reset")
@@ -134,6 +148,8 @@ NO_DMA = {Command.DMA_MAP, Command.DMA_UNMAP}
 ONE_CAUSE: dict[str, tuple[Fault, Dialect, tuple[str, ...], str]] = {
     "DMA": (AnswersAndIgnores(NO_DMA), CURRENT, DMA, "dma_map/impossible"),
     "DMA by tables": (AnswersAndIgnores(NO_DMA), DRAFT_V6, DMA, "dma_map/table-impossible"),
+    "overlaps": (TakesWhatLiesOverAnother(), CURRENT, ("dma_map",), "dma_map/overlap-inside"),
+    "overlaps in tables": (TakesWhatLiesOverAnother(), DRAFT_V6, ("dma_map",), "dma_map/table-overlap-inside"),
     "maps alone": (AnswersAndIgnores({Command.DMA_MAP}), CURRENT, MAPS, "dma_map/map-and-unmap"),
     "interrupts": (AnswersAndIgnores({Command.SET_IRQS}), CURRENT, ("set_irqs", "reset"), "set_irqs/trigger"),
     "resets": (AnswersAndIgnores({Command.DEVICE_RESET}), CURRENT, ("reset",), "reset/ends-error"),

@@ -132,7 +132,7 @@ def run(
     server that dies fails the check that it dies of. `started` is told of each check before it begins.
 
     A check that goes wrong is not judged where one before it that it needs has gone wrong, or has failed of the same
-    request: every cause is one failure.
+    request.
     It is tried all the same, in a hurry, as the server may die of it.
     None is tried where one has gone wrong and the server begins no conversation with anybody.
     """

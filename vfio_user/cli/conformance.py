@@ -31,7 +31,8 @@ def command(dialect: str, **given: Any) -> None:
     """Check the server at SOCKET, or the one that a command starts, or ours of a device.
 
     A check that does not apply is skipped with its reason, and one that goes wrong for want of another that failed is
-    not judged: every cause is one failure. The exit status is 0 if nothing failed, and 1 if something did.
+    not judged; a mistake that several rules name fails each of them. The exit status is 0 if nothing failed, and 1 if
+    something did.
     """
     asked = Asked(**given)
     if asked.device is not None:

@@ -21,6 +21,8 @@ MAPPED = "dma_map/map-and-unmap"
 
 LOOKED_AT = ("dma_map/impossible", "dma_map/table-impossible")
 UNKNOWN = ("dma_map/unmap-unknown",)
+LIES_OVER = ("dma_map/overlap-inside",)
+TABLE_LIES_OVER = ("dma_map/table-overlap-inside",)
 """Of a server that does not keep these rules other refusals say nothing: whatever it is told is well done."""
 
 dma_map = Group[Bench]("dma_map", "protocol.md 5: DMA_MAP", needs=(MAPPED,))
@@ -221,7 +223,13 @@ enter(
         ),
         Bad("fd-size-0", "a range of size 0 with a descriptor", _map(BASE + SIZE, 0), fds=1),
         *(
-            Bad(f"overlap-{name}", f"a range that overlaps another ({name})", _map(addr, size), _TAKEN)
+            Bad(
+                f"overlap-{name}",
+                f"a range that overlaps another ({name})",
+                _map(addr, size),
+                _TAKEN,
+                needs=() if name == _OVERLAPS[0][0] else LIES_OVER,
+            )
             for name, addr, size in _OVERLAPS
         ),
         Bad(
@@ -229,8 +237,16 @@ enter(
             "the same range with another protection",
             _map(BASE, SIZE, flags=DmaFlags.READ),
             _TAKEN,
+            needs=LIES_OVER,
         ),
-        Bad("overlap-other-fd", "the same range with another descriptor", _map(BASE, SIZE), _TAKEN, fds=1),
+        Bad(
+            "overlap-other-fd",
+            "the same range with another descriptor",
+            _map(BASE, SIZE),
+            _TAKEN,
+            fds=1,
+            needs=LIES_OVER,
+        ),
     ],
     need=lambda bench: bench.need_dma(),
     keep=_mapped,
@@ -265,6 +281,7 @@ enter(
                 (errno.EEXIST,),
                 level=Level.MUST,
                 rule="spec: VFIO_USER_DMA_MAP, EEXIST",
+                needs=() if name == _OVERLAPS[0][0] else TABLE_LIES_OVER,
             )
             for name, addr, size in (*_OVERLAPS, ("identical", BASE, SIZE))
         ),
@@ -274,6 +291,7 @@ enter(
             _entry(BASE + SIZE, SIZE) + _entry(BASE, SIZE),
             (errno.EEXIST,),
             rule="spec: VFIO_USER_DMA_MAP, EEXIST",
+            needs=TABLE_LIES_OVER,
         ),
     ],
     need=lambda bench: bench.need_dma(),
@@ -301,7 +319,7 @@ def table(bench: Bench) -> None:
     "table-all-or-nothing",
     dialects=DRAFT,
     level=Level.REFERENCE,
-    needs=(*LOOKED_AT, *UNKNOWN),
+    needs=(*LOOKED_AT, *UNKNOWN, *TABLE_LIES_OVER),
     rule="one command, one effect",
 )
 def all_or_nothing(bench: Bench) -> None:
