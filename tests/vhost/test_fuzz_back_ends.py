@@ -53,7 +53,7 @@ def played(
 def test_a_back_end_is_found_by_the_rule_that_it_breaks(
     case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for seconds in (0.5, PATIENCE):  # what never comes is waited for; a busy machine takes more for what does
+    for seconds in (0.5, 5.0, PATIENCE):  # what never comes is waited for; a busy machine takes more for what does
         with made_faulty(monkeypatch) as faulty:
             case.fault(faulty)
             found = played(tmp_path, case.make, case.device, case.steps, seconds)
