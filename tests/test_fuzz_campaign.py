@@ -414,6 +414,9 @@ def test_a_find_that_is_the_failure_of_a_check_has_the_rule_and_the_level_of_tha
     assert Find.read(kept).level == "REFERENCE"
     (made,) = corpus_checks(kept.parent, "p", lambda bench, find: Pretended(), tuple(group))  # type: ignore[arg-type, return-value]
     assert made.level is Level.REFERENCE
+    odd = Find("p", "rule", "a rule", "rule: region # is #", "region 0 is 7", ()).write(tmp_path / "odd")
+    (made,) = corpus_checks(odd.parent, "p", lambda bench, find: Pretended(), tuple(group))  # type: ignore[arg-type, return-value]
+    assert made.title.endswith("rule: region 0 is 7")
     assert found == {
         "rule: check info/odd": ("the rule of the check", Level.REFERENCE, "of 2022"),
         "rule: check info/gone": ("a rule", Level.MUST, ""),

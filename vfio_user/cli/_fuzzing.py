@@ -391,7 +391,7 @@ def corpus_checks(
         rule, level, revision = find.rule, Level[find.level], ""
         if (failed := by_id.get(find.check)) is not None:
             rule, level, revision = failed.rule, failed.level, failed.revision
-        title = f"A find that is played again: {find.cause}"
+        title = f"A find that is played again: {find.headline}"
         group.add(path.stem, title, _check(find, made), rule=rule, level=level, revision=revision)
     return tuple(group)
 
