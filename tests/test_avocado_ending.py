@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import multiprocessing
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from vfio_user.avocado_job.ending import Ending, _is_at_rest
+from vfio_user.avocado_job import ending
+from vfio_user.avocado_job.ending import EndedAtOnce, Ending, _is_at_rest
 from vfio_user.avocado_job.job import TEST_GONE
+from vfio_user.harness.interruption import handled, reentrant
 
 NAMES = ("a", "b")
 SPAWNED = "a test is spawned while another runs"
@@ -196,3 +201,43 @@ def test_what_is_begun_and_in_no_queue_that_is_looked_through_is_waited_for() ->
         tests = SimpleNamespace(task_size=1, **{name: ["a"] if name == queue else [] for name in queues})
         job = SimpleNamespace(test_suites=[SimpleNamespace(runner=SimpleNamespace(tsm=tests))])
         assert _is_at_rest(job) is (queue != "started"), queue
+
+
+class Interrupting(io.RawIOBase):
+    """A terminal: while it takes a line, signals come."""
+
+    def __init__(self, *signals: signal.Signals) -> None:
+        self._signals = list(signals)
+        self.lines: list[str] = []
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self.lines.append(bytes(data).decode())
+        while self._signals:
+            signal.raise_signal(self._signals.pop())
+        return len(data)
+
+
+def test_a_job_may_be_told_to_end_at_once_while_a_line_is_being_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Interrupting(signal.SIGTERM)
+    monkeypatch.setattr("sys.stderr", io.TextIOWrapper(io.BufferedWriter(terminal), line_buffering=True))
+    monkeypatch.setattr(ending, "end_children", lambda _seconds: None)
+    job: Any = SimpleNamespace(result=SimpleNamespace(tests=[]), test_suites=[])
+    with Ending().noticed(job):
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        with pytest.raises(EndedAtOnce):
+            print("(1/4) PASS", file=sys.stderr)
+
+
+def test_a_line_that_a_handler_says_while_another_is_being_written_is_said_all_the_same(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    terminal = Interrupting(signal.SIGUSR1)
+    stream = io.TextIOWrapper(io.BufferedWriter(terminal), line_buffering=True)
+    say = reentrant(partial(print, file=stream))
+    with handled([signal.SIGUSR1], lambda *_: say("second")):
+        say("first")
+    assert [*terminal.lines, capfd.readouterr().err] == ["first\n", "second\n"]

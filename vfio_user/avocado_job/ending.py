@@ -63,7 +63,6 @@ class Ending:
         def interrupt(_number: int, _frame: FrameType | None) -> None:
             if self.came:
                 end_children(_AT_ONCE_SECONDS)
-                print("ended at once", file=sys.stderr)
                 raise EndedAtOnce(_INTERRUPTED)
             self._reported = len(job.result.tests)
             for suite in job.test_suites:
@@ -73,8 +72,12 @@ class Ending:
                 raise KeyboardInterrupt(_TOLD)
             loop.call_soon_threadsafe(_interrupt_at_rest, job, loop)  # it may be waiting for its selector
 
-        with handled(_ENDINGS, interrupt):
-            yield
+        try:
+            with handled(_ENDINGS, interrupt):
+                yield
+        except EndedAtOnce:  # said here, as the handler may have interrupted who was saying something
+            print("ended at once", file=sys.stderr)
+            raise
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

@@ -24,6 +24,7 @@ from userdev.errors import UserError
 from vfio_user.avocado_job.ending import ENDING_SECONDS, Ending, end_children
 from vfio_user.avocado_job.naming import missing_test
 from vfio_user.extras import installing
+from vfio_user.harness.interruption import reentrant
 from vfio_user.harness.timeouts import patience
 from vfio_user.harness.verdicts import TEST_SECONDS
 
@@ -196,6 +197,7 @@ def run_bounded(
             suite.config["task.timeout.running"] = longest + margin()
     for suite in job.test_suites:
         suite.config["runner.task.interval.from_soft_to_hard_termination"] = ENDING_SECONDS
+    say = reentrant(say)
     with ending.noticed(job), watched(job, longest + 2 * margin(), say, tick=tick):
         status: int = job.run()
     return status

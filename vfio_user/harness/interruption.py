@@ -40,3 +40,18 @@ def handled(signals: Iterable[int], handler: Callable[[int, FrameType | None], N
     finally:
         for number, previous in before.items():
             signal.signal(number, previous)
+
+
+def reentrant(say: Callable[[str], None]) -> Callable[[str], None]:
+    """What says a line to a person also from a signal's handler, which may have interrupted who is saying one.
+
+    A buffered stream takes nothing then (RuntimeError): the line goes past it, to standard error.
+    """
+
+    def tell(line: str) -> None:
+        try:
+            say(line)
+        except RuntimeError:
+            os.write(2, f"{line}\n".encode(errors="backslashreplace"))
+
+    return tell

@@ -28,7 +28,7 @@ from vfio_user.avocado_job.job import (
 from vfio_user.avocado_job.naming import name_tests
 from vfio_user.harness.artifacts import results_folder
 from vfio_user.harness.debian import Progress, quiet
-from vfio_user.harness.interruption import interruptible
+from vfio_user.harness.interruption import interruptible, reentrant
 from vfio_user.nightly.bundles import Bundles
 from vfio_user.nightly.cases import Case, suite_settings, variant_of
 from vfio_user.nightly.cells import NightCell
@@ -138,7 +138,7 @@ class Night:
             EndedAtOnce: it was told to end twice.
             UserError: nothing could be done, or there was no space.
         """
-        self._say = say
+        self._say = reentrant(say)
         self.summary = self.summary.model_copy(update={"only": stage.only})
         with contextlib.closing(place), held_back(self.folder) as held:
             try:
