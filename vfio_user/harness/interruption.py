@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
+from userdev.whole import write_whole
+
 _ENDINGS = (signal.SIGTERM, signal.SIGHUP)
 _INTERRUPTED = 130  # exit status
 
@@ -52,6 +54,6 @@ def reentrant(say: Callable[[str], None]) -> Callable[[str], None]:
         try:
             say(line)
         except RuntimeError:
-            os.write(2, f"{line}\n".encode(errors="backslashreplace"))
+            write_whole(2, f"{line}\n".encode(errors="backslashreplace"))
 
     return tell
