@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import json
 import os
 import signal
@@ -18,7 +17,6 @@ from pathlib import Path
 import pytest
 
 from tests.processes import running, until
-from userdev.errors import UserError
 from vfio_user.harness.agent import AgentGuest
 from vfio_user.harness.guest import GuestFailure, GuestLost, shipped
 from vfio_user.harness.hotplug import wait_for_device
@@ -250,34 +248,6 @@ def test_a_function_without_a_good_result_is_a_failure(
     with pytest.raises(GuestFailure, match=message):
         guest.call(function)
     assert guest.succeed("echo still here") == "still here\n"
-
-
-def test_a_function_that_needs_what_stays_here_is_refused() -> None:
-    around = 5
-
-    def closure() -> int:
-        return around
-
-    for function in (closure, lambda: 1, print):
-        with pytest.raises(UserError):
-            shipped(function)
-
-
-def test_a_function_stays_what_it_was_though_its_file_is_edited(
-    guest: AgentGuest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As somebody goes on working while a soak runs."""
-    monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "edited_meanwhile.py").write_text("def answer():\n    return 42\n")
-    try:
-        answer = importlib.import_module("edited_meanwhile").answer
-        assert guest.call(answer) == 42
-        (tmp_path / "edited_meanwhile.py").write_text(
-            "def question():\n    return 'why'\n\n\ndef answer():\n    return 6\n"
-        )
-        assert guest.call(answer) == 42
-    finally:
-        sys.modules.pop("edited_meanwhile", None)
 
 
 def test_what_is_under_way_survives_the_change_of_its_host(guest: AgentGuest, port: Port, tmp_path: Path) -> None:

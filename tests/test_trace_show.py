@@ -24,7 +24,6 @@ from userdev.relay.direction import Direction
 from userdev.trace import TraceLine, TraceRecord, decoded_lines
 from userdev.trace.view import TraceView
 from vfio_user.cli import cli
-from vfio_user.interposer.trace import read_trace
 from vfio_user.interposer.trace.decode import describe
 from vfio_user.interposer.trace.register_file import load_registers
 from vfio_user.interposer.trace.show import PACKETS
@@ -437,37 +436,6 @@ def test_wireshark_decodes_the_pcapng_file_with_our_dissector(trace: Path, tmp_p
         PACKETS.dissector, tmp_path / "packets", "vfio_user.irq == 2 && vfio_user.reply == 0", "_ws.col.Info"
     )
     assert info == "DEVICE_SET_IRQS MSIX 0"
-
-
-def test_the_picture_has_all_lanes(trace: Path, tmp_path: Path) -> None:
-    (tmp_path / "qmp").write_text(
-        'noise\n{"event": "RESUME", "timestamp": {"seconds": 1700000000, "microseconds": 5}}\n{"return": {}}\n'
-    )
-    (tmp_path / "console").write_text("2026-01-01T00:00:00Z booted\nno time here\n1700000000.5 login:\n")
-    run("export", trace, "--format", "perfetto", "-o", tmp_path / "p", "--qmp-log", tmp_path / "qmp",
-        "--console-log", tmp_path / "console")  # fmt: skip
-    events = json.loads((tmp_path / "p").read_text())["traceEvents"]
-    lanes = {event["tid"]: event["args"]["name"] for event in events if event["name"] == "thread_name"}
-    used = [lanes[event["tid"]] for event in events if event["ph"] in "Xi"]
-    assert set(used) == set(lanes.values()) - {"server to client"}  # where DMA would be, had it no lane of its own
-    assert used.count("QMP") == 1
-    assert used.count("console") == 2
-    began = read_trace(trace).header.realtime / 1e9
-    of = {event["name"]: event["ts"] / 1e6 for event in events if event["ph"] == "i"}
-    wanted = {"RESUME": 1700000000.000005, "login:": 1700000000.5, "booted": 1767225600.0}
-    for name, moment in wanted.items():
-        assert of[name] == pytest.approx(moment - began, abs=0.001), "seconds since the trace began"
-
-
-def test_a_request_in_the_picture_lasts_until_its_reply(trace: Path, tmp_path: Path) -> None:
-    run("export", trace, "--format", "perfetto", "-o", tmp_path / "p")
-    events = json.loads((tmp_path / "p").read_text())["traceEvents"]
-    reads = [event for event in events if event["name"].startswith("REGION_READ")]
-    assert [event["args"].get("value") for event in reads] == [0x12345678, None]
-    assert [event["args"]["answer"].get("error") for event in reads] == [None, "EINVAL"]
-    assert "DEVICE_SET_IRQS MSIX 0" in {event["name"] for event in events}
-    assert len(reads) == 2
-    assert all(event["dur"] > 0 for event in reads)
 
 
 def test_a_note_is_of_no_direction_and_is_shown_with_either(tmp_path: Path) -> None:

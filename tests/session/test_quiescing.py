@@ -15,8 +15,7 @@ import pytest
 from tests.cases import for_each
 from tests.descriptors import fd_count
 from tests.device_kit import CONFIG
-from tests.session_kit import GUEST, comes_true, message_memory
-from userdev.errors import ProtocolError
+from tests.session_kit import GUEST, message_memory
 from vfio_user.client import Client, GuestMemory, RemoteError
 from vfio_user.device import (
     Bar,
@@ -34,9 +33,9 @@ from vfio_user.device.standstill import Hold
 from vfio_user.server import Server
 from vfio_user.server.connection import ClientGone
 from vfio_user.wire import Command
-from vfio_user.wire.constants import DmaFlags, MigrationState, UnmapFlags
+from vfio_user.wire.constants import MigrationState
 from vfio_user.wire.header import HEADER
-from vfio_user.wire.layouts import DMA_MAP, DMA_UNMAP, REGION_ACCESS
+from vfio_user.wire.layouts import REGION_ACCESS
 
 FLR = 1 << 15
 PROMPT = 1.5
@@ -410,28 +409,6 @@ def test_what_is_no_message_is_answered_though_the_worker_asks_the_client_meanwh
         device.quiet = lambda: None
 
 
-def test_no_device_stands_still_for_what_is_refused_by_its_form(device: Busy, server: Server) -> None:
-    page, size = 0x1000, DMA_MAP.size
-    of_map = {
-        "unknown flags": (size, 0x13),
-        "two modes": (size, DmaFlags.MMAP | DmaFlags.FILE_IO),
-        "a mode without its file": (size, DmaFlags.MMAP),
-        "no room": (size - 1, DmaFlags.READ),
-    }
-    of_unmap = {
-        "unknown flags": (DMA_UNMAP.size, 4, page),
-        "all, and an address": (DMA_UNMAP.size, UnmapFlags.ALL, page),
-        "no room": (DMA_UNMAP.size - 1, 0, page),
-    }
-    requests = {f"DMA_MAP: {what}": (Command.DMA_MAP, DMA_MAP.pack(*of, 0, GUEST, page)) for what, of in of_map.items()}
-    for what, (argsz, flags, length) in of_unmap.items():
-        requests[f"DMA_UNMAP: {what}"] = (Command.DMA_UNMAP, DMA_UNMAP.pack(argsz, flags, GUEST, length))
-    with connect(server) as client:
-        for what, (command, payload) in requests.items():
-            assert client.wait(client.submit(command, payload)).errno == errno.EINVAL, what
-        assert device.holds == 0
-
-
 def test_migration_waits_until_the_device_stands_still(device: Busy, server: Server) -> None:
     answer = Quiesce()
     with connect(server) as client:
@@ -502,36 +479,3 @@ def test_a_reset_that_the_guest_was_promised_comes_when_its_client_has_gone(devi
     device.when_held(2, answer.done)
     assert device.comes_to("quiesce", "flr", "lost-connection")
     assert device.value == 0
-
-
-def raise_it() -> Quiesce:
-    raise ProtocolError("busy", errno.EBUSY)
-
-
-def fail_at_once() -> Quiesce:
-    answer = Quiesce()
-    answer.fail(errno.EBUSY)
-    return answer
-
-
-def fail_later() -> Quiesce:
-    answer = Quiesce()
-    threading.Thread(target=answer.fail, args=[errno.EBUSY]).start()
-    return answer
-
-
-@pytest.mark.parametrize("refuse", [raise_it, fail_at_once, fail_later])
-def test_a_guest_resets_a_device_that_refuses_and_a_client_does_not(
-    device: Busy, server: Server, refuse: Callable[[], Quiesce]
-) -> None:
-    """PCI has no way to refuse a guest's reset, DEVICE_RESET has one; nobody is told to go on who never stood still."""
-    with connect(server) as client:
-        device.quiet = refuse
-        client.store(0, 0, 4, 9)
-        with pytest.raises(RemoteError) as refused:
-            client.reset()
-        assert refused.value.errno == errno.EBUSY
-        assert client.load(0, 0, 4) == 9
-        initiate_flr(client)
-        assert comes_true(client, lambda: device.value == 0)
-        assert device.comes_to("quiesce", "quiesce", "flr")
