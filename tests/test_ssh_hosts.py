@@ -17,6 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import psutil
 import pytest
 
 from vfio_user.harness.hosts import LocalHost, SshHost, namespace, relay
@@ -32,6 +33,7 @@ from vfio_user.harness.hosts.remote_agent import (
     SIGNAL,
     SPAWN,
     STARTED,
+    STOPPED,
     Folder,
     Frames,
     Outgoing,
@@ -159,6 +161,33 @@ def test_a_signal_ends_the_program_and_its_number_is_told(near: Near) -> None:
     near.until(LOG)
     near.frames.send(SIGNAL, signal.SIGKILL)
     assert near.until(EXIT)[1] == str(-signal.SIGKILL).encode()
+
+
+def test_a_program_that_is_to_stand_still_does_when_that_is_told_and_goes_on(near: Near) -> None:
+    program = psutil.Process(near.spawn(*python("import signal; print(flush=True); signal.pause()")))
+    near.until(LOG)
+    for _ in range(2):
+        near.frames.send(SIGNAL, signal.SIGSTOP)
+        near.until(STOPPED)
+        assert program.status() == psutil.STATUS_STOPPED
+        near.frames.send(SIGNAL, signal.SIGCONT)
+    near.frames.send(SIGNAL, signal.SIGTERM)
+    assert near.until(EXIT)[1] == str(-signal.SIGTERM).encode(), "it has gone on"
+
+
+def test_the_near_end_stands_still_behind_its_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    frames = iter([(STOPPED, 0, b""), (EXIT, 0, b"7")])
+    sent: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "kill", lambda pid, number: sent.append((pid, number)))
+    connection = cast(AgentConnection, SimpleNamespace(receive=lambda: next(frames)))
+    streams = cast(Streams, SimpleNamespace(flush=void))
+    assert serve(connection, streams, "b") == 7
+    assert sent == [(os.getpid(), signal.SIGSTOP)]
+    assert {relay._HANDED_ON[SshHost.kill_signal], relay._HANDED_ON[SshHost.pause_signal]} == {
+        LocalHost.kill_signal,
+        LocalHost.pause_signal,
+    }
+    assert relay._HANDED_ON[signal.SIGCONT] == signal.SIGCONT
 
 
 def test_a_program_that_reads_nothing_of_what_it_is_sent_can_be_killed_and_others_are_served(near: Near) -> None:

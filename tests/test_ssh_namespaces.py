@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -108,6 +109,24 @@ def test_a_python_that_is_not_there_is_named(host: SshHost, tmp_path: Path) -> N
     status, said = run_there(replace(host, python="/nonexistent/python"), [sys.executable, "-c", ""], tmp_path)
     assert status == 255
     assert "/nonexistent/python cannot be run there" in said
+
+
+def test_a_program_there_stands_still_when_its_pause_returns_and_goes_on(host: SshHost, tmp_path: Path) -> None:
+    """And not what stands for it here alone."""
+    child = Child("there", host.command(["sh", "-c", "echo it is $$; exec sleep 600"]), log=tmp_path / "program.log")
+    try:
+        until(lambda: "it is" in child.log.read_text())
+        number = child.log.read_text().split("it is ")[1].split()[0]
+
+        def state() -> str:
+            return run_there(host, ["cut", "-d ", "-f3", f"/proc/{number}/stat"], tmp_path)[1].split()[-1]
+
+        child.pause(host.pause_signal)
+        assert state() == "T"
+        child.signal(signal.SIGCONT)
+        until(lambda: state() != "T")
+    finally:
+        child.stop()
 
 
 @pytest.fixture(scope="module")

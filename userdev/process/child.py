@@ -147,12 +147,14 @@ class Child:
         self.signals.append(signal.SIGKILL)
         self._process.send_signal(by)
 
-    def pause(self) -> None:
-        """SIGSTOP; when this returns none of its threads runs, or it has ended. After the signal alone some still do.
+    def pause(self, by: int | None = None) -> None:
+        """Have it stand still: by SIGSTOP, or by what has a program elsewhere do so that it stands for, and then it.
 
-        As long as the kernel takes: a thread that waits for a disk stops behind that.
+        When this returns none of its threads runs, or it has ended: after the signal alone some still do. As long as
+        the kernel takes: a thread that waits for a disk stops behind that.
         """
-        self.signal(signal.SIGSTOP)
+        self.signals.append(signal.SIGSTOP)
+        self._process.send_signal(signal.SIGSTOP if by is None else by)
         with contextlib.suppress(ChildProcessError):  # it has ended, and somebody has asked how
             os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 

@@ -81,7 +81,7 @@ class OwnProcess:
         Raises:
             ServerError: it does not come up within `limit` seconds.
         """
-        self._kill_signal = site.host.kill_signal
+        self._kill_signal, self._pause_signal = site.host.kill_signal, site.host.pause_signal
         listens = bool(device.command) or device.family.listens_itself
         with ExitStack() as inherited:
             fds = [] if listens else [inherited.enter_context(listen(path)).fileno()]
@@ -105,7 +105,7 @@ class OwnProcess:
 
     def pause(self) -> None:
         """Have the server stand still: SIGSTOP, and none of its threads runs on return."""
-        self.child.pause()
+        self.child.pause(self._pause_signal)
 
     def go_on(self) -> None:
         """Let the server run after a `pause`: SIGCONT."""

@@ -40,6 +40,10 @@ class Host(Protocol):
     def kill_signal(self) -> signal.Signals:
         """What ends a program there as a crash would, before the child that stands for it here ends."""
 
+    @property
+    def pause_signal(self) -> signal.Signals:
+        """What has a program there stand still, and then the child that stands for it here."""
+
     def command(self, argv: Sequence[str], socket: Path | None = None) -> list[str]:
         """The command that runs `argv` there. `socket` is where the program will listen, if it sees to that itself."""
 
@@ -62,6 +66,7 @@ class OnThisMachine:
     python = sys.executable
     shares_memory = True
     kill_signal = signal.SIGKILL
+    pause_signal = signal.SIGSTOP
 
     def await_start(self, child: Child) -> None:
         """Its sockets exist before it does."""

@@ -7,7 +7,7 @@ connection (remote_agent.py has the other side). What it writes into a file that
 here, as it comes. PATH is where the program makes a socket itself, for others over there.
 It ends as the program ends, which is ended where nothing is heard of this one, or it is stopped, for 90 s. SIGTERM,
 SIGINT and SIGHUP are handed on, and SIGUSR1 as SIGKILL: after a SIGKILL of its own nobody would know when the program
-there has ended.
+there has ended. SIGUSR2 is handed on as SIGSTOP, and this one stops when the program there has; SIGCONT is for both.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ from vfio_user.harness.hosts.remote_agent import (
     SIGNAL,
     SPAWN,
     STARTED,
+    STOPPED,
     Frames,
     Streams,
 )
@@ -55,6 +56,8 @@ _HANDED_ON = {
     signal.SIGINT: signal.SIGINT,
     signal.SIGHUP: signal.SIGHUP,
     signal.SIGUSR1: signal.SIGKILL,
+    signal.SIGUSR2: signal.SIGSTOP,
+    signal.SIGCONT: signal.SIGCONT,
 }
 ALIVE_SECONDS, SILENCE_SECONDS = 20.0, 90.0
 """How often the far side is told that this one is there, and after how long without a word it takes it for gone."""
@@ -123,6 +126,8 @@ def serve(frames: AgentConnection, relay: Streams, name: str) -> int:
             print(f"{STARTED_LINE.decode()}{name} as process {data.decode()}", flush=True)
         elif kind == LISTENING:
             print(f"{LISTENING_LINE.decode()}{name} at {data.decode()}", flush=True)
+        elif kind == STOPPED:
+            os.kill(os.getpid(), signal.SIGSTOP)
         elif kind == EXIT:
             relay.flush(_LAST_WORDS_SECONDS)
             return int(data)

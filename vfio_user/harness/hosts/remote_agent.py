@@ -29,7 +29,7 @@ from typing import Any, Protocol
 from userdev.process.listening import is_listening
 
 HEADER = struct.Struct("<BHI")  # kind, stream, bytes that follow
-SPAWN, DATA, CLOSE, OPEN, SIGNAL, EXIT, LOG, STARTED, LISTENING, ALIVE = range(10)
+SPAWN, DATA, CLOSE, OPEN, SIGNAL, EXIT, LOG, STARTED, LISTENING, ALIVE, STOPPED = range(11)
 CHUNK = 1 << 16
 MOST_WAITING = 64 << 20
 """Bytes for one socket that wait until it takes them, before whatever else comes has to wait as well."""
@@ -45,7 +45,7 @@ class Frames:
         self._lock = threading.Lock()
 
     def send(self, kind: int, stream: int = 0, data: bytes = b"") -> None:
-        """Write one frame whole: `kind` is one of SPAWN to LISTENING, `stream` the number that it is about."""
+        """Write one frame whole: `kind` is one of SPAWN to STOPPED, `stream` the number that it is about."""
         with self._lock:
             self._write(HEADER.pack(kind, stream, len(data)) + data)
 
@@ -324,6 +324,8 @@ class RemoteAgent:
             elif kind == SIGNAL:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(program.pid, stream)
+                if stream == signal.SIGSTOP and _has_stopped(program.pid):
+                    self._frames.send(STOPPED)
 
     def _end(self, program: subprocess.Popen[bytes], grace: float) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -380,6 +382,14 @@ class RemoteAgent:
                     path.unlink()
         for folder in self._folders.values():
             folder.release()
+
+
+def _has_stopped(program: int) -> bool:
+    """Whether it has stopped, and not ended, once it has done either: after the signal alone some threads still run."""
+    with contextlib.suppress(ChildProcessError):  # it has ended, and somebody has asked how
+        found = os.waitid(os.P_PID, program, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        return found is not None and found.si_code == os.CLD_STOPPED
+    return False
 
 
 def _identity(path: Path) -> tuple[int, ...]:

@@ -50,6 +50,7 @@ class SshHost:
 
     shares_memory = False
     kill_signal = signal.SIGUSR1
+    pause_signal = signal.SIGUSR2
 
     @classmethod
     def parse(cls, name: str, url: str) -> SshHost:
