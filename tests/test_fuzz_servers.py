@@ -383,6 +383,7 @@ def test_what_is_found_is_played_again_by_replay_and_conformance(tmp_path: Path,
         start_anew(target)
         again = run.invoke(cli, ["replay", find["file"], "--connect", target._address])
         assert "still there" in str(again.exception)
+        assert "#" not in str(again.exception), "numbers as they were seen"
         start_anew(target)
         told = run.invoke(cli, ["replay", find["file"], "--connect", target._address, "--json"])
         assert told.exit_code == 1

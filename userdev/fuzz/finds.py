@@ -57,6 +57,17 @@ class Found(UserdevError):
         """That of its find."""
         return name_of(self.oracle.id, self.cause)
 
+    @property
+    def headline(self) -> str:
+        """One line for people, as that of a `Find`."""
+        return _headline(self.oracle.id, self.cause, str(self))
+
+
+def _headline(oracle: str, cause: str, what: str) -> str:
+    seen = next(iter(what.splitlines()), "")
+    named = cause.removeprefix(f"{oracle}: ")
+    return f"{oracle if named in cause_of(seen) else cause}: {seen}"
+
 
 def name_of(oracle: str, cause: str) -> str:
     """A name for a find's file, and for its check: the oracle's, and what tells its causes apart."""
@@ -115,9 +126,7 @@ class Find:
     @property
     def headline(self) -> str:
         """One line for people: the cause, and what was seen; no more than that where it says the cause too."""
-        seen = next(iter(self.what.splitlines()), "")
-        named = self.cause.removeprefix(f"{self.oracle}: ")
-        return f"{self.oracle if named in cause_of(seen) else self.cause}: {seen}"
+        return _headline(self.oracle, self.cause, self.what)
 
     def write(self, folder: Path) -> Path:
         """Write it into a folder, which is made; the file's path.

@@ -341,8 +341,10 @@ def play_again(find: Find, subject: ProbedSubject, target: Target, path: Path, *
         if not quiet:
             click.echo(f"{path}: {_steps_of(find)}, and nothing is wrong any more")
         return
-    same = "is still there" if found.cause == find.cause else f"is not there, but: {found.cause}"
-    raise VerdictError(f"{path}: {find.cause} {same}", evidence="\n".join(filter(None, (str(found), told_of(said)))))
+    told = f"it is still there: {found.headline}"
+    if found.cause != find.cause:
+        told = f"{find.headline}: that is not there, but this: {found.headline}"
+    raise VerdictError(f"{path}: {told}", evidence="\n".join(filter(None, (str(found), told_of(said)))))
 
 
 def _unseen(find: Find, subject: ProbedSubject) -> str:
@@ -405,7 +407,7 @@ def _check(find: Find, made: Callable[[B, Find], ProbedSubject]) -> Callable[[B]
         finally:
             subject.close()
         if found is not None:
-            raise CheckFailed(f"{found.cause}: {found}" if found.cause != find.cause else str(found))
+            raise CheckFailed(found.headline if found.cause != find.cause else str(found))
         if unseen:
             raise Skip(unseen)
 
