@@ -26,6 +26,7 @@ from vfio_user.client import Client, EventFd, GuestMemory, NoAnswer, RemoteError
 from vfio_user.client.service import Service
 from vfio_user.device import Quiesce, ResetKind
 from vfio_user.server import Server
+from vfio_user.server.session import Session
 from vfio_user.wire import CURRENT, Capabilities, Command, Message, encode_version
 from vfio_user.wire.constants import DmaFlags, IrqIndex
 from vfio_user.wire.layouts import DMA_MAP, REGION_ACCESS
@@ -192,17 +193,24 @@ def test_commands_held_while_a_device_gets_quiet_have_a_size_and_a_number(
     monkeypatch.setattr(f"vfio_user.server.session.{bound}", most)
     device.busy = busy = Quiesce()
     held: dict[str, int] = {}
+    enough, holds_enough = threading.Event(), Session._holds_enough
+
+    def told(session: Session) -> bool:
+        """By the session's own thread: it adds what it has received before it asks again."""
+        if found := holds_enough(session):
+            enough.set()
+        return found
 
     def watch() -> None:
-        session, end = server._session, time.monotonic() + 10
-        while session is not None and not session._holds_enough() and time.monotonic() < end:
-            time.sleep(0.001)
-        assert session is not None
-        backlog = list(session._backlog)  # at once: the session may still be adding what it has received
+        assert enough.wait(60)
+        session = server._session
+        assert isinstance(session, Session)
+        backlog = list(session._backlog)
         held["MAX_BACKLOG_SIZE"] = sum(message.size for message in backlog)
         held["MAX_BACKLOG"] = len(backlog)
         busy.done()
 
+    monkeypatch.setattr(Session, "_holds_enough", told)
     watching = threading.Thread(target=watch)
     reset = client.submit(Command.DEVICE_RESET)
     watching.start()

@@ -57,7 +57,7 @@ def test_a_back_end_is_found_by_the_rule_that_it_breaks(
         with made_faulty(monkeypatch) as faulty:
             case.fault(faulty)
             found = played(tmp_path, case.make, case.device, case.steps, seconds)
-        if found is not None and found.oracle.id == case.oracle and case.said in str(found):
+        if found is not None and found.begun is not None and found.oracle.id == case.oracle and case.said in str(found):
             break
     assert found is not None
     assert found.oracle.id == case.oracle, found
