@@ -40,8 +40,13 @@ def main(path: str, base: str) -> int:
         }
         said: dict[str, list[str]] = {"first": [], "second": []}
         night = Night(plan, drawn, Path(base), spare=0)
+
+        def say(line: str) -> None:
+            said["first"].append(line)
+            print(line, file=sys.stderr)
+
         try:
-            summary = night.run(staged(plan, drawn), place_of(plan, hosts), said["first"].append)
+            summary = night.run(staged(plan, drawn), place_of(plan, hosts), say)
         except EndedAtOnce:
             return 3
         if summary.status is not Status.FINISHED:
