@@ -23,7 +23,6 @@ import pytest
 from vfio_user.harness.hosts import LocalHost, SshHost, namespace, relay
 from vfio_user.harness.hosts.relay import AgentConnection, WrittenFile, agent_source, serve
 from vfio_user.harness.hosts.remote_agent import (
-    ALIVE,
     CLOSE,
     DATA,
     EXIT,
@@ -38,6 +37,7 @@ from vfio_user.harness.hosts.remote_agent import (
     Frames,
     Outgoing,
     Streams,
+    _has_stopped,
 )
 
 LIMIT = 20.0
@@ -175,19 +175,13 @@ def test_a_program_that_is_to_stand_still_does_when_that_is_told_and_goes_on(nea
     assert near.until(EXIT)[1] == str(-signal.SIGTERM).encode(), "it has gone on"
 
 
-def test_the_near_end_stands_still_behind_its_program(monkeypatch: pytest.MonkeyPatch) -> None:
-    frames = iter([(STOPPED, 0, b""), (EXIT, 0, b"7")])
-    sent: list[tuple[int, int]] = []
-    monkeypatch.setattr(os, "kill", lambda pid, number: sent.append((pid, number)))
-    connection = cast(AgentConnection, SimpleNamespace(receive=lambda: next(frames)))
-    streams = cast(Streams, SimpleNamespace(flush=void))
-    assert serve(connection, streams, "b") == 7
-    assert sent == [(os.getpid(), signal.SIGSTOP)]
-    assert {relay._HANDED_ON[SshHost.kill_signal], relay._HANDED_ON[SshHost.pause_signal]} == {
-        LocalHost.kill_signal,
-        LocalHost.pause_signal,
-    }
-    assert relay._HANDED_ON[signal.SIGCONT] == signal.SIGCONT
+def test_a_program_that_ended_instead_is_none_that_has_stopped() -> None:
+    """Else its near end would stand still for ever."""
+    program = subprocess.Popen(["true"])
+    os.waitid(os.P_PID, program.pid, os.WEXITED | os.WNOWAIT)
+    assert not _has_stopped(program.pid)
+    program.wait()
+    assert not _has_stopped(program.pid), "and somebody has asked how"
 
 
 def test_a_program_that_reads_nothing_of_what_it_is_sent_can_be_killed_and_others_are_served(near: Near) -> None:
@@ -267,19 +261,6 @@ def test_a_folder_goes_with_the_last_that_holds_it_and_stays_where_something_is_
         assert path.exists() is bool(left)
 
 
-def test_what_arrived_before_a_program_ended_is_with_those_it_is_for_before_its_end_is_told() -> None:
-    done: list[str] = []
-    said = [(DATA, 7, b"last words"), (CLOSE, 7, b""), (EXIT, 0, b"-9")]
-    frames = SimpleNamespace(receive=lambda: said.pop(0))
-    streams = SimpleNamespace(
-        arrived=lambda number, data: done.append(f"{number}: {data.decode()}"),
-        closed=lambda number: done.append(f"close {number}"),
-        flush=lambda seconds: done.append("flush"),
-    )
-    assert serve(cast(AgentConnection, frames), cast(Streams, streams), "there") == -9
-    assert done == ["7: last words", "close 7", "flush"]
-
-
 def test_a_near_end_that_falls_silent_has_gone_and_nothing_of_its_program_is_left(near: Near) -> None:
     """The connection is there all the while, as where what is sent over it is dropped."""
     program = near.spawn(*python("import signal; signal.pause()"), silence=0.3)
@@ -287,27 +268,6 @@ def test_a_near_end_that_falls_silent_has_gone_and_nothing_of_its_program_is_lef
     assert select.select([ended], [], [], LIMIT)[0]
     os.close(ended)
     assert near.process.wait(LIMIT) == 0
-
-
-def test_the_near_end_says_that_it_is_there_until_nobody_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(relay, "ALIVE_SECONDS", 0.0)
-    told: list[bytes] = []
-
-    def write(data: bytes) -> None:
-        told.append(data)
-        if len(told) == 3:
-            raise BrokenPipeError
-
-    relay.say_alive(Frames(lambda _: b"", write))
-    assert [frame[0] for frame in told] == [ALIVE] * 3
-    assert relay.SILENCE_SECONDS > 3 * 20.0, "one that is late is no silence"
-
-
-def test_a_signal_for_a_program_whose_connection_has_ended_is_nobodys() -> None:
-    def write(data: bytes) -> None:
-        raise OSError("Socket is closed")
-
-    relay.hand_on(Frames(lambda _: b"", write), signal.SIGTERM)
 
 
 def test_an_inherited_socket_has_its_number_and_carries_both_ways(near: Near) -> None:
@@ -501,15 +461,6 @@ def test_a_file_that_takes_no_more_has_no_hole(near: Near, capfd: pytest.Capture
         near.spawn(*python("import os; [os.write(9, b'some') for _ in range(9)]"), streams=[9])
         assert serve(cast(AgentConnection, near.frames), relay, "there") == 0
     assert capfd.readouterr().out.count("kept no longer: No space left on device") == 1
-
-
-def test_of_the_files_that_a_relay_inherits_those_for_writing_are_carried(tmp_path: Path) -> None:
-    (tmp_path / "read").touch()
-    with (tmp_path / "read").open() as read, (tmp_path / "written").open("wb") as written, socket.socket() as other:
-        numbers = [each.fileno() for each in (read, written, other)]
-        code = "from vfio_user.harness.hosts.relay import inherited_files; print(*inherited_files())"
-        found = subprocess.run(python(code), pass_fds=numbers, capture_output=True, text=True, check=True)
-        assert found.stdout.split() == [str(written.fileno())]
 
 
 def test_descriptors_are_not_sent_to_a_host_that_is_reached_by_ssh() -> None:
