@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from tests.everything_device import Everything
 from userdev.conformance import targets
 from userdev.errors import UserError
 from userdev.transport import Address, Listener, Stream, connect
+from vfio_user.client.channel import Channel
 from vfio_user.client.conformance import CATALOGUE, Bench, Check, Skip, run
 from vfio_user.server.session import Session
 from vfio_user.wire import CURRENT, Command, Message
@@ -137,3 +139,25 @@ def test_where_no_server_can_come_nobody_is_waited_for(
 def test_a_server_that_does_not_come_is_waited_for_so_long(tmp_path: Path) -> None:
     with pytest.raises(UserError):
         targets.connect_to_new(str(tmp_path / "s"), timeout=10, seconds=0.02)
+
+
+def test_a_byte_is_sent_once_the_one_before_was_received(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a server that takes a body in one receive has it whole by the time it wakes."""
+    done: list[str] = []
+    send_bytes, await_taken = Channel.send_bytes, Channel.await_taken
+
+    def sent(channel: Channel, data: bytes, *fds: Sequence[int]) -> None:
+        done.append(f"{len(data)} sent")
+        send_bytes(channel, data, *fds)
+
+    def taken(channel: Channel, seconds: float) -> bool:
+        done.append("taken" if (is_taken := await_taken(channel, 60)) else "left")
+        return is_taken
+
+    monkeypatch.setattr(Channel, "send_bytes", sent)
+    monkeypatch.setattr(Channel, "await_taken", taken)
+    [check] = [check for check in CATALOGUE if check.id == "order/byte-by-byte"]
+    with InProcess(tmp_path, Everything) as target:
+        assert not failed(list(run([check], target, CURRENT, timeout=60)))
+    first = done.index("1 sent")
+    assert done[first : first + 64] == ["1 sent", "taken"] * 32
