@@ -9,13 +9,12 @@ import signal
 import socket
 import struct
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from userdev.errors import UserError
-from userdev.process import ServerCommand, Watch, spawn
+from userdev.process import OwnedFolder, ServerCommand, Watch, spawn
 from userdev.relay.loop import Future, Loop
 from userdev.transport import Stream
 
@@ -47,10 +46,10 @@ class ServerProcess:
         self._loop = loop
         self._process: subprocess.Popen[bytes] | None = None
         self._is_told = False  # of the end of this one, or it was ended by us
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folder: OwnedFolder | None = None
         if socket_path is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="vfu-")
-            socket_path = str(Path(self._folder.name) / "server")
+            self._folder = OwnedFolder("vfu-")
+            socket_path = str(self._folder.path / "server")
         self.path = socket_path
 
     @property
@@ -132,7 +131,7 @@ class ServerProcess:
         if self.starts:
             Path(self.path).unlink(missing_ok=True)
         if self._folder is not None:
-            self._folder.cleanup()
+            self._folder.close()
 
     def _start_inheriting(self) -> Stream:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:

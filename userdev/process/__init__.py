@@ -1,10 +1,11 @@
-"""Child processes that end with their owner, and when a program that was started listens."""
+"""Child processes and folders that end with their owner, and when a program that was started listens."""
 
 from userdev.process.asking import answer_of, complaint, run_to_end
 from userdev.process.child import CRASHES, PRINTED_NOTHING, Child, tail
 from userdev.process.command import ServerCommand
 from userdev.process.deadline import Deadline
 from userdev.process.ending import ProcessEnd
+from userdev.process.folder import OwnedFolder
 from userdev.process.inotify import Watch
 from userdev.process.listening import await_change, await_listening, await_text, is_listening
 from userdev.process.spawning import die_with, require_program, spawn
@@ -14,6 +15,7 @@ __all__ = [
     "PRINTED_NOTHING",
     "Child",
     "Deadline",
+    "OwnedFolder",
     "ProcessEnd",
     "ServerCommand",
     "Watch",

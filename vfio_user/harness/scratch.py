@@ -1,7 +1,6 @@
 """Short private directories for sockets, which disappear even when their owner was killed.
 
-The owner holds a lock on a file inside for as long as it lives; the kernel drops the lock with the process, however
-it ends. Whoever makes the next directory removes those whose lock is free, and ends what their owners' children left
+Whoever makes the next directory removes those of dead owners (`OwnedFolder`), and ends what their owners' children left
 running (a child dies with its owner, see process.py; a child's own children need not): all of them carry the
 directory's path in their environment.
 """
@@ -9,9 +8,7 @@ directory's path in their environment.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
-import shutil
 import signal
 import socket
 import tempfile
@@ -21,6 +18,7 @@ from types import TracebackType
 import psutil
 
 from userdev.errors import UserError
+from userdev.process import OwnedFolder
 
 # sockaddr_un.sun_path is 108 bytes with the final NUL (unix(7)).
 SOCKET_PATH_LIMIT = 107
@@ -28,16 +26,14 @@ SOCKET_PATH_LIMIT = 107
 OWNER_VARIABLE = "VFIO_USER_SCRATCH"
 
 _PREFIX = "vfio-user-"
-_LOCK = "owner.lock"
 
 
 class Scratch:
     """A private directory under the system's temporary directory; a context manager that removes it."""
 
     def __init__(self) -> None:
-        base = _base()
-        reap(base)
-        self.path, self._lock = _make(base)
+        self._folder = OwnedFolder(_PREFIX, _base(), _end_processes_of)
+        self.path = self._folder.path
 
     @property
     def environment(self) -> dict[str, str]:
@@ -50,10 +46,7 @@ class Scratch:
 
     def close(self) -> None:
         """Remove the directory and what is in it; a second call does nothing."""
-        if self._lock >= 0:
-            shutil.rmtree(self.path, ignore_errors=True)
-            os.close(self._lock)
-            self._lock = -1
+        self._folder.close()
 
     def __enter__(self) -> Scratch:
         return self
@@ -87,28 +80,6 @@ def listen(path: Path) -> socket.socket:
     return listener
 
 
-def reap(base: Path) -> list[Path]:
-    """Remove the scratch directories of this user in `base` whose owner is dead; returns what was removed."""
-    removed = []
-    for directory in base.glob(_PREFIX + "*"):
-        try:
-            if directory.stat().st_uid != os.getuid():
-                continue
-            lock = os.open(directory / _LOCK, os.O_RDWR | os.O_CLOEXEC)  # absent: not one of these
-        except OSError:
-            continue
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _end_processes_of(directory)
-            shutil.rmtree(directory, ignore_errors=True)
-            removed.append(directory)
-        except BlockingIOError:
-            pass  # its owner lives
-        finally:
-            os.close(lock)
-    return removed
-
-
 def processes_of(directory: Path) -> list[psutil.Process]:
     """The processes that carry `directory` in their environment: the owner's children, and theirs."""
     found = []
@@ -123,17 +94,6 @@ def _end_processes_of(directory: Path) -> None:
     for process in processes_of(directory):
         with contextlib.suppress(psutil.Error):
             process.send_signal(signal.SIGKILL)
-
-
-def _make(base: Path) -> tuple[Path, int]:
-    """A new directory and the locked descriptor of its lock file."""
-    while True:
-        path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
-        lock = os.open(path / _LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if (path / _LOCK).exists():
-            return path, lock
-        os.close(lock)  # somebody's reaper took it between its making and its locking
 
 
 def _base() -> Path:

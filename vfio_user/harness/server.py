@@ -364,8 +364,9 @@ class DeviceServer:
 
     def _kept_alive(self, site: Site) -> list[str]:
         """How an interposer is told of a server to start; one of ours inherits its socket as {fd}."""
+        keeping = ["--keep-alive", "--connect", str(self.server_path), "--server-command"]
         served = server_command(self.device, self.server_path, ("{fd}",), site.host) if self.device.served else []
-        return ["--keep-alive", "--server-command", self.device.command or shlex.join(served)]
+        return [*keeping, self.device.command or shlex.join(served)]
 
 
 def _told_end(child: Child) -> str:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from userdev.errors import ProtocolError, UserError
-from userdev.process import Child, await_listening
+from userdev.process import Child, OwnedFolder, await_listening
 from vfio_user.client import Client, NoAnswer, RemoteError
 from vfio_user.client.description import describe
 from vfio_user.harness.device import Device, server_command
@@ -38,9 +37,9 @@ def probed(server: Server, device: Device) -> Abilities:
     Raises:
         UserError: it does not start, or does not answer as a server of its protocol.
     """
-    with tempfile.TemporaryDirectory(prefix="vfu-") as scratch:
-        path = Path(scratch) / "socket"
-        child = Child("server", server_command(device, path), log=Path(scratch) / "log")
+    with OwnedFolder("vfu-") as scratch:
+        path = scratch.path / "socket"
+        child = Child("server", server_command(device, path), log=scratch.path / "log")
         try:
             if not await_listening(path, child.end, START_SECONDS):
                 raise UserError(f"it does not listen on its socket: {child.last_words(1) or 'and says nothing'}")

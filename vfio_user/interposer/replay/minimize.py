@@ -7,14 +7,13 @@ as the server goes wrong in the same way (`symptom`) and the rest is right (`exp
 from __future__ import annotations
 
 import shlex
-import tempfile
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
 from subprocess import CompletedProcess
 
 from userdev.errors import UserError
-from userdev.process import Deadline, run_to_end
+from userdev.process import Deadline, OwnedFolder, run_to_end
 from vfio_user.interposer.replay.explaining import Explanation, Trial
 from vfio_user.interposer.replay.ignoring import Ignored
 from vfio_user.interposer.replay.player import PATIENCE_SECONDS
@@ -102,8 +101,8 @@ def _checked_by(command: str, server_command: str, seconds: float) -> Callable[[
     words, deadline = shlex.split(command), Deadline(seconds)
 
     def ended(script: Script) -> CompletedProcess[str] | None:
-        with tempfile.TemporaryDirectory(prefix="vfu-") as folder:
-            candidate = Path(folder) / "candidate.trace"
+        with OwnedFolder("vfu-") as folder:
+            candidate = folder.path / "candidate.trace"
             script.write(candidate)
             filled = [word.replace("{trace}", str(candidate)).replace(SERVER, server_command) for word in words]
             try:
