@@ -135,6 +135,36 @@ def test_a_run_that_took_longer_than_any_may_has_noticed_nothing() -> None:
     assert fates(Runs({}, {1: -9}, overdue=[1]), Runs({}), 1) == {1: Fate.SURVIVED}
 
 
+def test_what_a_run_has_not_come_to_before_it_was_ended_has_its_turn_in_another() -> None:
+    """The first run of 1 was ended in its second test; each of 2 is ended, and it is left after some."""
+    turns = Counter[int]()
+
+    def ended(tasks: Iterable[Task]) -> Iterator[Run]:
+        for task in tasks:
+            line = task.bug.line if isinstance(task.bug, Mutant) else 0
+            turns[line] += 1
+            tried = "".join(f"trying {test}\n" for test in task.tests[:2])
+            if line == 2 or (line == 1 and turns[line] == 1):
+                yield Run(task, -9, tried, 0.0, overdue=True)
+            elif line == 1 and "c.py::one" in task.tests:
+                yield Run(task, 1, "noticed by c.py::one\n", 0.0)
+            else:
+                yield Run(task, 0, "", 0.0)
+
+    order = in_order(list(SECONDS), SECONDS, {}, Counter())
+    assert "c.py::one" not in order[:2]
+    judged = Judge(Reached(), ended, Runs({})).fates([mutant(1), mutant(2)])
+    assert {one.line: fate for one, fate, _ in judged} == {1: Fate.KILLED, 2: Fate.SURVIVED}
+    assert turns[2] <= judging.OVERDUE_RUNS
+
+
+def test_all_tests_have_their_turn_however_long_they_were_measured_to_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judging, "FIRST_SECONDS", 0.2)
+    monkeypatch.setattr(judging, "MORE_SECONDS", 0.6)
+    for line in (1, 6):  # 6 is imported, and has a Python of its own
+        assert fates(Runs({1: "c.py::one"}), Runs({6: "c.py::one"}), line) == {line: Fate.KILLED}
+
+
 def test_a_test_that_fails_behind_others_and_passes_alone_has_noticed_nothing() -> None:
     """It fails for what those before it have left: the others have their turn without it."""
     for one in (1, 6):

@@ -12,12 +12,14 @@ from typing import Protocol
 
 from tests.mutants.mutant import Mutant
 from tests.seeded_bugs.forking import BROKEN, SKIPPED, Run, Task, run_all
-from tests.seeded_bugs.warm import NO_TESTS, UNPLANTED, ColdFork, WarmFork, noticed_by
+from tests.seeded_bugs.warm import NO_TESTS, UNPLANTED, ColdFork, WarmFork, noticed_by, tests_tried
 
 FIRST_SECONDS = 40.0
 """Of tests in a mutant's first run, as they were measured: few need another, which waits until all have had theirs."""
 MORE_SECONDS = 200.0
-"""Of tests in its second, which is ended where it takes much longer (`forking.RUN_SECONDS`)."""
+"""Of tests in each later one, until all have had their turn: on a busy machine they were measured to take longer."""
+OVERDUE_RUNS = 3
+"""Of a mutant that were ended as they took too long (`forking.RUN_SECONDS`): what is left behind them is left out."""
 FIRST_OF_FILE = 3
 """Tests of each file that come before the rest of any."""
 WORK_SECONDS = 30.0
@@ -85,6 +87,8 @@ class Judge:
         """Whether a test that has failed with a mutant passes without any, in a fork."""
         self._passed: dict[str, set[str]] = defaultdict(set)
         """Of each mutant: tests that pass with it, alone at least."""
+        self._overdue: Counter[str] = Counter()
+        """Of each mutant: runs that were ended."""
 
     @classmethod
     def of_forks(cls, reach: Reach, *, jobs: int) -> Judge:
@@ -103,24 +107,32 @@ class Judge:
         reached = [mutant for mutant in mutants if self._tests(mutant)]
         yield from ((mutant, Fate.UNREACHED, None) for mutant in mutants if mutant not in reached)
         cold: list[Mutant] = []
-        more: list[Mutant] = []
-        for left, seconds in ((reached, FIRST_SECONDS), (more, MORE_SECONDS)):
-            for mutant, done in self._rounds(left, seconds, self._warm):
-                if done.status == UNPLANTED:
-                    cold.append(mutant)
-                elif _is_noticed(done):
-                    yield mutant, Fate.KILLED, noticed_by(done)
-                elif left is reached and self._tests(mutant):
-                    more.append(mutant)
-                elif self._is_at_import(mutant):
-                    cold.append(mutant)
-                else:
-                    yield mutant, Fate.SURVIVED, None
+        for mutant, done in self._to_the_end(reached, self._warm, MORE_SECONDS):
+            if done.status == UNPLANTED:
+                cold.append(mutant)
+            elif _is_noticed(done):
+                yield mutant, Fate.KILLED, noticed_by(done)
+            elif self._is_at_import(mutant):
+                cold.append(mutant)
+            else:
+                yield mutant, Fate.SURVIVED, None
         for mutant in cold:
             del self._passed[mutant.id]  # which a fork cannot tell
-        for mutant, done in self._rounds(cold, FIRST_SECONDS, self._cold):
+        for mutant, done in self._to_the_end(cold, self._cold, FIRST_SECONDS):
             noticed = _is_noticed(done)
             yield mutant, Fate.KILLED if noticed else Fate.SURVIVED, noticed_by(done) if noticed else None
+
+    def _to_the_end(self, mutants: Sequence[Mutant], run: Runner, more: float) -> Iterator[tuple[Mutant, Run]]:
+        """Each mutant with the run that has noticed it or cannot have it, or else its last: all had their turn."""
+        left, seconds = list(mutants), FIRST_SECONDS
+        while left:
+            again: list[Mutant] = []
+            for mutant, done in self._rounds(left, seconds, run):
+                if done.status == UNPLANTED or _is_noticed(done) or not self._tests(mutant):
+                    yield mutant, done
+                else:
+                    again.append(mutant)
+            left, seconds = again, more
 
     def _rounds(self, mutants: Sequence[Mutant], seconds: float, run: Runner) -> Iterator[tuple[Mutant, Run]]:
         """Each mutant with its last run of so many seconds: one that has noticed it, or in which all have passed."""
@@ -147,7 +159,7 @@ class Judge:
             mutant = _mutant(one)
             test = failed.get(mutant)
             if test is None:
-                self._passed[mutant.id].update(one.task.tests)
+                self._passed[mutant.id].update(self._had_their_turn(mutant, one))
                 yield mutant, one, True
             elif mutant in alone:
                 self._noticed[mutant.file].update([test, _file(test)])
@@ -157,6 +169,14 @@ class Judge:
             else:
                 self._passed[mutant.id].add(test)
                 yield mutant, one, False
+
+    def _had_their_turn(self, mutant: Mutant, done: Run) -> Sequence[str]:
+        """The tests that a run has come to; one that was ended had not come to all."""
+        if not done.overdue:
+            return done.task.tests
+        self._overdue[mutant.id] += 1
+        tried = tests_tried(done)
+        return tried if tried and self._overdue[mutant.id] < OVERDUE_RUNS else self._tests(mutant)
 
     def _fail_alone(self, failed: dict[Mutant, str], run: Runner) -> set[Mutant]:
         """The mutants with which these tests fail alone; where it was run at import, in a Python of its own."""

@@ -138,6 +138,11 @@ class ColdFork(Fork):
         os.execv(sys.executable, [sys.executable, "-m", "pytest", *options, *self.task.tests])
 
 
+def tests_tried(run: Run) -> list[str]:
+    """The tests that a `WarmFork` has come to, in order."""
+    return re.findall(rf"^{_TRYING}(.+)$", run.output, re.MULTILINE)
+
+
 def noticed_by(run: Run) -> str | None:
     """The test that has failed, as either kind of fork says it, or else the one with which the process ended.
 
