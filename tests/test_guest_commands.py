@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +20,9 @@ from vfio_user.cli import exec, migrate, run
 from vfio_user.harness import guest
 from vfio_user.harness.artifacts import Timeline
 from vfio_user.harness.exercises import EXERCISES, Exercise
+from vfio_user.harness.guest import GuestFailure
+from vfio_user.harness.hosts import Pair
+from vfio_user.harness.hosts.host import LOCAL, HostFailure
 from vfio_user.harness.interposition import Interposition
 from vfio_user.harness.migration import Mode, Plan, Report, Verdict
 
@@ -186,13 +189,35 @@ def test_work_goes_on_for_a_while_behind_a_migration_and_all_of_it_is_judged(mon
             done.append("migrate")
             return Report(Mode.AUTO, "a", "b", verdict=Verdict.MIGRATED)
 
-        lab: Any = SimpleNamespace(migrate=migrated)
-        pair: Any = SimpleNamespace(b="b", note="both are here")
+        lab: Any = SimpleNamespace(migrate=migrated, lost_connection="")
+        pair = Pair(LOCAL, LOCAL, "both are here")
         report, exercises = migrate._migrated(lab, guest, begun, pair, mode, Plan(), None, 2.5)
         assert done == wanted, (mode, works)
         assert report.verdict is verdict, (mode, works)
         assert [each.ok for each in exercises] == [ok for ok in works if ok is not None]
         assert report.notes == ["both are here"]
+
+
+def test_what_the_work_comes_to_behind_a_migration_says_nothing_of_the_guest_where_a_host_has_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lost = "the SSH connection to b has ended"
+    monkeypatch.setattr(migrate, "require_migratable", lambda guest: None)
+    report = Report(Mode.AUTO, "a", "b", verdict=Verdict.MIGRATED)
+    lab: Any = SimpleNamespace(migrate=lambda *_, **__: report, lost_connection=lost)
+    guest: Any = SimpleNamespace(devices=[None])
+
+    def raising() -> Exercise:
+        raise GuestFailure("it gives no report")
+
+    def after(end: Callable[[], Exercise]) -> Report:
+        work: Any = SimpleNamespace(start=lambda *_: SimpleNamespace(end=end))
+        return migrate._migrated(lab, guest, [work], Pair(LOCAL, LOCAL), "auto", Plan(), None, 0)[0]
+
+    with pytest.raises(HostFailure, match=lost) as told:
+        after(raising)
+    assert "it gives no report" in told.value.evidence
+    assert after(lambda: exercise(ok=False)).hindered == lost
 
 
 class Stream(io.TextIOWrapper):

@@ -187,6 +187,7 @@ def moved(
     verdict: Verdict,
     monkeypatch: pytest.MonkeyPatch,
     continue_on: Callable[..., None] | None = None,
+    found: Callable[[Report], None] = lambda _: None,
 ) -> tuple[Report, Any, list[str]]:
     """Move a guest by a coordinator that comes to this verdict; the report, the launcher, and what was looked at."""
     looked: list[str] = []
@@ -194,11 +195,15 @@ def moved(
     def coordinator(source: object, machine: object, links: object, report: Report, **_: object) -> Any:
         return SimpleNamespace(run=lambda: setattr(report, "verdict", verdict))
 
+    def compared(report: Report, *_: object) -> None:
+        looked.append("the guest")
+        found(report)
+
     monkeypatch.setattr(guest_migration, "Coordinator", coordinator)
     monkeypatch.setattr(guest_migration, "choose_mode", lambda mode, _: mode)
     monkeypatch.setattr(guest_migration, "require_migratable", lambda _: looked.append("what can migrate"))
     monkeypatch.setattr(guest_migration, "look", lambda _: "as it was")
-    monkeypatch.setattr(guest_migration, "compare", lambda *_: looked.append("the guest"))
+    monkeypatch.setattr(guest_migration, "compare", compared)
     monkeypatch.setattr(guest_migration, "attachment_of", lambda *_: None)
     monkeypatch.setattr(guest_migration, "DeviceLink", lambda *_: SimpleNamespace(close=lambda: None))
     monkeypatch.setattr(guest_migration._Arriving, "devices", lambda *_: [])
@@ -208,6 +213,23 @@ def moved(
     launcher: Any = Starting()
     report = move(launcher, guest, LocalHost("b"), mode, Plan(), Conductor(), None)
     return report, launcher, looked
+
+
+def test_a_guest_that_does_not_answer_there_says_nothing_where_its_host_has_gone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(guest_migration, "was_reset", lambda _: False)
+    lost = "the SSH connection to b has ended"
+    for gone in ("", lost):
+        monkeypatch.setattr(Launcher, "lost_connection", gone)
+        report, _, _ = moved(
+            guest_of(tmp_path),
+            COORDINATED,
+            Verdict.MIGRATED,
+            monkeypatch,
+            found=lambda report: report.judge("the guest answers", False, "its agent has gone"),
+        )
+        assert (report.verdict, report.hindered) == (Verdict.LOST, gone)
 
 
 @for_each([COORDINATED, NATIVE, DIRECT], [False, True], [Verdict.MIGRATED, Verdict.STAYED])

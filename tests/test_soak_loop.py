@@ -14,8 +14,8 @@ from tests import soak_kit
 from tests.cases import for_each
 from tests.soak_kit import Loses, Pretended, PretendedGuest, order_of, soak
 from userdev.errors import UserError, VerdictError
+from vfio_user.harness.hosts.host import HostFailure
 from vfio_user.soak import Failed, Happening, Journal, Until
-from vfio_user.soak.failed import CouldNotBeDone
 from vfio_user.soak.measuring import Clock
 from vfio_user.soak.summary import summary_of
 
@@ -250,7 +250,7 @@ class Lost(Pretended):
             return ""
         if self.lost_before:
             return "work"
-        raise CouldNotBeDone("no SSH connection to b: Connection refused")
+        raise HostFailure("no SSH connection to b: Connection refused")
 
     @contextmanager
     def __call__(self, folder: Path, *, recorded: bool = False) -> Iterator[PretendedGuest]:
@@ -263,7 +263,7 @@ class Lost(Pretended):
 def test_an_event_in_which_a_host_was_lost_is_no_failure_and_is_done_again(path: Path) -> None:
     """It was a failure of the guest for good, and was not done again when the host was back."""
     one = soak(path, Lost(5), Until(events=20))
-    with pytest.raises(CouldNotBeDone):
+    with pytest.raises(HostFailure):
         one.run()
     assert (one.journal.failures, one.journal.next_number) == ([], 5)
     summary = summary_of(one.journal, {}, {}, "", undone="no SSH connection")

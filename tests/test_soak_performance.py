@@ -13,10 +13,9 @@ import pytest
 from userdev.errors import UserError
 from vfio_user.harness import Assignment, Mode, Phase, Report, Verdict
 from vfio_user.harness.hosts import Pair
-from vfio_user.harness.hosts.host import LOCAL, Host
+from vfio_user.harness.hosts.host import LOCAL, Host, HostFailure
 from vfio_user.harness.migration.report import PhaseRecord
 from vfio_user.soak import EVENTS, Failed, Happening, acts, lacks
-from vfio_user.soak.failed import CouldNotBeDone
 from vfio_user.soak.guest import Scene, SoakedDevice
 from vfio_user.soak.guest import named as named_devices
 from vfio_user.soak.performance import Performance
@@ -153,11 +152,11 @@ def test_what_goes_wrong_as_a_host_is_lost_is_no_failure_of_the_guest(monkeypatc
     for wrong in wanted(name, target):
         scene = Told(wrong)
         scene.lab = SimpleNamespace(lost_connection="the SSH connection to b has ended")
-        with pytest.raises(CouldNotBeDone, match="SSH connection to b") as told:
+        with pytest.raises(HostFailure, match="SSH connection to b") as told:
             scene.perform(monkeypatch, name, target)
         assert "it went wrong" in told.value.evidence
         scene.lab.lost_connection = "it went wrong"  # the error has said it itself
-        with pytest.raises(CouldNotBeDone) as told:
+        with pytest.raises(HostFailure) as told:
             scene.perform(monkeypatch, name, target)
         assert (str(told.value), told.value.evidence) == ("it went wrong", "")
 
@@ -167,7 +166,7 @@ def test_what_goes_wrong_as_a_host_is_silent_is_no_failure_of_the_guest(monkeypa
     name, target = next(iter(cases()))
     scene = Told(wanted(name, target)[0])
     scene.pair = Pair(LOCAL, cast(Host, SimpleNamespace(unanswered=lambda: "no SSH connection to b: timed out")))
-    with pytest.raises(CouldNotBeDone, match="timed out"):
+    with pytest.raises(HostFailure, match="timed out"):
         scene.perform(monkeypatch, name, target)
 
 
@@ -176,7 +175,7 @@ def test_a_migration_that_a_host_hindered_is_none_that_lost_something() -> None:
     pair = SimpleNamespace(other=lambda host: host)
     lab = SimpleNamespace(migrate=lambda *_, **__: report)
     scene = SimpleNamespace(pair=pair, guest=SimpleNamespace(host="a", name="guest"), lab=lab)
-    with pytest.raises(CouldNotBeDone, match="goes on as before"):
+    with pytest.raises(HostFailure, match="goes on as before"):
         acts.hop(cast(Scene, scene), cast(SoakedDevice, None), 0.5)
 
 

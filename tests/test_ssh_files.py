@@ -15,7 +15,7 @@ import pytest
 from userdev.errors import UserError
 from userdev.process import Child
 from vfio_user.harness.hosts import LocalHost, SshHost, ssh
-from vfio_user.harness.hosts.host import unanswered
+from vfio_user.harness.hosts.host import lost_host
 from vfio_user.harness.hosts.ssh_connection import put
 
 
@@ -52,7 +52,8 @@ def test_a_host_is_silent_where_another_connection_is_not_made_and_says_why_not(
 
     for script, why in (("exit 0", ""), (f"echo {refusal}; exit 1", refusal)):
         host = SshHost("b", "host.example", "host.example", through=Through(script))
-        assert (host.unanswered(), unanswered(LocalHost("a"), host)) == (why, why)
+        programs: Any = SimpleNamespace(lost_connection="")
+        assert (host.unanswered(), lost_host(programs, LocalHost("a"), host)) == (why, why)
 
 
 class FullDisk:

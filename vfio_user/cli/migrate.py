@@ -26,6 +26,7 @@ from vfio_user.harness.command_line import HardwareOptions
 from vfio_user.harness.exercises import Exercise
 from vfio_user.harness.hosts import KINDS as HOSTS
 from vfio_user.harness.hosts import Pair, two_hosts
+from vfio_user.harness.hosts.host import blamed_if_lost, lost_host
 from vfio_user.harness.interruption import interruptible
 from vfio_user.harness.lab import Lab
 from vfio_user.harness.migration import Limits, Mode, Plan, Report, Tuning
@@ -157,19 +158,26 @@ def _migrated(
     to_qemu: str | None,
     after: float,
 ) -> tuple[Report, list[Exercise]]:
-    """Migrate the guest while it works, and `after` seconds longer; how that was, and what the work has seen."""
-    if mode != Mode.DIRECT:
-        require_migratable(guest)
-    started = [each.start(guest, plugged) for each, plugged in zip(assignments, guest.devices, strict=True)]
-    running = [workload for workload in started if workload is not None]
-    report = lab.migrate(guest, to=pair.b, mode=mode, plan=plan, qemu=to_qemu)
-    if pair.note:
-        report.notes.append(pair.note)
-    if running:
-        time.sleep(after)
-    done = [workload.end() for workload in running]
+    """Migrate the guest while it works, and `after` seconds longer; how that was, and what the work has seen.
+
+    Raises:
+        HostFailure: a host has gone, and what failed says nothing of the guest.
+    """
+    with blamed_if_lost(lab, pair.a, pair.b):
+        if mode != Mode.DIRECT:
+            require_migratable(guest)
+        started = [each.start(guest, plugged) for each, plugged in zip(assignments, guest.devices, strict=True)]
+        running = [workload for workload in started if workload is not None]
+        report = lab.migrate(guest, to=pair.b, mode=mode, plan=plan, qemu=to_qemu)
+        if pair.note:
+            report.notes.append(pair.note)
+        if running:
+            time.sleep(after)
+        done = [workload.end() for workload in running]
     for work in done:
         judge(report, work)
+    if not report.ok and not report.hindered:
+        report.hinder(lost_host(lab, pair.a, pair.b))
     return report, done
 
 

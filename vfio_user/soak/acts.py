@@ -10,7 +10,8 @@ from typing import Any
 from userdev.control import ControlError
 from userdev.process import Deadline
 from vfio_user.harness import Conductor, DeviceServer, Limits, Phase, Plan, Report, Tuning, Verdict
-from vfio_user.soak.failed import CouldNotBeDone, Failed
+from vfio_user.harness.hosts.host import HostFailure
+from vfio_user.soak.failed import Failed
 from vfio_user.soak.guest import Scene, SoakedDevice
 
 Facts = Mapping[str, Any]
@@ -60,7 +61,7 @@ def cut(scene: Scene, _: SoakedDevice, chance: float) -> Facts:
 
 def _require_hosts(report: Report) -> None:
     if report.hindered:
-        raise CouldNotBeDone(report.sentence)
+        raise HostFailure(report.sentence)
 
 
 def _measured(report: Report) -> Facts:

@@ -1,8 +1,8 @@
-"""What ends a guest of a soak: that something was lost, or that a host could not do its part."""
+"""What ends a guest of a soak, beside a `HostFailure`: that something was lost."""
 
 from __future__ import annotations
 
-from userdev.errors import UserdevError, UserError, VerdictError
+from userdev.errors import UserdevError, VerdictError
 
 
 class Failed(VerdictError):
@@ -20,7 +20,3 @@ class Failed(VerdictError):
             return error
         evidence = getattr(error, "evidence", "") or getattr(error, "hint", "")
         return cls(type(error).__name__, str(error), evidence=evidence)
-
-
-class CouldNotBeDone(UserError):
-    """A host could not do its part in an event: nothing is known by it of guest and devices, and it is done again."""

@@ -39,7 +39,7 @@ class SoakedGuest(Protocol):
 
         Raises:
             Failed: something was.
-            CouldNotBeDone: a host could not do its part, and nothing is known by that.
+            HostFailure: a host could not do its part, and nothing is known by that.
         """
 
     def raised(self) -> list[str]:

@@ -11,9 +11,9 @@ from typing import Any
 
 from userdev.errors import UserdevError
 from vfio_user.harness import Cell, Lab
-from vfio_user.harness.hosts.host import unanswered
+from vfio_user.harness.hosts.host import HostFailure, blamed_if_lost
 from vfio_user.soak.events import EVENTS, Event
-from vfio_user.soak.failed import CouldNotBeDone, Failed
+from vfio_user.soak.failed import Failed
 from vfio_user.soak.guest import Scene, SoakedSpec, scene_of
 from vfio_user.soak.loop import Begin
 from vfio_user.soak.measuring import sizes
@@ -49,7 +49,7 @@ class Performance:
 
         Raises:
             Failed: something was lost.
-            CouldNotBeDone: a host could not do its part.
+            HostFailure: a host could not do its part.
         """
         with self._told():
             return self._do(EVENTS[happening.event], happening)
@@ -85,7 +85,7 @@ class Performance:
 
         Raises:
             Failed: something of it was wrong.
-            CouldNotBeDone: a host is not reached any more.
+            HostFailure: a host is not reached any more.
         """
         with self._told():
             for device in self._scene.devices:
@@ -95,13 +95,11 @@ class Performance:
     def _told(self) -> Iterator[None]:
         """A block whose errors are one of the two that end a guest."""
         try:
-            yield
-        except CouldNotBeDone:
+            with blamed_if_lost(self._scene.lab, self._scene.pair.a, self._scene.pair.b):
+                yield
+        except HostFailure:
             raise
         except UserdevError as error:
-            if lost := self._scene.lab.lost_connection or unanswered(self._scene.pair.a, self._scene.pair.b):
-                said = str(error)
-                raise (CouldNotBeDone(said) if lost in said else CouldNotBeDone(lost, evidence=said)) from error
             raise Failed.of(error) from error
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from userdev.errors import UserError
+from userdev.errors import UserdevError, UserError
 from userdev.process import Child, Deadline, await_listening
 
 
@@ -99,9 +100,35 @@ LOCAL = LocalHost()
 """This machine, where nothing else is said."""
 
 
-def unanswered(*hosts: Host) -> str:
-    """Why one of these hosts is not reached now; "" where all answer.
+class Programs(Protocol):
+    """Whoever has started programs on hosts: `Lab`."""
+
+    @property
+    def lost_connection(self) -> str:
+        """Why a program on another host is heard of no more, where its connection has ended; else nothing."""
+
+
+def lost_host(programs: Programs, *hosts: Host) -> str:
+    """Why one of these hosts could not do its part, where it has gone: its connection has ended, or it is silent.
 
     A connection to a machine that is paused, or whose cable was pulled, is there for a minute longer.
     """
-    return next(filter(None, (host.unanswered() for host in hosts)), "")
+    return programs.lost_connection or next(filter(None, (host.unanswered() for host in hosts)), "")
+
+
+@contextmanager
+def blamed_if_lost(programs: Programs, *hosts: Host) -> Iterator[None]:
+    """A block whose errors are a `HostFailure` where one of these hosts has gone, which is told once.
+
+    Raises:
+        HostFailure: it has, and something failed.
+    """
+    try:
+        yield
+    except HostFailure:
+        raise
+    except UserdevError as error:
+        if lost := lost_host(programs, *hosts):
+            said = str(error)
+            raise (HostFailure(said) if lost in said else HostFailure(lost, evidence=said)) from error
+        raise

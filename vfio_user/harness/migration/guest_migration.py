@@ -13,7 +13,7 @@ from vfio_user.harness.attachment import Attachment
 from vfio_user.harness.booted_guest import BootedGuest, Plugged, attachment_of
 from vfio_user.harness.device import Device
 from vfio_user.harness.guest_spec import GuestSpec
-from vfio_user.harness.hosts.host import Host, HostFailure, unanswered
+from vfio_user.harness.hosts.host import Host, HostFailure, lost_host
 from vfio_user.harness.interposition import Interpose
 from vfio_user.harness.machine import Machine
 from vfio_user.harness.migration.coordinator import FAILURES, Coordinator, MovedByQemu
@@ -74,7 +74,7 @@ def move(
         [server.device.name for server in servers],
         [server.device.name for server in servers if not _is_ours_to_move(server)],
     )
-    source, running = guest.machine, guest.machine.qmp.command("query-status")["running"]
+    here, source, running = guest.host, guest.machine, guest.machine.qmp.command("query-status")["running"]
     before = look(guest) if running else None
     source.qmp.events.forget("RESET")
     arriving = _Arriving(lab, guest, to, qemu)
@@ -88,7 +88,7 @@ def move(
                 machine = arriving.start(servers)
         except FAILURES as error:
             report.reason = f"in phase {Phase.START}: {error}"
-            report.hinder(str(error) if isinstance(error, HostFailure) else _lost_host(lab, guest.host, to))
+            report.hinder(str(error) if isinstance(error, HostFailure) else lost_host(lab, here, to))
             return report
         with ExitStack() as moving:
             links = [moving.enter_context(closing(link)) for link in arriving.links(guest.devices, servers)]
@@ -98,7 +98,7 @@ def move(
             )
             coordinator.run()
             if not report.ok:
-                report.hinder(_lost_host(lab, guest.host, to))
+                report.hinder(lost_host(lab, here, to))
         rebooted = was_reset(source)
         if report.verdict is Verdict.MIGRATED:
             arriving.stays = True  # the guest runs there, whatever fails of what is still to do here
@@ -112,6 +112,8 @@ def move(
             if before is not None:
                 compare(report, before, guest)  # whose QEMU has to translate all of it anew, while the other one ends
             ended.result()
+        if not report.ok:
+            report.hinder(lost_host(lab, here, to))
         report.write(source.console.log.parent)
     return report
 
@@ -177,11 +179,6 @@ def choose_mode(mode: Mode, servers: list[DeviceServer]) -> Mode:
             hint="mode coordinated does it for any QEMU, auto takes what there is",
         )
     return Mode.NATIVE if native else Mode.COORDINATED
-
-
-def _lost_host(lab: Launcher, *hosts: Host) -> str:
-    """Why one of them could not do its part, where it has gone: its connection has ended, or it is silent."""
-    return lab.lost_connection or unanswered(*hosts)
 
 
 class _Arriving:
