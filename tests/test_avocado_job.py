@@ -22,6 +22,7 @@ import pytest
 from junitparser import JUnitXml
 
 from tests.cases import for_each, for_each_row
+from tests.checkout import ROOT, modules
 from userdev.errors import UserError, VerdictError
 from vfio_user.avocado_job import job as avocado_job
 from vfio_user.avocado_job.ending import Ending
@@ -29,7 +30,6 @@ from vfio_user.cli import test_e2e
 
 pytestmark = pytest.mark.long  # all by the worker that has begun: another would import avocado, and run the same jobs
 
-ROOT = Path(__file__).parent.parent
 
 KILLS_ITS_RUNNER = """
         for each in psutil.Process().parents()[:2]:
@@ -88,11 +88,10 @@ def job(folder: Path, body: str, chosen: str, *bounds: str, text: str = FILE) ->
     file = folder / "test_it.py"
     file.write_text(text.format(body=body))
     programs = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))  # avocado's runners
-    modules = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(ROOT))))
     return subprocess.Popen(
         [sys.executable, "-m", "tests.avocado_job", f"{file}:{chosen}", str(folder / "results"), *bounds],
         cwd=ROOT,
-        env={**os.environ, "PATH": programs, "PYTHONPATH": modules, MARK: str(folder)},
+        env={**os.environ, "PATH": programs, "PYTHONPATH": modules(), MARK: str(folder)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -12,6 +12,7 @@ import pytest
 
 from tests.bundle_kit import make_bundle
 from tests.cases import for_each
+from tests.checkout import modules
 from tests.test_pytest_plugin import project as project  # a stranger's folder
 from userdev.errors import UserError
 from vfio_user.bundle import IN_RESULTS, OpenBundle, bundle_of, keeping_test, moved, open_bundle
@@ -22,7 +23,6 @@ from vfio_user.nightly.bundles import Bundles
 from vfio_user.nightly.morning import MARKDOWN, Morning, write_morning
 from vfio_user.nightly.summary import Summary
 
-ROOT = Path(__file__).parent.parent
 pytest_plugins = ["pytester"]
 
 OF_PYTEST = """
@@ -91,11 +91,10 @@ def test_a_test_of_pytest_is_done_again_from_its_bundle(
 def run_avocado(folder: Path, cell: Cell) -> list[Path]:
     """The folders of the tests of a job of avocado's, in their order."""
     (folder / "test_some.py").write_text(OF_AVOCADO)
-    modules = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(ROOT))))
     subprocess.run(
         [sys.executable, "-m", "tests.avocado_job", str(folder / "test_some.py"), str(folder / "results"), "60"],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": modules, CELL_VARIABLE: cell.text},
+        env={**os.environ, "PYTHONPATH": modules(), CELL_VARIABLE: cell.text},
         check=True,
         capture_output=True,
     )

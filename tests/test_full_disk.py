@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.cases import for_each, for_each_row
+from tests.checkout import modules
 from userdev.errors import about
 from vfio_user.harness.artifacts import Timeline, record_versions, write_text
 from vfio_user.harness.console import Console
@@ -24,7 +25,6 @@ from vfio_user.harness.lab import Lab
 from vfio_user.harness.log import LogFile
 
 FULL = Path("/dev/full")
-ROOT = Path(__file__).parent.parent
 COMMAND = """
 import sys
 sys.dont_write_bytecode = True  # as far as it may, which would be taken for all of it ever after
@@ -41,7 +41,7 @@ def limited(
     return subprocess.run(
         [sys.executable, "-m", "tests.program", COMMAND.format(first=first), *arguments],
         cwd=cwd,
-        env={**os.environ, "VFIO_USER_RESULTS": str(cwd / "results"), "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "VFIO_USER_RESULTS": str(cwd / "results"), "PYTHONPATH": modules()},
         preexec_fn=partial(resource.setrlimit, resource.RLIMIT_FSIZE, (bytes_, bytes_)),
         stdin=subprocess.DEVNULL,
         stdout=stdout,

@@ -59,6 +59,7 @@ class Runs:
 
     def __call__(self, tasks: Iterable[Task]) -> Iterator[Run]:
         for task in tasks:
+            assert task.bug is not None, "who fails as there is any change notices none"
             line = task.bug.line if isinstance(task.bug, Mutant) else 0
             self.asked.append((line, list(task.tests)))
             failed = self._fails.get(line)

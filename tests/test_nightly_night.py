@@ -13,12 +13,12 @@ import psutil
 import pytest
 from junitparser import JUnitXml
 
+from tests.checkout import ROOT, modules
 from tests.night_of_plan import NEVER
 from vfio_user.nightly.summary import CaseResult, Status, Summary, Verdict, read_summary
 
 pytestmark = pytest.mark.long  # all by the worker that has begun: another would import avocado, and run the same jobs
 
-ROOT = Path(__file__).parent.parent
 
 PLAN = """\
 name: quick
@@ -120,11 +120,10 @@ def started(folder: Path, tests: str, *more: str, plan: str = PLAN, servers: str
     (folder / "test_quick.py").write_text(tests)
     (folder / "servers.yaml").write_text(servers)
     (folder / "plan.yaml").write_text(plan.format(tests=folder / "test_quick.py"))
-    modules = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(ROOT))))
     return subprocess.Popen(
         [sys.executable, "-m", "tests.night_of_plan", str(folder / "plan.yaml"), str(folder / "nights"), *more],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": modules},
+        env={**os.environ, "PYTHONPATH": modules()},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

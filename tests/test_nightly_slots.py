@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from tests.cases import for_each_row
+from tests.checkout import ROOT, modules
 from tests.night_of_plan import NEVER
 from userdev.errors import UserError
 from userdev.process import Deadline
@@ -26,8 +27,6 @@ from vfio_user.nightly.place import this_machine
 from vfio_user.nightly.plan import SlotText, read_plan
 from vfio_user.nightly.slots import Slots, _Found, described
 from vfio_user.nightly.summary import CaseResult, Status, Summary, Verdict, read_summary
-
-ROOT = Path(__file__).parent.parent
 
 PLAN = """\
 name: slots
@@ -94,7 +93,7 @@ def started(folder: Path, plan: str, tests: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "tests.night_of_slots", "plan.yaml", str(folder / "nights")],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": modules()},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

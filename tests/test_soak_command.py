@@ -21,6 +21,7 @@ import pygal
 import pytest
 
 from tests.cases import for_each, for_each_row
+from tests.checkout import modules
 from tests.soak_kit import Loses, Pretended
 from userdev.errors import UserError, VerdictError
 from vfio_user.cli import soak as soak_command
@@ -249,8 +250,7 @@ soak.command.main(["--until", "7", "--seed", "3"], standalone_mode=False)
 
 def test_on_a_terminal_there_is_one_line_that_is_always_true(results: Path) -> None:
     ours, theirs = os.openpty()
-    root = Path(__file__).parent.parent
-    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "150", "PYTHONPATH": str(root)}
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "150", "PYTHONPATH": modules()}
     with subprocess.Popen(
         [sys.executable, "-c", ON_A_TERMINAL], stdin=theirs, stdout=theirs, stderr=theirs, env=environment, cwd=results
     ) as process:

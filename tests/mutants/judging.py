@@ -55,6 +55,17 @@ class Journal:
             file.write(json.dumps({**entry, "old": mutant.old, "new": mutant.new}) + "\n")
 
 
+class Nothing:
+    """A change of a module that nobody imports: who fails with it in would fail with any."""
+
+    module = "tests.mutants.nothing"
+    path = Path(__file__).with_name("nothing.py")
+    planted = ""
+
+
+NOTHING = Nothing()
+
+
 class Reach(Protocol):
     """What was measured of the tests (`reach.Measured`)."""
 
@@ -74,7 +85,7 @@ Runner = Callable[[Iterable[Task]], Iterator[Run]]
 class Judge:
     """Finds the fate of mutants; what has noticed one is tried first with the next in the same file.
 
-    A test has noticed a mutant if it fails with it alone, and passes without.
+    A test has noticed a mutant if it fails with it alone, and passes with a change that is none.
     """
 
     def __init__(self, reach: Reach, warm: Runner, cold: Runner) -> None:
@@ -84,7 +95,7 @@ class Judge:
         self._noticed: dict[str, Counter[str]] = defaultdict(Counter)
         """Of each module: how many mutants each test, and each file of tests, has noticed."""
         self._sound: dict[str, bool] = {}
-        """Whether a test that has failed with a mutant passes without any, in a fork."""
+        """Whether a test that has failed with a mutant passes with `NOTHING`, in a fork."""
         self._passed: dict[str, set[str]] = defaultdict(set)
         """Of each mutant: tests that pass with it, alone at least."""
         self._overdue: Counter[str] = Counter()
@@ -202,12 +213,12 @@ class Judge:
         return [test for test in tests if self._sound.get(test, True) and test not in passed]
 
     def _check(self, tests: Iterable[str]) -> None:
-        """Run those that are not known yet without a mutant: together, and each alone where one of them fails."""
+        """Run those that are not known yet with `NOTHING` in: together, and each alone where one of them fails."""
         unknown = sorted(test for test in tests if test not in self._sound)
-        together = [Task(unknown)] if unknown else []
-        suspects = [Task([test]) for done in self._warm(together) if _is_noticed(done) for test in done.task.tests]
+        together = [Task(unknown, NOTHING)] if unknown else []
+        failed = [test for done in self._warm(together) if _is_noticed(done) for test in done.task.tests]
         self._sound.update(dict.fromkeys(unknown, True))
-        for done in self._warm(suspects):
+        for done in self._warm([Task([test], NOTHING) for test in failed]):
             self._sound[done.task.tests[0]] = not _is_noticed(done)
 
 

@@ -56,7 +56,7 @@ def environment(change: Change | None, folder: Path) -> dict[str, str]:
     if change.path.is_relative_to(GUEST_IMAGES):
         planted.append(_images_with(change, folder / GUEST_IMAGES.name))
     file.write_text(json.dumps(planted))
-    paths = [str(HOOK), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = [str(HOOK), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**clean, VARIABLE: str(file), "PYTHONPATH": os.pathsep.join(paths)}
 
 
