@@ -128,6 +128,15 @@ class RefusesWithoutTheBit(NoShortcut):
             self.connection.out[-8] &= ~ERROR & 0xFF  # the flags, before the errno, of a reply that is a header
 
 
+class NeverRefuses(RefusesWithoutTheBit):
+    """By its replies: they say that all is done."""
+
+    def failed(self, message: Message, error: BaseException) -> None:
+        super().failed(message, error)
+        if message.wants_reply:
+            self.connection.out[-4:] = bytes(4)  # the errno
+
+
 class NamesNoErrno(NoShortcut):
     """Where it refuses."""
 

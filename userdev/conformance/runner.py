@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -56,6 +57,8 @@ class Cause(NamedTuple):
     rule: str
     """What it does not keep, as the object of "needs"."""
     said: str
+    check: str = ""
+    """Id of the check that tries this rule, which is tried before anything else is judged by it."""
 
 
 class Workbench(Protocol):
@@ -114,6 +117,8 @@ class CheckResult(Generic[B]):
     """What of the protocol the server did not do, where it is that: one finding, whichever checks need it."""
     crashed: bool = False
     """The server has died of it, which is a finding whatever else is wrong."""
+    cause: str = ""
+    """Id of the check of the rule that explains it, whatever this one is about."""
 
 
 def run(
@@ -133,7 +138,8 @@ def run(
 
     A check that goes wrong is not judged where one before it that it needs has gone wrong, or has failed of the same
     request.
-    It is tried all the same, in a hurry, as the server may die of it.
+    It is tried all the same, in a hurry, as the server may die of it. One whose cause is the rule of a check to come is
+    tried again behind that.
     None is tried where one has gone wrong and the server begins no conversation with anybody.
     """
     first = ""  # the check that the server was fresh for
@@ -171,7 +177,9 @@ def run(
         return result
 
     held: CheckResult[B] | None = None
-    for check in checks:
+    left = deque(checks)
+    while left:
+        check = left.popleft()
         if held is not None:
             taints = tainted or held.outcome in _WRONG
             yield (judged_last if taints and check.group != held.check.group else judged)(held)
@@ -185,6 +193,10 @@ def run(
         held = _run(check, bench, dialect, hurried=not unsound.isdisjoint(check.needs))
         if held.outcome is not Outcome.SKIP:
             settle()
+        if cause := next((other for other in left if other.id == held.cause), None):
+            left.remove(cause)
+            left.extendleft((check, cause))
+            held = None
     if held is not None:
         yield judged_last(held)
 
@@ -217,7 +229,8 @@ def _run(check: Check[B], bench: Callable[[], B], dialect: str, *, hurried: bool
         own.close()
     if cause is not None:
         detail, request = f"{detail}: {cause.said}", cause.rule
-    return CheckResult(check, outcome, detail, time.monotonic() - begin, relied_on, unmet, request)
+    explained = cause.check if cause is not None else ""
+    return CheckResult(check, outcome, detail, time.monotonic() - begin, relied_on, unmet, request, cause=explained)
 
 
 def _refusal(bench: Callable[[], B]) -> str | None:

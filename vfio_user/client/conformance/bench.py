@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno as errnos
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from userdev.conformance import Cause, CheckFailed, Skip, Target, Unmet, relying
 from userdev.conformance.check import HURRIED_SECONDS
 from userdev.conformance.targets import Greet
 from userdev.counted import counted
-from userdev.errors import ProtocolError, errno_name
+from userdev.errors import ProtocolError, UserdevError, errno_name
 from userdev.process import Deadline
 from userdev.transport import Stream, close_all
 from vfio_user.client.channel import Pending
@@ -23,8 +24,16 @@ from vfio_user.client.eventfd import EventFd
 from vfio_user.client.memory import GuestMemory
 from vfio_user.client.regions import Region
 from vfio_user.wire import ERROR, Command, Dialect, Message
-from vfio_user.wire.constants import MOST_IRQS, MOST_REGIONS, Feature, IrqIndex
-from vfio_user.wire.layouts import DMA_ENTRY_V6, DMA_UNMAP, VfioDeviceInfo, VfioIrqInfo
+from vfio_user.wire.constants import MOST_IRQS, MOST_REGIONS, Feature, IrqIndex, RegionIndex
+from vfio_user.wire.layouts import (
+    DMA_ENTRY_V6,
+    DMA_UNMAP,
+    IRQ_INFO,
+    REGION_ACCESS,
+    REGION_INFO,
+    VfioDeviceInfo,
+    VfioIrqInfo,
+)
 
 INTERRUPT_LINE, INTERRUPT_PIN = 0x3C, 0x3D
 """The first is a byte of the config space that is the driver's to write, and means nothing to the device; one without
@@ -56,6 +65,24 @@ def greeting(dialect: Dialect) -> Greet:
     return greet
 
 
+_NOWHERE = 0xFFFF_FFFF
+IMPOSSIBLE = (
+    ("a read past the end", Command.REGION_READ, REGION_ACCESS.pack(1 << 40, RegionIndex.CONFIG, 4)),
+    (
+        "a region that there is not",
+        Command.GET_REGION_INFO,
+        REGION_INFO.pack(REGION_INFO.size, 0, _NOWHERE, 0, 0, 0),
+    ),
+    ("an interrupt type that there is not", Command.GET_IRQ_INFO, IRQ_INFO.pack(IRQ_INFO.size, 0, _NOWHERE, 0)),
+)
+"""What no server can do, whatever its device: what, the command and its payload."""
+
+
+def _no_error_bit(whose: str) -> Cause:
+    said = f"{whose} no Error bit ({ERROR:#x}), without which it says that all is done"
+    return Cause("the Error bit of replies that refuse", said, "header/flags-of-replies")
+
+
 class Observer(Client):
     """A client who remembers of replies what no check is about, and what explains that one goes wrong."""
 
@@ -65,10 +92,7 @@ class Observer(Client):
         """As `Client.wait`."""
         reply = super().wait(pending, timeout=timeout)
         if reply.errno and not reply.failed and self.cause is None:
-            said = f"the reply to {pending.name} has errno {errno_name(reply.errno)} and no Error bit ({ERROR:#x})"
-            self.cause = Cause(
-                "the Error bit of replies with an errno", f"{said}, without which it says that all is done"
-            )
+            self.cause = _no_error_bit(f"the reply to {pending.name} has errno {errno_name(reply.errno)} and")
         return reply
 
 
@@ -97,6 +121,7 @@ class Bench:
         self._eventfds: list[EventFd] = []
         self._memory: list[GuestMemory] = []
         self._fds: list[int] = []
+        self._did_what_it_should_not = False
 
     def close(self) -> None:
         """Close all that the check has opened."""
@@ -130,8 +155,11 @@ class Bench:
         self.timeout = min(self.timeout, HURRIED_SECONDS)
 
     def cause(self) -> Cause | None:
-        """As `Workbench.cause`: what one of the check's clients saw."""
-        return next((client.cause for client in self.clients if client.cause is not None), None)
+        """As `Workbench.cause`: what one of the check's clients saw, or that the server refuses nothing at all."""
+        seen = next((client.cause for client in self.clients if client.cause is not None), None)
+        if seen is None and self._did_what_it_should_not and self._refuses_nothing():
+            return _no_error_bit(f"the replies to {', '.join(what for what, _, _ in IMPOSSIBLE)} have")
+        return seen
 
     def connect(self) -> Client:
         """One more client, with a version agreed."""
@@ -287,11 +315,25 @@ class Bench:
         assert reply is not None
         return closed(reply)
 
+    def failed(self, reply: Message) -> bool:
+        """Whether a reply that should be an error is one."""
+        self._did_what_it_should_not |= not reply.failed
+        return reply.failed
+
+    def _refuses_nothing(self) -> bool:
+        """Whether what no server can do is done; that it cannot be asked is no yes. No client is there afterwards."""
+        for client in self.clients:
+            client.close()
+        with suppress(UserdevError):
+            asking = self.connect()
+            return not any(self.ask(command, payload, client=asking).failed for _, command, payload in IMPOSSIBLE)
+        return False
+
     def refused(self, reply: Message, accepted: Sequence[int], what: str) -> None:
         """`reply`, whose descriptors are closed, has to be an error with one of these errnos."""
         closed(reply)
         names = " or ".join(errnos.errorcode[number] for number in accepted)
-        require(reply.failed, f"{what} succeeded instead of failing with {names}")
+        require(self.failed(reply), f"{what} succeeded instead of failing with {names}")
         got = errno_name(reply.errno)
         require(reply.errno in accepted, f"{what} failed with {got} instead of {names}")
 

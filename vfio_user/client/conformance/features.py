@@ -86,7 +86,7 @@ def impossible_set(bench: Bench) -> None:
     bench.need_migration()
     request = container(Feature.MIGRATION | SET | 1 << 19, bytes(8), argsz=0)
     require(
-        bench.ask(Command.DEVICE_FEATURE, request).failed,
+        bench.failed(bench.ask(Command.DEVICE_FEATURE, request)),
         "SET of MIGRATION, which can only be asked for, with argsz 0 and an unknown flag succeeded",
     )
 
