@@ -24,13 +24,16 @@ class PretendedGuest:
         self.possible = {name: [*targets] for name, targets in POSSIBLE.items()}
         self.left_out = {"flr edu": "it has none"}
         self.lived: list[Happening] = []
+        self.expected: list[Happening | None] = []
+        """What was said to come next, at each event."""
         self.raises: list[str] = []
         """What its servers raise, told once."""
         self.finished = False
         self._loses = loses
 
-    def do(self, happening: Happening) -> dict[str, Any]:
+    def do(self, happening: Happening, then: Happening | None = None) -> dict[str, Any]:
         self.lived.append(happening)
+        self.expected.append(then)
         if lost := self._loses(self.lived):
             raise Failed(lost, "it is gone", evidence="what the guest said")
         downtime = {"downtime": 0.1} if happening.event == "hop" else {}

@@ -13,7 +13,8 @@ import pytest
 from tests.cases import for_each, for_each_row
 from userdev.errors import UserError
 from vfio_user.harness.hosts import LocalHost
-from vfio_user.harness.migration import Conductor, Mode, Plan, Report, Verdict, guest_migration
+from vfio_user.harness.migration import Conductor, Mode, Plan, Report, Verdict, destination, guest_migration
+from vfio_user.harness.migration.destination import Destination
 from vfio_user.harness.migration.guest_migration import choose_mode, move, require_migratable, require_movable
 
 
@@ -21,6 +22,7 @@ class Launcher:
     """Starts no machine; knows which sides it was to end."""
 
     lost_connection = ""
+    awaiting = None
 
     def __init__(self) -> None:
         self.ended: list[Any] = []
@@ -204,9 +206,9 @@ def moved(
     monkeypatch.setattr(guest_migration, "require_migratable", lambda _: looked.append("what can migrate"))
     monkeypatch.setattr(guest_migration, "look", lambda _: "as it was")
     monkeypatch.setattr(guest_migration, "compare", compared)
-    monkeypatch.setattr(guest_migration, "attachment_of", lambda *_: None)
-    monkeypatch.setattr(guest_migration, "DeviceLink", lambda *_: SimpleNamespace(close=lambda: None))
-    monkeypatch.setattr(guest_migration._Arriving, "devices", lambda *_: [])
+    monkeypatch.setattr(destination, "attachment_of", lambda *_: None)
+    monkeypatch.setattr(destination, "DeviceLink", lambda *_: SimpleNamespace(close=lambda: None))
+    monkeypatch.setattr(Destination, "devices", lambda *_: [])
     monkeypatch.setattr(Report, "write", lambda *_: None)
     guest.continue_on = continue_on or (lambda machine, *_: looked.append(f"continue on {machine}"))
     guest.machine.qmp.command = lambda _: {"running": True}

@@ -36,10 +36,10 @@ def test_those_of_its_next_machine_do_not(name: str) -> None:
 def test_what_has_ended_and_is_forgotten_leaves_nothing_but_its_command(tmp_path: Path) -> None:
     with Lab(folder=tmp_path) as lab:
         first, second = (lab.serve("edu", name) for name in ("guest-dev0-edu", "guest.1-guest-dev0"))
-        lab.forget("guest")
+        lab.records.forget("guest")
         assert first.log.exists(), "it runs"
         lab.end(None, [first])
-        lab.forget("guest")
+        lab.records.forget("guest")
         assert not first.log.exists()
         assert second.log.exists()
         gone = weakref.ref(first.child)

@@ -45,6 +45,18 @@ def test_it_goes_on_until_so_many_events_are_done_and_the_work_is_judged_in_the_
     assert [guest.finished for guest in pretended.guests] == [True]
 
 
+def test_at_each_event_it_is_known_what_comes_next_and_at_the_last_that_nothing_does(path: Path) -> None:
+    pretended = Pretended(loses_after("kill", "reboot"))
+    one = soak(path, pretended, Until(events=20))
+    one.run()
+    one.repeat([3, 4, 9])
+    assert len(pretended.guests) > 3, "some failed, and were tried again"
+    for guest in pretended.guests:
+        *before, last = guest.expected
+        assert before == guest.lived[1:]
+        assert last is None or not guest.finished, "it was to go on, and has failed"
+
+
 def test_where_nothing_can_happen_it_is_told_first_what_was_left_out(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -52,6 +52,7 @@ class Told:
         self.guest = None
         self.lab = SimpleNamespace(lost_connection="")
         self.pair = Pair(LOCAL, LOCAL)
+        self.comes_back = False
         self._wrong = wrong
 
     def do(self, what: str) -> None:
@@ -134,6 +135,28 @@ def test_whatever_goes_wrong_around_an_event_is_a_failure_and_nothing_is_done_be
             assert scene.done == whole[: at + 1], (name, target, wrong)
 
 
+def test_a_guest_that_hops_again_next_is_said_to_come_back_where_it_hops_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = Report(Mode.AUTO, "a", "b", verdict=Verdict.MIGRATED)
+    asked: list[dict[str, Any]] = []
+    scene = Told()
+    scene.guest = cast(Any, SimpleNamespace(host="a", name="guest"))
+    scene.pair = cast(Any, SimpleNamespace(a=LOCAL, b=LOCAL, other=lambda host: f"not {host}"))
+
+    def migrate(_: object, **how: Any) -> Report:
+        asked.append(how)
+        return report
+
+    scene.lab = SimpleNamespace(migrate=migrate, lost_connection="")
+    scene.left = lambda _: None  # type: ignore[attr-defined]
+    told = {name: replace(event, lacks=lambda *_: "") for name, event in EVENTS.items()}
+    monkeypatch.setattr("vfio_user.soak.performance.EVENTS", told)
+    monkeypatch.setattr("vfio_user.soak.performance.sizes", lambda guest: {})
+    performance, hops = Performance(cast(Scene, scene), 5), [Happening(number, "hop") for number in (1, 2)]
+    for then, host in ((hops[1], "a"), (None, None), (Happening(2, "cut"), None), (Happening(2, "pause-qemu"), None)):
+        performance.do(hops[0], then)
+        assert (asked[-1]["to"], asked[-1]["then"]) == ("not a", host), then
+
+
 def test_the_end_of_a_soak_judges_the_work_of_every_device() -> None:
     for wrong in ("", "end edu", "end vhost-user-net"):
         scene = Told(wrong)
@@ -174,7 +197,7 @@ def test_a_migration_that_a_host_hindered_is_none_that_lost_something() -> None:
     report = Report(Mode.AUTO, "a", "b", reason="in phase start", hindered="files could not be put on b")
     pair = SimpleNamespace(other=lambda host: host)
     lab = SimpleNamespace(migrate=lambda *_, **__: report)
-    scene = SimpleNamespace(pair=pair, guest=SimpleNamespace(host="a", name="guest"), lab=lab)
+    scene = SimpleNamespace(pair=pair, guest=SimpleNamespace(host="a", name="guest"), lab=lab, comes_back=False)
     with pytest.raises(HostFailure, match="goes on as before"):
         acts.hop(cast(Scene, scene), cast(SoakedDevice, None), 0.5)
 
@@ -257,7 +280,7 @@ def test_devices_of_one_kind_are_told_apart_by_their_number() -> None:
 
 def test_logs_of_the_machines_that_a_guest_left_last_stay_and_others_are_let_go() -> None:
     forgotten: list[str] = []
-    lab: Any = SimpleNamespace(forget=forgotten.append)
+    lab: Any = SimpleNamespace(records=SimpleNamespace(forget=forgotten.append))
     scene = Scene(lab, cast(Any, None), cast(Any, None), [])
     for number in range(6):
         scene.left(f"guest.{number}")
@@ -307,6 +330,7 @@ def test_a_hop_is_measured_with_its_phases_and_all_pages_that_a_device_had_writt
             guest=SimpleNamespace(host="a", name="guest"),
             lab=SimpleNamespace(migrate=lambda *_, report=report, **__: report),
             left=left.append,
+            comes_back=False,
         )
         found = acts.hop(cast(Scene, scene), cast(SoakedDevice, None), 0.5)
         assert found == {"downtime": 0.5, "ram_bytes": 64, **facts}

@@ -55,6 +55,7 @@ from vfio_user.harness.timeouts import Accelerator
 
 if TYPE_CHECKING:
     from vfio_user.harness.image import GuestImage
+    from vfio_user.harness.migration.destination import Destination
 
 # A restored guest answers in a quarter of a second; one whose checkpoint is bad never does.
 _RESTORE_SECONDS = 8.0
@@ -91,6 +92,8 @@ class Lab:
         """Servers that the cell names and that were started, or could not be (`Cell.tried_by`)."""
         self.ours: set[str] = set()
         """The names of devices of ours, or made for a test, whose servers were started, or could not be."""
+        self.awaiting: Destination | None = None
+        """Where a guest goes next, of whose devices and machine all was started ahead; they end with all others."""
         self._scratch = Scratch()
         self._cell = cell
         self._explicit_qemu = qemu or cell.qemu or None
@@ -231,17 +234,18 @@ class Lab:
         plan: Plan = _AS_USUAL,
         conductor: Conductor | None = None,
         qemu: str | None = None,
+        then: Host | None = None,
     ) -> Report:
         """Move a running guest with its devices to another host; afterwards `guest` is the one there.
 
-        `conductor` looks on and may cancel it. The report has the verdict; a guest that stayed where it was is a good
-        guest still. `qemu` is another QEMU than the lab's for the other side (see `find_qemu`).
+        `conductor` looks on and may cancel it. The report has the verdict; a guest that stayed is a good guest still.
+        `qemu` is another QEMU (see `find_qemu`). `then` is where it goes next: that side starts as it is looked at.
         """
         from vfio_user.harness.migration.guest_migration import move  # most guests stay where they are
 
         other = find_qemu(qemu) if qemu else None
         with self.timeline.step(f"migrate {guest.name} from {guest.host.name} to {to.name}"):
-            return move(self, guest, to, Mode(mode), plan, conductor or Conductor(), other)
+            return move(self, guest, to, Mode(mode), plan, conductor or Conductor(), other, then)
 
     def serve(
         self,
@@ -305,10 +309,6 @@ class Lab:
             server.stop()
             if not server.child.group_is_alive():
                 self.servers.remove(server)
-
-    def forget(self, name: str) -> None:
-        """Let go of a machine that has ended in order, and of its servers: of what they were, and of their logs."""
-        self.records.forget(name)
 
     # -- boot and restore -----------------------------------------------------------------------------------------
 

@@ -26,9 +26,10 @@ _SHORTEST, _LONGEST = 0.05, 1.0  # seconds of a pause; QEMU's patience with a se
 
 
 def hop(scene: Scene, _: SoakedDevice, chance: float) -> Facts:
-    """Migrate the guest to the other host."""
-    machine = scene.guest.name
-    report = scene.lab.migrate(scene.guest, to=scene.pair.other(scene.guest.host), plan=_HOP)
+    """Migrate the guest to the other host; where it comes back by the next event, have that begun."""
+    machine, here = scene.guest.name, scene.guest.host
+    then = here if scene.comes_back else None
+    report = scene.lab.migrate(scene.guest, to=scene.pair.other(here), plan=_HOP, then=then)
     _require_hosts(report)
     if not report.ok:
         raise Failed("migration", report.sentence)

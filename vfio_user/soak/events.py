@@ -14,6 +14,7 @@ from vfio_user.soak.acts import Act
 from vfio_user.soak.guest import SoakedDevice
 from vfio_user.soak.lacks import Lacks
 
+HOP = "hop"
 Rule = Callable[[SoakedDevice], bool]
 
 
@@ -64,7 +65,7 @@ _WORK_GOES_ON = "all work went on and was right"
 _WORK_ANEW = "its work was right, and begins anew"
 
 EVENTS: Mapping[str, Event] = {
-    "hop": Event(
+    HOP: Event(
         "the guest goes to the other host with its devices",
         4,
         acts.hop,

@@ -168,6 +168,8 @@ class Scene:
     def __init__(self, lab: Lab, pair: Pair, guest: BootedGuest, devices: Sequence[SoakedDevice]) -> None:
         self.lab, self.pair, self.guest = lab, pair, guest
         self.devices = list(devices)
+        self.comes_back = False
+        """Whether the next event is a hop, so that the guest comes back from where one takes it now."""
         self._boot_id = ""
         self._machines: list[str] = []
 
@@ -250,7 +252,7 @@ class Scene:
         """Let go of the logs of machines that it has left, or never arrived in, some time ago."""
         self._machines.append(machine)
         while len(self._machines) >= _KEPT_LOGS:
-            self.lab.forget(self._machines.pop(0))
+            self.lab.records.forget(self._machines.pop(0))
 
 
 @contextmanager

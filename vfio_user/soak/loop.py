@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,8 +35,8 @@ class SoakedGuest(Protocol):
     left_out: dict[str, str]
     """What cannot, and why."""
 
-    def do(self, happening: Happening) -> dict[str, Any]:
-        """Have it happen, see that nothing was lost, and return what was measured.
+    def do(self, happening: Happening, then: Happening | None = None) -> dict[str, Any]:
+        """Have it happen, see that nothing was lost, and return what was measured; `then` is what comes next.
 
         Raises:
             Failed: something was.
@@ -127,8 +128,8 @@ class Soak:
             with self.begin(self.folder / FIRST, recorded=True) as guest:
                 self.listener.begins(guest.possible, guest.left_out)
                 order = Order(self.journal.seed, self.weights, guest.possible)
-                for number in numbers:
-                    self._have_happen(guest, order.happening(number))
+                for happening, then in _with_next([order.happening(number) for number in numbers]):
+                    self._have_happen(guest, happening, then)
                 guest.finish()
                 self._note_raised(guest)
         except VerdictError as error:
@@ -140,20 +141,27 @@ class Soak:
         done = self.journal.done
         return self.until.reached(done, self.journal.run_seconds) or done.failures >= MOST_FAILURES
 
+    @property
+    def _is_last(self) -> bool:
+        """Whether it is enough with one event more, as far as that is known."""
+        done = self.journal.done
+        return self.until.reached(replace(done, events=done.events + 1), self.journal.run_seconds)
+
     def _live(self, guest: SoakedGuest, done: list[Happening], clock: Clock) -> None:
         """Events of one guest; `done` gets each, before it happens."""
         self.listener.begins(guest.possible, guest.left_out)
         order = Order(self.journal.seed, self.weights, guest.possible)
         while not self._is_enough:
-            happening = order.happening(self.journal.next_number)
+            number = self.journal.next_number
+            happening = order.happening(number)
             done.append(happening)
-            self._have_happen(guest, happening)
+            self._have_happen(guest, happening, None if self._is_last else order.happening(number + 1))
             if jump := clock.jump():
                 self.journal.note(jump)
 
-    def _have_happen(self, guest: SoakedGuest, happening: Happening) -> None:
+    def _have_happen(self, guest: SoakedGuest, happening: Happening, then: Happening | None) -> None:
         self.listener.happens(happening)
-        self.journal.event(_line(happening, guest.do(happening)))
+        self.journal.event(_line(happening, guest.do(happening, then)))
         self.listener.happened(self.journal.events[-1])
         self._note_raised(guest)
 
@@ -209,8 +217,8 @@ class Soak:
         folder = self._tried_in[tuple(events)] = self.folder / f"failure{number}-try{self._tried}"
         try:
             with self.begin(folder, recorded=True) as guest:
-                for happening in events:
-                    guest.do(happening)
+                for happening, then in _with_next(events):
+                    guest.do(happening, then)
                 guest.finish()
         except UserdevError as error:
             same = Failed.of(error).check == wanted.check
@@ -218,6 +226,11 @@ class Soak:
                 raise Untried(str(error)) from error
             return same
         return False
+
+
+def _with_next(events: Sequence[Happening]) -> Iterator[tuple[Happening, Happening | None]]:
+    """Each of them with the one behind it; there is none behind the last."""
+    return zip_longest(events, events[1:])
 
 
 def _line(happening: Happening, facts: Mapping[str, Any]) -> dict[str, Any]:

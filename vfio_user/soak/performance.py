@@ -12,7 +12,7 @@ from typing import Any
 from userdev.errors import UserdevError
 from vfio_user.harness import Cell, Lab
 from vfio_user.harness.hosts.host import HostFailure, blamed_if_lost
-from vfio_user.soak.events import EVENTS, Event
+from vfio_user.soak.events import EVENTS, HOP, Event
 from vfio_user.soak.failed import Failed
 from vfio_user.soak.guest import Scene, SoakedSpec, scene_of
 from vfio_user.soak.loop import Begin
@@ -44,13 +44,16 @@ class Performance:
             self.possible[name] = able
         self.left_out |= {f"{name} {device}": lack for device, lack in lacking.items() if lack}
 
-    def do(self, happening: Happening) -> dict[str, Any]:
+    def do(self, happening: Happening, then: Happening | None = None) -> dict[str, Any]:
         """Have it happen; what was measured: `seconds` of it, `whole` with all that is looked at, and `sizes`.
+
+        `then` is what happens next.
 
         Raises:
             Failed: something was lost.
             HostFailure: a host could not do its part.
         """
+        self._scene.comes_back = then is not None and then.event == HOP
         with self._told():
             return self._do(EVENTS[happening.event], happening)
 
