@@ -147,6 +147,7 @@ def test_a_request_that_is_acknowledged_and_ignored_is_one_finding(
     patience = Deadline
     monkeypatch.setattr("vhost_user.frontend.queue.Deadline", lambda seconds: patience(min(seconds, 2.0)))
     ignored: dict[FrontEndRequest, tuple[int | None, str, str]] = {
+        FrontEndRequest.SET_FEATURES: (None, "iommu", "features/taken"),
         FrontEndRequest.RESET_DEVICE: (None, "reset", "reset/stops"),
         FrontEndRequest.SET_STATUS: (None, "status", "status/kept"),
         FrontEndRequest.SET_MEM_TABLE: (None, "memory", "rings/without-protocol-features"),

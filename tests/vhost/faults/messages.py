@@ -62,6 +62,11 @@ def is_of_before_virtio_1(back_end: Faulty) -> None:
     back_end.at(R.GET_FEATURES, lambda b, v, f, usual: usual(b, v, f) & ~int(V.VERSION_1))
 
 
+@fault_for("features/taken")
+def agrees_to_nothing(back_end: Faulty) -> None:
+    back_end.at(R.SET_FEATURES, lambda *_: None)
+
+
 @fault_for("features/not-offered")
 def agrees_to_everything(back_end: Faulty) -> None:
     back_end.at(R.SET_FEATURES, lambda b, v, f, usual: usual(b, v & int(b.features), f))

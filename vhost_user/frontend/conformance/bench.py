@@ -38,6 +38,9 @@ ACKNOWLEDGED = ("messages/acknowledged",)
 SERVED = (*ACKNOWLEDGED, "rings/served")
 """Checks that most others say nothing without."""
 
+AGREED = ("features/taken",)
+"""Of a back-end that does not keep this rule what a feature comes to says nothing: it has none."""
+
 
 def is_news(channel: Channel, said: Said) -> bool:
     """Whether it tells of a change of configuration, which may come at any time; acknowledged then."""

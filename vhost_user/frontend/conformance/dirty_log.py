@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from userdev.conformance import Group, Level, Skip, require
-from vhost_user.frontend.conformance.bench import SERVED, Bench
+from vhost_user.frontend.conformance.bench import AGREED, SERVED, Bench
 from vhost_user.frontend.memory import PAGE, DirtyPages
 from vhost_user.frontend.queue import Queue
 from vhost_user.wire import FrontEndRequest, ProtocolFeature, VirtioFeature
@@ -47,7 +47,7 @@ def log_answer(bench: Bench) -> None:
     require(answer == 0, f"SET_LOG_BASE is answered with {answer if answer is not None else 'no payload'}")
 
 
-@log.check("data")
+@log.check("data", needs=AGREED)
 def log_data(bench: Bench) -> None:
     """What a device writes is marked, page by page."""
     if not bench.device.writable:

@@ -12,7 +12,7 @@ from userdev.conformance import CheckFailed, Group, Level, Skip, require
 from userdev.eventfd import drain
 from userdev.process import Deadline
 from vhost_user.frontend.channel import Channel, Said
-from vhost_user.frontend.conformance.bench import SERVED, Bench, is_news
+from vhost_user.frontend.conformance.bench import AGREED, SERVED, Bench, is_news
 from vhost_user.frontend.errors import Refused
 from vhost_user.frontend.front_end import FEATURES, FrontEnd
 from vhost_user.frontend.memory import PAGE, USER_ADDRESS
@@ -21,7 +21,7 @@ from vhost_user.frontend.split import SplitDriver
 from vhost_user.wire import BackEndRequest, FrontEndRequest, ProtocolFeature, VirtioFeature
 from vhost_user.wire.payloads import IotlbMessage, IotlbType, Permission
 
-iommu = Group[Bench]("iommu", "spec: IOMMU support", needs=SERVED)
+iommu = Group[Bench]("iommu", "spec: IOMMU support", needs=(*SERVED, *AGREED))
 
 R = FrontEndRequest
 

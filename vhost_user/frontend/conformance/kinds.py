@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from userdev.conformance import Group, Level, Skip, require
-from vhost_user.frontend.conformance.bench import RING, SERVED, Bench
+from vhost_user.frontend.conformance.bench import AGREED, RING, SERVED, Bench
 from vhost_user.frontend.front_end import FEATURES
 from vhost_user.frontend.memory import PAGE
 from vhost_user.frontend.queue import Buffer, Queue
@@ -82,32 +82,32 @@ def _halves(buffer: Buffer) -> tuple[Buffer, ...]:
     return (buffer[:1], buffer[1:]) if len(buffer) > 1 else (buffer,)
 
 
-@kinds.check("indirect", rule="virtio 1.3: Indirect Descriptors")
+@kinds.check("indirect", rule="virtio 1.3: Indirect Descriptors", needs=AGREED)
 def indirect(bench: Bench) -> None:
     """Requests whose descriptors are in a table of their own are served."""
     _kind(bench, V.INDIRECT_DESC, indirect=True)
 
 
-@kinds.check("events", rule="virtio 1.3: Used Buffer Notification Suppression")
+@kinds.check("events", rule="virtio 1.3: Used Buffer Notification Suppression", needs=AGREED)
 def events(bench: Bench) -> None:
     """With EVENT_IDX, a driver is told of the request that it asks to be told of."""
     _kind(bench, V.EVENT_IDX)
 
 
-@kinds.check("events-uncalled", level=Level.OPEN, rule="virtio 1.3: Used Buffer Notification Suppression")
+@kinds.check("events-uncalled", level=Level.OPEN, rule="virtio 1.3: Used Buffer Notification Suppression", needs=AGREED)
 def events_uncalled(bench: Bench) -> None:
     """With EVENT_IDX, a driver is not told of a request that it does not ask to be told of."""
     bench.unasked(_running(bench, V.EVENT_IDX))
 
 
-@kinds.check("in-order", rule="virtio 1.3: In-order use of descriptors")
+@kinds.check("in-order", rule="virtio 1.3: In-order use of descriptors", needs=AGREED)
 def in_order(bench: Bench) -> None:
     """With IN_ORDER, requests come back in their order."""
     queue = _kind(bench, V.IN_ORDER)
     bench.serve(queue, 3)  # the driver takes what comes back for all before it, and one that comes later for a mistake
 
 
-@kinds.check("packed", rule="virtio 1.3: Packed Virtqueues")
+@kinds.check("packed", rule="virtio 1.3: Packed Virtqueues", needs=AGREED)
 def packed(bench: Bench) -> None:
     """A packed ring is served, gone through several times, and stopped and started."""
     queue = _kind(bench, V.RING_PACKED)
@@ -116,7 +116,7 @@ def packed(bench: Bench) -> None:
     bench.serve(queue)
 
 
-@kinds.check("packed-base", level=Level.OPEN, rule="spec: Vring descriptor indices for packed virtqueues")
+@kinds.check("packed-base", level=Level.OPEN, rule="spec: Vring descriptor indices for packed virtqueues", needs=AGREED)
 def packed_base(bench: Bench) -> None:
     """GET_VRING_BASE of a packed ring says both places, with their wrap counters."""
     queue = _kind(bench, V.RING_PACKED)
@@ -125,7 +125,7 @@ def packed_base(bench: Bench) -> None:
     require(base == expected, f"GET_VRING_BASE says {base:#x}, and the driver is at {expected:#x}")
 
 
-@kinds.check("packed-events", rule="virtio 1.3: Driver and Device Event Suppression")
+@kinds.check("packed-events", rule="virtio 1.3: Driver and Device Event Suppression", needs=AGREED)
 def packed_events(bench: Bench) -> None:
     """A packed ring with EVENT_IDX tells of the request that its driver asks to be told of."""
     _kind(bench, V.RING_PACKED | V.EVENT_IDX)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from userdev.conformance import Group, Level, Skip, require
-from vhost_user.frontend.conformance.bench import Bench
+from contextlib import closing, suppress
+
+from userdev.conformance import CheckFailed, Group, Level, Skip, relying, require
+from userdev.errors import UserdevError
+from vhost_user.frontend.conformance.bench import ACKNOWLEDGED, AGREED, Bench
 from vhost_user.frontend.front_end import FEATURES
+from vhost_user.frontend.queue import Queue
 from vhost_user.wire import FrontEndRequest, ProtocolFeature, VirtioFeature
 from vhost_user.wire.features import NEEDS
 
@@ -81,7 +85,47 @@ def version_1(bench: Bench) -> None:
     require(V.VERSION_1 in bench.agreed().offered.features, "VERSION_1 is not offered")
 
 
-@features.check("not-offered", level=Level.OPEN, rule="virtio 1.3: Feature Bits")
+@features.check("taken", rule="spec: Front-end message types, SET_FEATURES", needs=ACKNOWLEDGED)
+def taken(bench: Bench) -> None:
+    """What is agreed on by SET_FEATURES is so, at least one of several features that a ring shows."""
+    with relying("rings/served"):
+        bench.called(bench.running())
+    offered = bench.front_end.offered.features
+    unseen = V.PROTOCOL_FEATURES if bench.device.discards else V(0)  # a ring that is disabled gives all back
+    trials = {feature: shows for feature, shows in _SHOWN.items() if feature in offered & ~unseen}
+    if len(trials) < 2:
+        raise Skip("too few features are offered that a ring shows: EVENT_IDX, RING_PACKED, and that it is disabled")
+    bench.front_end.close()
+    for feature, shows in trials.items():
+        with closing(bench.ready(FEATURES | feature)) as front_end, suppress(UserdevError):
+            shows(bench, bench.queue(front_end))
+            return
+    names = ", ".join(str(feature.name) for feature in trials)
+    raise CheckFailed(f"SET_FEATURES is acknowledged, and nothing of it is so: {names}")
+
+
+def _tells_of_events(bench: Bench, queue: Queue) -> None:
+    queue.start()
+    bench.notified(queue)
+
+
+def _is_packed(bench: Bench, queue: Queue) -> None:
+    queue.start()
+    bench.serve(queue)
+
+
+def _is_disabled(bench: Bench, queue: Queue) -> None:
+    queue.start(enable=False)
+    bench.put(queue)
+    queue.kick()
+    bench.quiet(queue, "a ring that was never enabled")
+
+
+_SHOWN = {V.EVENT_IDX: _tells_of_events, V.RING_PACKED: _is_packed, V.PROTOCOL_FEATURES: _is_disabled}
+"""Features of which a ring shows whether they were agreed on, and how it has to; the last takes a moment."""
+
+
+@features.check("not-offered", level=Level.OPEN, needs=AGREED, rule="virtio 1.3: Feature Bits")
 def not_offered(bench: Bench) -> None:
     """A feature that was not offered is refused, or ends the connection."""
     front_end = bench.agreed()

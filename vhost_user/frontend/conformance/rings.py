@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from userdev.conformance import Group, Level, Skip, require
-from vhost_user.frontend.conformance.bench import RING, SERVED, Bench
+from vhost_user.frontend.conformance.bench import AGREED, RING, SERVED, Bench
 from vhost_user.frontend.front_end import FrontEnd
 from vhost_user.frontend.queue import Queue
 from vhost_user.frontend.split import SplitDriver
@@ -43,7 +43,7 @@ def without_protocol_features(bench: Bench) -> None:
     bench.serve(bench.running(front_end))
 
 
-@rings.check("enabled-by-features", level=Level.OPEN)
+@rings.check("enabled-by-features", level=Level.OPEN, needs=AGREED)
 def enabled_by_features(bench: Bench) -> None:
     """SET_FEATURES without PROTOCOL_FEATURES enables rings, whatever was said of them."""
     front_end = bench.front_end
@@ -133,7 +133,7 @@ def uncalled(bench: Bench) -> None:
     bench.unasked(bench.running())
 
 
-@rings.check("disabled-at-first", level=Level.OPEN)
+@rings.check("disabled-at-first", level=Level.OPEN, needs=AGREED)
 def disabled_at_first(bench: Bench) -> None:
     """A ring is not served before it is enabled, and is then."""
     _need_disabled(bench, bench.front_end)
