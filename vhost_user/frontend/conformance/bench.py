@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import select
+import time
 from collections.abc import Callable
 from functools import cached_property, wraps
 from pathlib import Path
@@ -20,6 +21,9 @@ from vhost_user.frontend.front_end import FEATURES, PROTOCOL_FEATURES, FrontEnd
 from vhost_user.frontend.memory import PAGE, GuestMemory
 from vhost_user.frontend.queue import Completion, Queue, Request
 from vhost_user.wire import BackEndRequest, ProtocolFeature, VirtioFeature
+
+LOOK_SECONDS = 0.01
+"""Between two looks at what nothing tells of: what has come back without a call, or who listens anew."""
 
 CLOSING_SECONDS = 1.0
 """That a back-end has to close and unmap what a front-end has left: one thread may serve, and another tidy up."""
@@ -169,11 +173,13 @@ class Bench:
 
     def polled(self, queue: Queue, what: str) -> None:
         """Wait until a request has come back right without being told of it; `what` it came by, for a sentence."""
-        deadline = Deadline(self.timeout)
+        deadline, pause = Deadline(self.timeout), 0.0
         while not (done := queue.take_used()):
             if deadline.passed:
                 raise CheckFailed(f"a request does not come back within {deadline.seconds:g} s {what}")
-            queue.connection.settle()  # which gives the back-end its time
+            queue.connection.settle()  # which gives the back-end its time, and mostly enough
+            time.sleep(min(pause, deadline.remaining))
+            pause = LOOK_SECONDS
         require(self.device.is_right(done[0]), f"a request is answered with {_shown(done[0])}")
 
     def served(self, queue: Queue, count: int = 1) -> list[Completion]:
@@ -310,6 +316,7 @@ def answering(target: Target, *, timeout: float) -> Stream:
             stream.close()
             if deadline.passed:
                 raise
+            time.sleep(min(LOOK_SECONDS, deadline.remaining))
         except BaseException:
             stream.close()
             raise

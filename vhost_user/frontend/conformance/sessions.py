@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from operator import gt
 
 from userdev.conformance import CheckFailed, Group, Level, require
 from userdev.errors import UserdevError, UserError
 from userdev.process import Deadline
-from vhost_user.frontend.conformance.bench import CLOSING_SECONDS, SERVED, Bench
+from vhost_user.frontend.conformance.bench import CLOSING_SECONDS, LOOK_SECONDS, SERVED, Bench
 from vhost_user.wire import HEADER, VERSION, FrontEndRequest
 
 session = Group[Bench]("session", "spec: Communication", needs=SERVED)
@@ -92,6 +93,7 @@ def nothing_left(bench: Bench) -> None:
         deadline = Deadline(CLOSING_SECONDS)
         while any(map(gt, holds := bench.process_holds(), most or holds)) and not deadline.passed:
             front_end.settle()
+            time.sleep(min(LOOK_SECONDS, deadline.remaining))
         front_end.close()
         return holds
 
