@@ -67,8 +67,7 @@ class Worker:
             self._watched[fd] = ready
             with contextlib.suppress(KeyError):
                 self._selector.unregister(fd)
-            self._selector.register(fd, selectors.EVENT_READ)
-        self._poke()
+            self._selector.register(fd, selectors.EVENT_READ)  # which epoll takes while the thread waits
 
     def unwatch(self, fd: int) -> None:
         """Stop watching; before the descriptor is closed."""
