@@ -430,6 +430,8 @@ def test_a_find_is_told_once_with_its_check_and_with_the_numbers_of_what_was_see
         ("rule: b failed with #", "b failed with 5\nand more", "rule: b failed with 5"),
         ("rule: register # is lost", "behind a reset, register 7 is lost", "rule: behind a reset, register 7 is lost"),
         ("rule: check info/odd", "it is odd", "rule: check info/odd: it is odd"),
+        ("rule: line # of it", "it ended:\n  line 7 of it\n", "rule: line 7 of it: it ended:"),
+        ("rule: ended at #", "it ended:\n  ended at 0x5:\n", "rule: ended at 0x5: it ended:"),
         ("rule: c", "", "rule: c: "),
     ):
         assert Find("p", "rule", "a rule", cause, what, ()).headline == told

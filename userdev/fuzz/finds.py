@@ -64,9 +64,12 @@ class Found(UserdevError):
 
 
 def _headline(oracle: str, cause: str, what: str) -> str:
-    seen = next(iter(what.splitlines()), "")
+    seen, *more = what.splitlines() or [""]
     named = cause.removeprefix(f"{oracle}: ")
-    return f"{oracle if named in cause_of(seen) else cause}: {seen}"
+    if named in cause_of(seen):
+        return f"{oracle}: {seen}"
+    with_numbers = next((line.strip().rstrip(":") for line in more if named in cause_of(line)), named)
+    return f"{oracle}: {with_numbers}: {seen}"
 
 
 def name_of(oracle: str, cause: str) -> str:
