@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 from pathlib import Path
+from queue import SimpleQueue
 from types import SimpleNamespace
 from typing import cast
 
@@ -20,6 +21,8 @@ from vfio_user.harness.hosts.remote_agent import (
     CLOSE,
     DATA,
     EXIT,
+    HEADER,
+    SIGNAL,
     STOPPED,
     Frames,
     Streams,
@@ -66,6 +69,22 @@ def test_the_near_end_says_that_it_is_there_until_nobody_is_told(monkeypatch: py
     relay.say_alive(Frames(lambda _: b"", write))
     assert [frame[0] for frame in told] == [ALIVE] * 3
     assert relay.SILENCE_SECONDS > 3 * 20.0, "one that is late is no silence"
+
+
+def test_a_signal_that_interrupts_who_is_sending_is_handed_on_behind_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay, "_HANDED_ON", {signal.SIGUSR1: signal.SIGKILL})
+    sent = SimpleQueue[bytes]()
+    frames = Frames(lambda _: b"", sent.put)
+    before = signal.getsignal(signal.SIGUSR1)
+    try:
+        relay.hand_on_signals(frames)
+        with frames._lock:
+            os.kill(os.getpid(), signal.SIGUSR1)
+            assert sent.empty()
+        kind, number, _ = HEADER.unpack(sent.get(timeout=60))
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert (kind, number) == (SIGNAL, signal.SIGKILL)
 
 
 def test_a_signal_for_a_program_whose_connection_has_ended_is_nobodys() -> None:

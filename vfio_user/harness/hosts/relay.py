@@ -28,6 +28,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 from userdev.errors import UserError
@@ -95,8 +96,7 @@ def main(arguments: list[str]) -> int:
     with suppress(OSError):  # it has ended already: what is received says so
         frames.send(SPAWN, data=json.dumps(wanted).encode())
     threading.Thread(target=say_alive, args=(frames,), daemon=True).start()
-    for near, far in _HANDED_ON.items():
-        signal.signal(near, lambda *_, number=far: hand_on(frames, number))
+    hand_on_signals(frames)
     for number, end in streams.items():
         relay.add(number, end)
     for number, file in files.items():
@@ -131,6 +131,19 @@ def serve(frames: AgentConnection, relay: Streams, name: str) -> int:
         elif kind == EXIT:
             relay.flush(_LAST_WORDS_SECONDS)
             return int(data)
+
+
+def hand_on_signals(frames: Frames) -> None:
+    """Have signals be handed on from now on, by a thread: one may interrupt who is sending, and holds the lock."""
+    came = SimpleQueue[int]()
+
+    def hand_all_on() -> None:
+        while True:
+            hand_on(frames, came.get())
+
+    threading.Thread(target=hand_all_on, daemon=True).start()
+    for near, far in _HANDED_ON.items():
+        signal.signal(near, lambda *_, number=far: came.put(number))
 
 
 def hand_on(frames: Frames, number: int) -> None:
