@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tests.cases import for_each, for_each_row
+from vfio_user.device import PciDevice
 from vfio_user.server import catalogue as server
 from vhost_user.backend import catalogue as backend
 
@@ -66,6 +67,14 @@ def test_every_description_in_the_tree_is_installed() -> None:
 @for_each(PROTOCOLS, ids=lambda protocol: protocol.binary)
 def test_our_own_names_mean_the_same_whether_looked_up_or_known(protocol: Protocol) -> None:
     assert protocol.own == PROJECT["project"]["entry-points"][protocol.group]
+
+
+def test_a_device_whose_module_has_no_file_is_described_by_its_first_words() -> None:
+    """As one has that is typed in."""
+    for words, told in (("  A card.\n\n    More of it.", "A card."), (None, "Typed")):
+        for module in ("builtins", "nowhere"):
+            typed = type("Typed", (PciDevice,), {"__module__": module, "__doc__": words})
+            assert server.DEVICES.description(typed)["description"] == told
 
 
 @for_each(["vfio_user.server.catalogue:edu", "vhost_user.backend.catalogue:rng"])

@@ -109,9 +109,9 @@ class Catalogue(Generic[D]):
             UserError: the description is no JSON object.
         """
         own = self._capabilities(device) if self._capabilities is not None else {}
-        module = sys.modules.get(device.__module__)
-        beside = Path(getattr(module, "__file__", None) or "").with_suffix(".json")
-        if not beside.is_file():
+        file = getattr(sys.modules.get(device.__module__), "__file__", None)  # of one that was typed in there is none
+        beside = Path(file).with_suffix(".json") if file else None
+        if beside is None or not beside.is_file():
             first = (device.__doc__ or device.__name__).strip().partition("\n")[0]
             return {"description": first, "type": self._type, **own}
         with authored(f"the description {beside} cannot be read"):
