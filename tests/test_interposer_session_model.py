@@ -10,6 +10,7 @@ import pytest
 
 from tests.cases import for_each
 from tests.interposer_bench import Bench, dma_map, read, request, write
+from userdev.transport import close_all
 from vfio_user.interposer import session_model
 from vfio_user.interposer.restore import irq_messages
 from vfio_user.interposer.session_model import MAX_INDEXES, SessionModel
@@ -118,8 +119,31 @@ def test_a_vector_without_a_descriptor_of_its_own_has_none(bench: Bench, model: 
 
 def test_a_new_server_is_told_of_exactly_what_was_masked(bench: Bench, model: SessionModel) -> None:
     set_irqs(bench, IrqSetFlags.MASK | IrqSetFlags.DATA_BOOL, 0, 6, bools=bytes([1, 1, 0, 0, 0, 1]))
-    told = [at.IRQ_SET.unpack(payload) for payload, _ in irq_messages(model, fds_each=16)]
-    assert [(message.start, message.nr_vectors) for message in told] == [(0, 2), (5, 1)]
+    told = [(*at.IRQ_SET.unpack(payload), fds) for payload, fds in irq_messages(model, fds_each=1)]
+    head = at.IRQ_SET.size, IrqSetFlags.DATA_NONE | IrqSetFlags.MASK, IrqIndex.MSIX
+    assert told == [(*head, 0, 2, []), (*head, 5, 1, [])]
+
+
+def test_a_new_server_is_told_of_each_eventfd_in_as_few_messages_as_may_be(bench: Bench, model: SessionModel) -> None:
+    vectors = [1, 2, 3, 6, 7, 9]
+    events = [os.eventfd(0) for _ in range(2 * len(vectors))]
+    for event, vector in zip(events, [*vectors, *vectors], strict=True):
+        action = IrqSetFlags.TRIGGER if event in events[: len(vectors)] else IrqSetFlags.UNMASK
+        set_irqs(bench, action | IrqSetFlags.DATA_EVENTFD, vector, 1, [event])
+    close_all(events)
+    irqs = model.irqs[IrqIndex.MSIX]
+    for most, runs in {
+        1: [[1], [2], [3], [6], [7], [9]],
+        2: [[1, 2], [3], [6, 7], [9]],
+        3: [[1, 2, 3], [6, 7], [9]],
+        16: [[1, 2, 3], [6, 7], [9]],
+    }.items():
+        wanted = [
+            (action | IrqSetFlags.DATA_EVENTFD, IrqIndex.MSIX, run[0], len(run), [kept[vector] for vector in run])
+            for action, kept in ((IrqSetFlags.TRIGGER, irqs.eventfds), (IrqSetFlags.UNMASK, irqs.unmask))
+            for run in runs
+        ]
+        assert [(*at.IRQ_SET.unpack(payload)[1:], fds) for payload, fds in irq_messages(model, most)] == wanted, most
 
 
 def test_eventfds_are_known_until_the_index_is_disabled(bench: Bench, model: SessionModel) -> None:

@@ -184,23 +184,21 @@ def irq_messages(model: SessionModel, fds_each: int) -> Iterator[tuple[bytes, li
     trigger, unmask = IrqSetFlags.TRIGGER, IrqSetFlags.UNMASK
     for index, irqs in model.irqs.items():
         for action, fds in ((trigger, irqs.eventfds), (unmask, irqs.unmask)):
-            for start, run in _runs(fds, fds_each):
+            for run in _runs(fds, fds_each):
                 flags = IrqSetFlags.DATA_EVENTFD | action
-                yield at.IRQ_SET.pack(at.IRQ_SET.size, flags, index, start, len(run)), run
+                yield at.IRQ_SET.pack(at.IRQ_SET.size, flags, index, run[0], len(run)), [fds[vector] for vector in run]
         flags = IrqSetFlags.DATA_NONE | IrqSetFlags.MASK
-        for start, run in _runs(dict.fromkeys(irqs.masked, -1), len(irqs.masked)):
-            yield at.IRQ_SET.pack(at.IRQ_SET.size, flags, index, start, len(run)), []
+        for run in _runs(irqs.masked):
+            yield at.IRQ_SET.pack(at.IRQ_SET.size, flags, index, run[0], len(run)), []
 
 
-def _runs(fds: dict[int, int], most: int) -> Iterator[tuple[int, list[int]]]:
-    """Consecutive vectors with what each has, at most so many together."""
-    start, run = 0, list[int]()
-    for vector in sorted(fds):
-        if run and (vector != start + len(run) or len(run) == most):
-            yield start, run
+def _runs(vectors: Iterable[int], most: int | None = None) -> Iterator[list[int]]:
+    """Those that follow one another, at most so many together."""
+    run: list[int] = []
+    for vector in sorted(vectors):
+        if run and (vector != run[-1] + 1 or len(run) == most):
+            yield run
             run = []
-        if not run:
-            start = vector
-        run.append(fds[vector])
+        run.append(vector)
     if run:
-        yield start, run
+        yield run
