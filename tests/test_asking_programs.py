@@ -24,6 +24,9 @@ def test_what_a_program_prints_is_its_answer(tmp_path: Path) -> None:
     assert answer_of("it", shell("pwd; echo more >&2; cat"), 60, cwd=tmp_path, env={"A": "1"}) == f"{tmp_path}\n"
     ran = run_to_end("it", shell("cat; exit 3"), 60, said="read")
     assert (ran.returncode, ran.stdout) == (3, "read")
+    ran = run_to_end("it", shell("echo $A; pwd; printf '\\377' >&2"), 60, cwd=tmp_path, env={"A": "1"})
+    assert (ran.stdout, ran.stderr) == (f"1\n{tmp_path}\n", "\ufffd"), "what is no text is shown as such"
+    assert answer_of("it", shell("echo $A"), 60, env={"A": "2"}) == "2\n"
 
 
 @for_each_row(

@@ -303,6 +303,11 @@ def of_a_document(fits: Callable[[int], str], more: Callable[[int], str]) -> Bou
     return check
 
 
+def behind_small_ones(levels: int) -> str:
+    """A document of so many levels and one, which others have closed before."""
+    return "[" + levels * "[], {a: {}}, " + levels * "[" + levels * "]" + "]"
+
+
 def size_of_a_document(bound: int, folder: Path) -> None:
     path = folder / "document"
     path.write_text("x" * bound)
@@ -386,7 +391,7 @@ BOUNDS: Mapping[str, tuple[int, Bound]] = {
     ),
     "userdev.documents:MAX_LEVELS": (
         10,
-        of_a_document(lambda most: "[" * most + "]" * most, lambda most: "[" * (most + 1) + "]" * (most + 1)),
+        of_a_document(lambda most: behind_small_ones(most - 1), behind_small_ones),
     ),
     "vhost_user.interposer.unanswered:LIMIT": (5, requests_without_answer_of_vhost_user),
     "vhost_user.frontend.device_state:MOST": (1000, state_of_a_back_end),

@@ -228,16 +228,17 @@ def test_who_was_woken_late_looks_for_what_would_have_been_there_without_that(
     looks: bool,
 ) -> None:
     near, far = pair
-    clock = count(step=sleep)
+    clock, yields = count(step=sleep), list[int]()
     monkeypatch.setattr("time.perf_counter_ns", lambda: next(clock))
     monkeypatch.setattr("vfio_user.server.connection.perf_counter_ns", lambda: next(clock))
-    monkeypatch.setattr(os, "sched_yield", lambda: far.send(MESSAGE))
+    monkeypatch.setattr(os, "sched_yield", lambda: yields.append(far.send(MESSAGE)))
     with ExitStack() as held:
         wait = waiting(near, held)
         for _ in range(AGAIN):
             far.send(MESSAGE)
             assert wait()
         assert wait() is looks  # nothing is there but for who looks
+    assert len(yields) == looks, "what is there is found by the next look"
 
 
 def test_a_servers_next_session_begins_with_what_the_last_ones_have_learnt(

@@ -20,7 +20,7 @@ import pytest
 from click.shell_completion import get_completion_class
 
 from tests.cases import for_each, for_each_row
-from userdev.errors import UserError, VerdictError
+from userdev.errors import UserError, VerdictError, meant
 from userdev.trace import TraceWriter
 from vfio_user.cli import COMMANDS, VHOST_USER_COMMANDS, cli, run_command, vhost_user_cli
 from vfio_user.cli._errors import explain
@@ -182,6 +182,20 @@ def test_a_word_that_is_nearly_right_is_told_what_was_meant(
     done = say(*words, program=program)
     assert done.status == 2, done.stderr
     assert hint in done.stderr
+
+
+def test_the_beginning_of_a_word_is_taken_for_it_if_it_is_no_mere_syllable() -> None:
+    words = ["late-reply-loses-device", "register-descriptions", "migration"]
+    for word, near in {
+        "migratoin": "migration",
+        "regi": "register-descriptions",
+        "reg": None,
+        "late-": "late-reply-loses-device",
+        "ster": None,
+        "nothing-like-any": None,
+        "": None,
+    }.items():
+        assert meant(word, words) == (f"did you mean {near!r}? " if near else ""), word
 
 
 def test_whatever_was_added_to_an_error_is_told_behind_it(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,7 @@ import pytest
 from tests.interposed import interposed_edu
 from userdev.control import ControlClient, ControlError, LineReader
 from userdev.control.envelope import announced
+from userdev.control.lines import MAX_FDS
 from userdev.errors import UserError
 from userdev.interposer.control import server as interposer_control
 from userdev.transport import close_all
@@ -255,6 +256,18 @@ def test_descriptors_are_of_the_line_whose_bytes_they_came_beside() -> None:
                     wanted[next(number for number, end in enumerate(ends) if end >= upto)].append(fd)
             assert found == wanted, (first, second)
     close_all(beside)
+
+
+def test_a_line_with_more_descriptors_than_may_come_is_refused_without_them() -> None:
+    for count in (MAX_FDS, MAX_FDS + 1):
+        beside = [os.open(os.devnull, os.O_RDONLY) for _ in range(count)]
+        reader = LineReader(1 << 10)
+        first, second = reader.feed(b'{"command": "a"}\n{"command": "b"}\n', beside)
+        assert (first.text, first.fds, first.refusal) == (b'{"command": "a"}', [], "")
+        assert second.fds == (beside if count <= MAX_FDS else [])
+        assert second.refusal == ("" if count <= MAX_FDS else f"{count} descriptors came with one command")
+        close_all(second.fds)
+        assert not any(Path(f"/proc/self/fd/{fd}").exists() for fd in beside), "they are closed"
 
 
 def test_so_many_bytes_follow_a_command_as_it_says_and_none_where_it_says_no_number() -> None:

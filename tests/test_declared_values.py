@@ -62,8 +62,22 @@ def test_garbage_raises_nothing_but_the_protocol_error(data: bytes) -> None:
 
 
 @for_each(
-    [b"?", b"s\xff\xff\xff\xff\x07", b"l\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff", b"d\x01l\x00n", b"d\x02nnnn"],
-    ids=["unknown tag", "length beyond the input", "length without end", "a list as key", "a key twice"],
+    [
+        b"i\x82\x08" + bytes(1026),
+        b"?",
+        b"s\xff\xff\xff\xff\x07",
+        b"l\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff",
+        b"d\x01l\x00n",
+        b"d\x02nnnn",
+    ],
+    ids=[
+        "an int with more bytes than any has",
+        "unknown tag",
+        "length beyond the input",
+        "length without end",
+        "a list as key",
+        "a key twice",
+    ],
 )
 def test_malformed_values_are_refused(data: bytes) -> None:
     with pytest.raises(ProtocolError):
@@ -80,6 +94,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 TOO_LARGE: dict[str, Callable[[], Any]] = {
     "an int of thousands of digits": lambda: 1 << values.MAX_BITS,
+    "one below zero": lambda: -1 << values.MAX_BITS,
     "items in one list": lambda: [None] * (values.MAX_ITEMS + 1),
     "items in many lists": lambda: [[None] * 100] * (values.MAX_ITEMS // 100),
     "items of dicts": lambda: [dict.fromkeys(range(1000))] * (values.MAX_ITEMS // 2000 + 1),
@@ -108,6 +123,7 @@ def test_what_is_too_large_is_refused_both_ways(make: Callable[[], Any], monkeyp
 def test_what_just_fits_is_taken() -> None:
     for value in (
         (1 << values.MAX_BITS) - 1,
+        1 - (1 << values.MAX_BITS),
         [0] * values.MAX_ITEMS,
         {number << 61: None for number in (-7, -1, 0, 1, 7)},
         {(number,): None for number in range(values.MAX_TUPLE_KEYS)},

@@ -205,6 +205,9 @@ WRONG: dict[str, tuple[int, str, str]] = {
     "BARs under another name": (1, "D.bar is .*nobody would look at", """
         bar = (Bar(0, size=4096),)
     """),
+    "a hook like none that exists": (1, r"D.on_xyzzy is no hook, and nobody would call it \(", """
+        def on_xyzzy(self) -> None: pass
+    """),
     "a hook that does not exist": (2, "D.on_dma_mapped is no hook.*: on_dma_map is one", """
 
         def on_dma_mapped(self, region: object) -> None: pass
@@ -355,6 +358,9 @@ WRONG: dict[str, tuple[int, str, str]] = {
         def register(self) -> int: return 1
         @register(bar=0, offset=8, width=4)
         def more(self) -> int: return 1
+    """),
+    "a register of the base that is called": (1, "D.ring, declared at .*, is no function", """
+        rings = Base.ring()
     """),
     "the other half of a register, which is not said": (3, "D.copy.*@copy.reader", """
         @register(bar=0, offset=4, width=4)

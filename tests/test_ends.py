@@ -8,18 +8,23 @@ import queue
 import signal
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
 import pytest
 
+import vfio_user.server
 from tests.cases import for_each
 from tests.device_kit import open_fds
+from tests.session_kit import Prober
+from userdev.process import Child
 from userdev.serving import program
 from userdev.serving.background import THREADS, Background
 from userdev.serving.server import Server
 from userdev.serving.worker import Worker
 from userdev.transport import Stream, close_all, connect
+from vfio_user.client import Client
 
 
 class Held:
@@ -40,6 +45,22 @@ def closing(close: Callable[[], None]) -> threading.Thread:
     thread = threading.Thread(target=close, daemon=True)
     thread.start()
     return thread
+
+
+def test_no_thread_of_ours_keeps_a_program_that_ends_and_has_closed_nothing(tmp_path: Path) -> None:
+    before = {*threading.enumerate()}
+    with ExitStack() as until:
+        served = until.enter_context(vfio_user.server.Server(Prober(), str(tmp_path / "s")))
+        until.enter_context(Client.connect(str(served.listener.address)))
+        worker, background = Worker(lambda work: work()), Background[None](lambda: None, "beside")
+        until.callback(worker.close)
+        until.callback(background.close)
+        worker.call_soon(lambda: None)
+        background.submit(lambda: None, lambda _: None)
+        until.callback(Child("child", ["sleep", "60"], log=tmp_path / "log").stop)
+        begun = {thread.name: thread.daemon for thread in {*threading.enumerate()} - before}
+    assert {"accept", "session", "vfio-user worker", "beside", "end of child"} <= begun.keys()
+    assert all(begun.values()), begun
 
 
 POSTS = {

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,6 +35,16 @@ def test_a_server_that_takes_no_client_is_not_waited_for_beyond_the_deadline(bus
     upstream = Upstream(looped.loop, busy, None)
     with pytest.raises(UserError):
         looped.run(upstream.reconnect(looped.loop.now() + patience))
+    looped.loop.close()
+
+
+def test_a_signal_for_a_server_that_has_ended_or_is_not_known_is_refused(busy: str) -> None:
+    looped = Looped()
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    for pid, said in ((ended.pid, str(ended.pid)), (None, "not known")):
+        with pytest.raises(UserError, match=said):
+            Upstream(looped.loop, busy, None, pid).signal(signal.SIGUSR1)
     looped.loop.close()
 
 

@@ -46,8 +46,8 @@ def test_what_a_terminal_would_do_is_written_out(text: str, shown: str) -> None:
 
 def test_our_own_colours_pass_and_a_guests_title_does_not() -> None:
     stream = io.StringIO()
-    Printable(stream).write(f"\x1b[31mfailed\x1b[0m \x1b[8mhidden {CLEAR}")
-    assert stream.getvalue() == f"\x1b[31mfailed\x1b[0m \\x1b[8mhidden {SHOWN}"
+    Printable(stream).write(f"\x1b[31mfailed\x1b[0m \x1b[8mhidden {CLEAR}\r\n")
+    assert stream.getvalue() == f"\x1b[31mfailed\x1b[0m \\x1b[8mhidden {SHOWN}\n"
 
 
 def test_errors_quote_guests_without_doing_what_they_say() -> None:

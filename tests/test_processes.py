@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -24,6 +25,7 @@ from userdev.process import (
     Watch,
     await_listening,
     await_text,
+    is_listening,
     listening,
 )
 from userdev.process.child import tail
@@ -116,6 +118,33 @@ def test_a_socket_that_is_bound_and_does_not_listen_is_not_taken_for_one_that_do
             assert await_listening(tmp_path / "socket", end, 30)
 
 
+def test_who_listens_otherwise_or_elsewhere_is_not_who_is_waited_for(tmp_path: Path) -> None:
+    """A socket of another type, one with another path or none, and one that is connected listen for nobody."""
+    path = tmp_path / "a path of words"
+    here, there = socket.socketpair()
+    with (
+        here,
+        there,
+        socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as other,
+        socket.socket(socket.AF_UNIX) as it,
+    ):
+        other.bind(str(path))
+        other.listen()
+        assert not is_listening(path)
+        path.unlink()
+        it.bind(str(path))
+        it.listen()
+        assert is_listening(path)
+        assert is_listening(path, os.getpid())
+        assert not is_listening(tmp_path / "a path")
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(path))
+            served = it.accept()[0]
+            it.close()
+            assert not is_listening(path), "only its connection has the name yet"
+            served.close()
+
+
 @for_each_row([("print('ready now')", True), ("print('no')", False)])
 def test_what_a_child_prints_is_waited_for_until_its_end(prints: str, found: bool, tmp_path: Path) -> None:
     child = Child("printer", [sys.executable, "-c", prints], log=tmp_path / "log")
@@ -157,6 +186,21 @@ def test_a_child_has_no_end_until_it_has_ended(tmp_path: Path) -> None:
     assert child.ended is not None
     assert began <= child.began <= child.ended <= time.time()
     assert not child.running
+
+
+def test_a_child_wrote_nothing_before_its_start_on_the_clock_as_it_is_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    child = Child("silent", ["true"], log=tmp_path / "log")
+    child.stop()
+    began = child.began
+    for seconds, put_back, wanted in ((0, 0, 0), (10, 0, 0), (10, 4, -4), (10, 30, -30), (10, -5, 0)):
+        clock = SimpleNamespace(
+            time=lambda put=put_back, s=seconds: began + s - put, monotonic=lambda s=seconds: child._began + s
+        )
+        with monkeypatch.context() as now:
+            now.setattr("userdev.process.child.time", clock)
+            assert child.not_before == pytest.approx(began + wanted, abs=1e-3), (seconds, put_back)
 
 
 def test_a_folder_that_is_not_there_cannot_be_watched(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from tests.cases import for_each, for_each_row
 from tests.device_kit import descriptors_left
 from userdev.errors import ProtocolError
-from userdev.transport import Stream
+from userdev.transport import Stream, close_all
 from vfio_user.server.negotiation import Agreement, Offer, Twin, VersionAnswer, negotiate
 from vfio_user.wire import (
     CURRENT,
@@ -111,6 +111,31 @@ def test_a_short_proposal_is_nobodys_room() -> None:
     _, answer = negotiate(proposal, CURRENT, Offer(), migration_pgsize=4096)
     assert answer.message is not None
     assert len(answer.message.payload) > 64
+
+
+def test_a_twin_socket_is_handed_out_to_who_asks_for_one_and_can_receive_it() -> None:
+    for dialect, offers, asks, fds, twin in (
+        (CURRENT, True, True, 1, True),
+        (CURRENT, True, True, None, True),
+        (CURRENT, True, True, 16, True),
+        (CURRENT, True, True, 0, False),
+        (CURRENT, True, False, 1, False),
+        (CURRENT, True, None, 1, False),
+        (CURRENT, False, True, 1, False),
+        (DRAFT_V6, True, True, 1, False),
+    ):
+        has = Capabilities(twin_socket=asks, max_msg_fds=fds, pgsizes=4096, max_dma_maps=65535, write_multiple=True)
+        message = Message(1, dialect.number(Command.VERSION), payload=encode_version(dialect, 0, has))
+        agreement, answer = negotiate(message, dialect, Offer(twin_socket=offers), migration_pgsize=None)
+        case = dialect.name, offers, asks, fds
+        assert agreement is not None, case
+        assert answer.message is not None, case
+        said = decode_version(dialect, answer.message.payload).capabilities
+        assert (agreement.twin is not None, len(answer.message.fds)) == (twin, twin), case
+        assert (bool(said.twin_socket), said.twin_socket_fd_index) == (twin, 0 if twin else None), case
+        if agreement.twin is not None:
+            agreement.twin.close()
+        close_all(answer.message.fds)
 
 
 @pytest.fixture

@@ -191,6 +191,54 @@ def test_a_flag_that_was_cleared_is_not_left_set(tmp_path: Path) -> None:
     assert last in evidence.closed(moves - {first})
 
 
+def values_between(path: Path, values: str) -> Evidence:
+    """A register that read so before the first of some writes that move it, the next and so on, and in the end.
+
+    Where there is a "-" nobody has read it.
+    """
+    with Written(path) as trace:
+        trace.ask(version())
+        for turn, value in enumerate(values):
+            if turn:
+                trace.write(UP, 1)
+            if value != "-":
+                last = trace.read(CAUSES, int(value))
+    return Evidence(load_script(path), last)
+
+
+def test_the_fewest_come_back_or_go_with_which_a_register_reads_as_it_did(tmp_path: Path) -> None:
+    """Of the moves, by their places in line: what is left out first, and what is in the end."""
+    for number, (values, out, stays) in enumerate(
+        [
+            ("010", "0", ""),  # with what undoes it
+            ("010", "1", ""),  # with what it undoes
+            ("01010", "3", "01"),
+            ("01010", "0", "23"),
+            ("01010", "1", "03"),  # either way: with what is behind
+            ("010510", "1", "234"),  # before is nearer
+            ("03101", "2", "01"),  # behind is nearer
+            ("0120", "0", ""),  # not where it reads something else
+            ("0120", "1", "012"),
+            ("012", "0", "01"),  # nothing undoes it
+            ("-1-0", "0", "012"),  # that nobody has read it twice says nothing
+            ("0-1", "0", "01"),
+            ("01-0", "1", "012"),
+            ("0102", "012", "2"),  # the last alone
+            ("0232", "012", "0"),  # the first alone
+            ("0105232", "01345", "23"),  # of the second part alone
+            ("0202", "012", "2"),
+            ("0123", "012", "012"),
+            ("0120", "012", ""),
+            ("01", "", "0"),
+        ]
+    ):
+        evidence = values_between(tmp_path / str(number), values)
+        moves = evidence.moves
+        assert len(moves) == len(values) - 1
+        kept = evidence.closed([move for place, move in enumerate(moves) if str(place) not in out])
+        assert "".join(str(moves.index(move)) for move in sorted(kept)) == stays, (values, out)
+
+
 def named(script: Script) -> list[tuple[int, int]]:
     return [(step.number, int.from_bytes(step.message.payload[:8], "little")) for step in script.requests]  # type: ignore[union-attr]
 

@@ -102,5 +102,5 @@ def meant(word: str, words: Collection[str]) -> str:
     """The beginning of a hint for a word that is not among those that there are: the one that is nearest, if any is."""
     from difflib import get_close_matches  # who makes no mistake need not wait for it
 
-    near = get_close_matches(word, words, 1) or [each for each in words if len(word) > 3 and each.startswith(word)]
+    near = get_close_matches(word, words) or [each for each in words if len(word) > 3 and each.startswith(word)]
     return f"did you mean {near[0]!r}? " if near else ""

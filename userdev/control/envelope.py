@@ -77,7 +77,7 @@ def announced(text: bytes) -> int:
         size = document_of(text)[RAW]
     except (UserError, TypeError, KeyError):  # it will be refused for what it is
         return 0
-    return size if type(size) is int and size > 0 else 0  # true asks for raw bytes
+    return max(0, size) if type(size) is int else 0  # true asks for raw bytes
 
 
 def answer_line(result: ControlResult, document: Any = None) -> bytes:

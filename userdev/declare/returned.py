@@ -51,7 +51,6 @@ def written_at(function: Callable[..., object]) -> str:
     """The name of a function and where it is written, under whatever binds it or its arguments."""
     while isinstance(function, partial):
         function = function.func
-    function = getattr(function, "__func__", function)
     code = getattr(function, "__code__", None)
     where = f" ({code.co_filename}:{code.co_firstlineno})" if code is not None else ""
     return f"{getattr(function, '__qualname__', function)}{where}"

@@ -256,10 +256,11 @@ class _Reader:
 
     def integer(self, depth: int) -> int:
         size = self.length()
-        number = 0 if size > MAX_BITS else int.from_bytes(self.take(size), "little", signed=True)
-        if size > MAX_BITS // 8 and (size > MAX_BITS or number.bit_length() > MAX_BITS):
-            raise _malformed(f"an int of {size} bytes")
-        return number
+        if size <= MAX_BITS // 8 + 1:
+            number = int.from_bytes(self.take(size), "little", signed=True)
+            if number.bit_length() <= MAX_BITS:
+                return number
+        raise _malformed(f"an int of {size} bytes")
 
     def octets(self, depth: int) -> bytes:
         return bytes(self.take(self.length()))

@@ -87,7 +87,7 @@ def _handling() -> _Handling:
     ] = []  # whose place it has taken; each has one turn, as it may give the signal back to this one
 
     def survive(_: int, info: int, __: object) -> None:
-        address = ctypes.c_void_p.from_address(info + _ADDRESS).value or 0
+        address = ctypes.c_size_t.from_address(info + _ADDRESS).value
         code = ctypes.c_int.from_address(info + _CODE).value
         if code == _BUS_ADRERR:
             for identity, (start, end, mapped) in list(_ranges.items()):
@@ -118,9 +118,9 @@ def _handling() -> _Handling:
     release.restype = None
 
     def address_of(mapped: mmap.mmap) -> int:
-        buffer = (ctypes.c_void_p * _BUFFER_WORDS)()  # `from_buffer` takes none that is read-only
+        buffer = (ctypes.c_size_t * _BUFFER_WORDS)()  # `from_buffer` takes none that is read-only
         get_buffer(mapped, buffer, 0)
         release(buffer)
-        return buffer[0] or 0
+        return buffer[0]
 
     return _Handling(put_in_place, address_of)

@@ -17,20 +17,14 @@ _BOUND_SECONDS = 0.001
 
 def is_listening(path: Path | str, pid: int | None = None) -> bool:
     """Whether somebody listens on a UNIX socket at `path`, in the network namespace of process `pid`."""
-    accepts = 0x10000  # __SO_ACCEPTCON, linux/net.h; here, since this function alone is sent to other hosts
+    accepting = "00010000", f"{socket.SOCK_STREAM:04X}"  # Flags: __SO_ACCEPTCON (linux/net.h), and Type
     table = Path(f"/proc/{pid or os.getpid()}/net/unix")
     try:
         lines = table.read_text(errors="replace").splitlines()[1:]
     except OSError:  # the process has ended
         return False
     rows = (line.split(maxsplit=7) for line in lines)  # Num RefCount Protocol Flags Type St Inode Path (proc(5))
-    return any(
-        len(row) == 8
-        and row[7] == str(path)
-        and int(row[4], 16) == socket.SOCK_STREAM
-        and int(row[3], 16) & accepts != 0
-        for row in rows
-    )
+    return any((*row[3:5], *row[7:]) == (*accepting, str(path)) for row in rows)
 
 
 def await_listening(path: Path, end: ProcessEnd, limit: float | Deadline) -> bool:
