@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple
 
 from tests.clauses import acts, devices, faults, sessions
+from tests.clauses.bounds import BOUND_CLAUSES
+from tests.clauses.clause import Clause
 from tests.clauses.faults import Behind, BehindRefusal, Changes, Gives, Hears, Keeps, Refuses, Says, Sends, Takes
 from tests.clauses.requests import (
     again,
@@ -34,24 +34,10 @@ from tests.clauses.requests import (
 )
 from tests.config_space_faults import BROKEN
 from tests.conformance_target import Fault
-from tests.everything_device import Everything
 from userdev_servers.edu import Edu
 from vfio_user.client.conformance.dma import BASE, SIZE
-from vfio_user.device import PciDevice
-from vfio_user.server.session import Session
-from vfio_user.wire import CURRENT, DRAFT_V6, REGION_MIGRATION, Command, Dialect
+from vfio_user.wire import DRAFT_V6, REGION_MIGRATION, Command
 from vfio_user.wire.constants import Feature, FeatureFlags, IrqSetFlags, MigrationState
-
-
-class Clause(NamedTuple):
-    """A requirement: its check, words of what that says of who does not keep it, and who does not."""
-
-    id: str
-    words: str
-    server: Fault | type[Session]
-    dialect: Dialect = CURRENT
-    device: Callable[[], PciDevice] = Everything
-
 
 C, S = Command, MigrationState
 V1, DRAFT = REGION_MIGRATION, DRAFT_V6
@@ -174,7 +160,7 @@ DESCRIPTION_CLAUSES = [
         "capability 1 has version 2",
         Says(C.GET_REGION_INFO, u32(32, 1 | 2 << 16), begins(80)),
     ),
-    Clause("io_fds/reply", "argsz 65536 failed", Refuses(C.GET_REGION_IO_FDS, begins(1 << 16))),
+    Clause("io_fds/reply", "argsz 1048576 failed", Refuses(C.GET_REGION_IO_FDS, begins(1 << 20))),
     Clause("io_fds/reply", "region 0 is answered with (64, 1", Says(C.GET_REGION_IO_FDS, u32(4, 1))),
     Clause("io_fds/reply", "region 2 is answered with (16, 0, 0", Says(C.GET_REGION_IO_FDS, u32(8, 0))),
     Clause("io_fds/reply", "64 bytes with argsz 17", Says(C.GET_REGION_IO_FDS, u32(0, 17))),
@@ -266,7 +252,7 @@ MEMORY_CLAUSES = [
     Clause(
         "dma_map/table-all-or-nothing", "its first entry succ", BehindRefusal(C.DMA_MAP, acts.maps_the_first), DRAFT
     ),
-    Clause("dma_unmap/reply-echoes", "DMA_UNMAP failed", Refuses(C.DMA_UNMAP)),
+    Clause("dma_unmap/reply-echoes", "DMA_UNMAP with argsz 24 failed", Refuses(C.DMA_UNMAP)),
     Clause("dma_unmap/reply-echoes", "is not the request's structure", Says(C.DMA_UNMAP, u32(4, 1))),
     Clause("dma_unmap/all", "unmapping after ALL succeeded", Takes(C.DMA_UNMAP)),
     Clause("dma_unmap/twice", "unmapping a second time succeeded", Takes(C.DMA_UNMAP)),
@@ -386,4 +372,5 @@ CLAUSES = (
     *MEMORY_CLAUSES,
     *MIGRATION_CLAUSES,
     *SESSION_CLAUSES,
+    *BOUND_CLAUSES,
 )

@@ -51,8 +51,9 @@ def _empty_region(bench: Bench) -> int:
 @region_read.check("reply", rule="spec: REGION Read/Write Data")
 def read_reply(bench: Bench) -> None:
     """The reply repeats offset and region, and count is the bytes that follow."""
-    most = min(_config_size(bench), bench.client.data_limit)
-    for offset, count in ((0, 1), (2, 2), (0, 4), (8, 4), (0, min(64, most)), (0, most)):
+    size = _config_size(bench)
+    most = min(size, bench.client.data_limit)
+    for offset, count in ((0, 1), (2, 2), (0, 4), (8, 4), (0, 8), (0, min(64, most)), (0, most), (size - 1, 1)):
         reply = bench.good(bench.ask(Command.REGION_READ, _read(offset, count)), f"a read of {count} bytes")
         got = read_as(REGION_ACCESS, reply.payload, Command.REGION_READ.value)
         require(got == (offset, _CONFIG, count), f"a read of {count} bytes at {offset} is answered with {tuple(got)}")
@@ -89,7 +90,7 @@ enter(
         Bad("region-huge", "region 0xffffffff", _read(0, 4, 0xFFFF_FFFF)),
         Bad("region-of-size-0", "a region that does not exist", lambda b: _read(0, 4, _empty_region(b))),
         Bad("at-the-end", "an offset at the end", lambda b: _read(_config_size(b), 1)),
-        Bad("over-the-end", "a read over the end", lambda b: _read(_config_size(b) - 2, 4)),
+        Bad("over-the-end", "a read over the end", lambda b: _read(_config_size(b) - 1, 2)),
         Bad("offset-huge", "an offset of 2^63", _read(1 << 63, 4)),
         Bad("wraps", "a range that wraps", _read(_WRAPS, 4)),
         Bad("count-too-large", "a count of 1 MiB and one", _read(0, (1 << 20) + 1)),
@@ -212,7 +213,7 @@ enter(
         Bad("region-huge", "region 0xffffffff", _write(0, b"\x33", 0xFFFF_FFFF)),
         Bad("region-of-size-0", "a region that does not exist", lambda b: _write(0, b"\x33", _empty_region(b))),
         Bad("at-the-end", "an offset at the end", lambda b: _write(_config_size(b), b"\x33")),
-        Bad("over-the-end", "a write over the end", lambda b: _write(_config_size(b) - 2, b"\x33" * 4)),
+        Bad("over-the-end", "a write over the end", lambda b: _write(_config_size(b) - 1, b"\x33" * 2)),
         Bad("wraps", "a range that wraps", _write(_WRAPS, b"\x33" * 4)),
         Bad("count-huge", "a count of 4 GiB", _write(_LINE, b"\x33", count=0xFFFF_FFFF)),
     ],
@@ -253,6 +254,15 @@ def multi_in_order(bench: Bench) -> None:
         client.config_write(INTERRUPT_LINE, before)
 
 
+@write_multi.check("eight-bytes", needs=("write_multi/in-order",), rule="spec: VFIO_USER_REGION_WRITE_MULTI, data")
+def multi_eight_bytes(bench: Bench) -> None:
+    """A write may have 8 bytes, as many as an entry has room for."""
+    _need_multi(bench)
+    there = bench.client.config_read(_HEADER - 8, 8)
+    reply = bench.ask(Command.REGION_WRITE_MULTI, _multi(1, (_HEADER - 8, _CONFIG, 8, there)))
+    bench.good(reply, "a write of 8 bytes")
+
+
 enter(
     write_multi,
     Command.REGION_WRITE_MULTI,
@@ -261,7 +271,7 @@ enter(
         Bad("entries-missing", "two writes announced and one sent", _multi(2, (_LINE, _CONFIG, 1, b"\x33"))),
         Bad("entry-cut", "an entry that is cut", _multi(1, (_LINE, _CONFIG, 1, b"\x33"))[:-1]),
         Bad("nine-bytes", "a write of 9 bytes", _multi(1, (_LINE, _CONFIG, 9, b"\x33" * 8))),
-        Bad("over-the-end", "a write over the end", lambda b: _multi(1, (_config_size(b), _CONFIG, 1, b"\x33"))),
+        Bad("over-the-end", "a write over the end", lambda b: _multi(1, (_config_size(b) - 1, _CONFIG, 2, b"\x33"))),
     ],
     need=_need_multi,
     keep=_line_stays,

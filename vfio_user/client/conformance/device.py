@@ -17,8 +17,8 @@ from vfio_user.wire.region_info import capabilities, decode_region_info
 
 info = Group[Bench]("info", "protocol.md 7: DEVICE_GET_INFO")
 region_info = Group[Bench]("region_info", "protocol.md 8: DEVICE_GET_REGION_INFO")
-_PLENTY = 1 << 16
-"""Bytes of room, as a client has it that asks once."""
+_PLENTY = 1 << 20
+"""Bytes of room, the most that there may be: who has it asks once."""
 
 io_fds = Group[Bench](
     "io_fds", "protocol.md 9.1: DEVICE_GET_REGION_IO_FDS", dialects=CURRENT_FAMILY, needs=("io_fds/two-steps",)
@@ -207,7 +207,7 @@ def io_fds_reply(bench: Bench) -> None:
     for region in bench.regions:
         if not region.size:
             continue
-        for argsz in (REGION_IO_FDS.size, _PLENTY):
+        for argsz in (REGION_IO_FDS.size, min(_PLENTY, bench.client.data_limit)):
             reply = bench.ask(Command.GET_REGION_IO_FDS, _io_request(argsz, region=region.index))
             payload = bench.good(reply, f"argsz {argsz}").payload
             got = read_as(REGION_IO_FDS, payload, Command.GET_REGION_IO_FDS.value)

@@ -14,7 +14,7 @@ from vfio_user.client.conformance.features import GET, SET, SET_LOOKED_AT, conta
 from vfio_user.client.conformance.refusals import Bad, enter
 from vfio_user.wire import Command
 from vfio_user.wire.constants import Feature
-from vfio_user.wire.layouts import FEATURE, LOGGING_CONTROL, LOGGING_REPORT
+from vfio_user.wire.layouts import FEATURE, LOGGING_CONTROL, LOGGING_RANGE, LOGGING_REPORT
 
 dirty_logging = Group[Bench](
     "dirty_logging",
@@ -127,11 +127,16 @@ enter(
     Command.DEVICE_FEATURE,
     [
         Bad("start-page-size-0", "starting with page size 0", _start(0)),
-        Bad("start-ranges-missing", "starting with a range announced and none sent", _start(PAGE, ranges=1)),
+        Bad(
+            "start-ranges-missing",
+            "starting with a range announced and less sent",
+            _start(PAGE, ranges=1, tail=bytes(LOGGING_RANGE.size - 1)),
+            rule="protocol.md 10.1: LOGGING_START",
+        ),
         Bad(
             "start-too-short",
-            "starting without a structure",
-            container(Feature.DMA_LOGGING_START | SET, bytes(8)),
+            "starting with half a structure",
+            container(Feature.DMA_LOGGING_START | SET, LOGGING_CONTROL.pack(PAGE, 0, 0)[:-1]),
         ),
     ],
     need=_need_logging,
@@ -145,7 +150,11 @@ enter(
         Bad("report-page-size-odd", "a report with a page size of 4095", _report(BASE, SIZE, 4095)),
         Bad("report-length-0", "a report of no pages", _report(BASE, 0, PAGE)),
         Bad("report-argsz", "a report with too little room", _report(BASE, SIZE, PAGE, argsz=39)),
-        Bad("report-too-short", "a report without a range", container(Feature.DMA_LOGGING_REPORT | GET, argsz=64)),
+        Bad(
+            "report-too-short",
+            "a report with half a range",
+            container(Feature.DMA_LOGGING_REPORT | GET, LOGGING_REPORT.pack(BASE, SIZE, PAGE)[:-1], argsz=64),
+        ),
     ],
     need=_need_logging,
     keep=_logging,

@@ -142,7 +142,12 @@ enter(
             container(2 | SET, DEVICE_STATE.pack(S.STOP, 0), argsz=_STATE_ROOM - 1),
             needs=SET_LOOKED_AT,
         ),
-        Bad("set-too-short", "SET of the state without a state", container(2 | SET), needs=SET_LOOKED_AT),
+        Bad(
+            "set-too-short",
+            "SET of the state with half a state",
+            container(2 | SET, DEVICE_STATE.pack(S.RUNNING, 0)[:-1]),
+            needs=SET_LOOKED_AT,
+        ),
     ],
     need=_need,
 )

@@ -90,9 +90,12 @@ def trigger_bool(bench: Bench) -> None:
 
 @set_irqs.check("trigger-without-eventfd", level=Level.REFERENCE)
 def trigger_without_eventfd(bench: Bench) -> None:
-    """TRIGGER of a vector that nobody listens to succeeds."""
-    irq = bench.irq().irq
-    bench.client.trigger_irqs(irq)
+    """TRIGGER of vectors that nobody listens to succeeds, of the last as of all that a type has."""
+    bench.irq()
+    for irq in bench.irqs:
+        if irq.nr_vectors:
+            bench.client.trigger_irqs(irq.irq, count=irq.nr_vectors)
+            bench.client.trigger_irqs(irq.irq, start=irq.nr_vectors - 1)
 
 
 @set_irqs.check("reply-is-header", dialects=CURRENT_FAMILY, rule="spec: VFIO_USER_DEVICE_SET_IRQS, Reply")
@@ -191,13 +194,14 @@ def _row(
     flags: int,
     *,
     start: int | Callable[[Bench], int] = 0,
-    count: int = 1,
+    count: int | Callable[[Bench], int] = 1,
     tail: bytes = b"",
     fds: int = 0,
     rule: str = "",
 ) -> Bad:
     def payload(bench: Bench) -> bytes:
-        return _set(bench, flags, start=start(bench) if callable(start) else start, count=count, tail=tail)
+        first, vectors = (each(bench) if callable(each) else each for each in (start, count))
+        return _set(bench, flags, start=first, count=vectors, tail=tail)
 
     return Bad(name, what, payload, fds=fds, rule=rule)
 
@@ -205,7 +209,7 @@ def _row(
 _ONE_DATA = "spec: VFIO IRQ set, the flags are mutually exclusive in both sets"
 
 
-def _last(bench: Bench) -> int:
+def _vectors(bench: Bench) -> int:
     return bench.irq().nr_vectors
 
 
@@ -241,10 +245,11 @@ enter(
         _row("two-kinds-of-data", "NONE and BOOL at once", NONE | BOOL | TRIGGER, tail=b"\1", rule=_ONE_DATA),
         _row("bools-missing", "one boolean for two vectors", BOOL | TRIGGER, count=2, tail=b"\1"),
         _row("bools-too-many", "two booleans for one vector", BOOL | TRIGGER, count=1, tail=b"\1\1"),
-        _row("start-behind-last", "a start behind the last vector", NONE | TRIGGER, start=_last),
+        _row("start-behind-last", "a start behind the last vector", NONE | TRIGGER, start=_vectors),
         _row("start-huge", "start 0xffffffff", NONE | TRIGGER, start=0xFFFF_FFFF),
-        _row("count-too-large", "a range over the last vector", NONE | TRIGGER, count=0x10000),
-        _row("range-wraps", "a range that wraps", NONE | TRIGGER, start=lambda b: _last(b) - 1, count=0xFFFF_FFFF),
+        _row("count-too-large", "one vector more than there are", NONE | TRIGGER, count=lambda b: _vectors(b) + 1),
+        _row("over-the-last", "a range over the last vector", NONE | TRIGGER, start=lambda b: _vectors(b) - 1, count=2),
+        _row("range-wraps", "a range that wraps", NONE | TRIGGER, start=lambda b: _vectors(b) - 1, count=0xFFFF_FFFF),
         _row("count-0-mask", "count 0 with MASK", NONE | MASK, count=0),
         _row("count-0-bool", "count 0 with BOOL", BOOL | TRIGGER, count=0),
         _row("count-0-eventfd", "count 0 with EVENTFD", EVENTFD | TRIGGER, count=0),

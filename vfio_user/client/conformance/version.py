@@ -149,17 +149,21 @@ def twin_socket(bench: Bench) -> None:
     client.device_info()
 
 
-for name, what, data in (
-    ("no-json", "a proposal without JSON", b""),
-    ("empty-object", "a proposal of {}", b"{}\0"),
-    ("unknown-capability", "an unknown capability", b'{"capabilities":{"x-unknown":{"a":[1,null]}}}\0'),
-    ("unknown-member", "an unknown member beside the capabilities", b'{"x":1,"capabilities":{}}\0'),
-):
+_TAKEN: tuple[tuple[str, str, bytes, frozenset[str] | None], ...] = (
+    ("no-json", "a proposal without JSON", b"", None),
+    ("empty-object", "a proposal of {}", b"{}\0", None),
+    ("fds-most", "max_msg_fds of 1024", b'{"capabilities":{"max_msg_fds":1024}}\0', CURRENT_FAMILY),
+    ("unknown-capability", "an unknown capability", b'{"capabilities":{"x-unknown":{"a":[1,null]}}}\0', None),
+    ("unknown-member", "an unknown member beside the capabilities", b'{"x":1,"capabilities":{}}\0', None),
+)
+
+for name, what, data, dialects in _TAKEN:
 
     def _takes(bench: Bench, what: str = what, data: bytes = data) -> None:
         _accepted(bench, data, what)
 
-    version.add(name, f"{what} is accepted", _takes, rule="protocol.md 3.5; spec: capabilities are optional")
+    rule = "protocol.md 3.5; spec: capabilities are optional"
+    version.add(name, f"{what} is accepted", _takes, rule=rule, dialects=dialects)
 
 
 @version.check("no-reply-flag", rule="protocol.md 2: Reply to No_reply", level=Level.REFERENCE)
@@ -219,7 +223,7 @@ def major_mismatch(bench: Bench) -> None:
 @version.check("short-payload", rule="protocol.md 3.5", level=Level.REFERENCE)
 def short_payload(bench: Bench) -> None:
     """VERSION with less than its two numbers is refused and ends the connection."""
-    for payload in (b"", b"\0\0"):
+    for payload in (b"", bytes(VERSION.size - 1)):
         client = bench.stranger()
         pending = client.channel.expect(1, "VERSION")
         client.channel.send_bytes(Message(1, 1, payload=payload).encode())
