@@ -177,7 +177,7 @@ class Starting(Launcher):
 
     def serve(self, device: Any, name: str, *, interposed: bool, host: object, trace: bool) -> Any:
         self.served.append((name, interposed, trace))
-        return SimpleNamespace(device=device, name=name)
+        return SimpleNamespace(device=device, name=name, control=SimpleNamespace(post=lambda _: None))
 
     def machine(self, spec: object, **_: object) -> Any:
         return "the machine there"

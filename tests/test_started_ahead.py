@@ -37,7 +37,7 @@ class Launcher:
         self.awaiting: Any = None
         self.by_qemu = by_qemu
         self._count = 0
-        self._beside = beside
+        self.beside = beside
 
     def next_name(self, name: str) -> str:
         self._count += 1
@@ -46,12 +46,12 @@ class Launcher:
     def serve(self, device: Any, name: str, *, interposed: object, host: Host, trace: bool) -> Any:
         self._start(name)
         family = SimpleNamespace(moved_by_qemu=self.by_qemu)
-        control = SimpleNamespace(call=lambda command: self.asked.append(f"{name} {command}"))
+        control = SimpleNamespace(post=lambda command: self.asked.append(f"{name} {command}"))
         facts = {"is_interposed": not self.by_qemu, "interposed_there": None, "trace": None, "captures_dma": False}
         return SimpleNamespace(name=name, device=SimpleNamespace(name="a", family=family), control=control, **facts)
 
     def machine(self, spec: GuestSpec, *, restore: bool, qemu: object) -> Any:
-        self._beside(spec.name)
+        self.beside(spec.name)
         assert [each["id"] for each in (attached.device for attached in spec.attached)], "it has its devices"
         self._start(spec.name)
         return machine_called(spec.name)
@@ -212,13 +212,15 @@ def test_what_fails_ahead_is_told_by_the_migration_that_it_was_for_and_leaves_no
     assert there.launcher.runs == ["guest.3-dev0", "guest.3"]
 
 
-def test_interposers_have_loaded_what_their_commands_take_before_they_are_needed(world: Make) -> None:
-    for by_qemu, asked in ((False, ["guest.2-dev0 status"]), (True, [])):
-        there = world(launcher=Launcher(by_qemu=by_qemu))
+def test_interposers_load_what_their_commands_take_before_qemu_waits_for_them(world: Make) -> None:
+    for by_qemu in (False, True):
+        launcher = Launcher(by_qemu=by_qemu)
+        asked = launcher.asked
+        launcher.beside = asked.append
+        there = world(launcher=launcher)
         there.move(B, then=A)
-        assert there.launcher.asked == asked
-        there.move(A)
-        assert there.launcher.asked == asked, "not where it is started as it is needed"
+        told = [] if by_qemu else [f"guest.{number}-dev0 status" for number in (1, 2)]
+        assert asked == [*told[:1], "guest.1", *told[1:], "guest.2"], by_qemu
 
 
 def test_nothing_is_started_for_a_guest_that_has_not_arrived(world: Make) -> None:

@@ -80,7 +80,7 @@ class Destination:
 
     def start_ahead(self, beside: Executor) -> None:
         """Have it started while others work; `start` tells what became of that."""
-        self._ahead = beside.submit(self._start_whole)
+        self._ahead = beside.submit(self._start)
 
     def start(self) -> Machine:
         """Start servers and machine, where that was not done ahead.
@@ -96,17 +96,11 @@ class Destination:
             interposed = server.interposed_there or False
             other = self._lab.serve(server.device, name, interposed=interposed, host=self.spec.host, trace=traced)
             self._servers.append(other)
+            if is_ours_to_move(other):
+                other.control.post("status")  # what loads all that commands take, while server and QEMU start
         self.spec = self.spec.moved(self.spec.name, self.spec.host, *self._attachments())
         self._machine = self._lab.machine(self.spec, restore=True, qemu=self._qemu)
         return self._machine
-
-    def _start_whole(self) -> Machine:
-        """Start it, and have the interposers ready for what they will be asked: their first command loads pydantic."""
-        machine = self._start()
-        for server in self._servers:
-            if is_ours_to_move(server):
-                server.control.call("status")
-        return machine
 
     def _attachments(self) -> Iterator[Attachment]:
         """The devices where they were: a guest that is migrated finds each in its place."""
