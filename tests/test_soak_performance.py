@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 
 from userdev.errors import UserError
-from vfio_user.harness import Assignment, Mode, Phase, Report, Verdict
+from vfio_user.harness import Assignment, Exercise, Mode, Phase, Report, Verdict
 from vfio_user.harness.hosts import Pair
 from vfio_user.harness.hosts.host import LOCAL, Host, HostFailure
 from vfio_user.harness.migration.report import PhaseRecord
@@ -276,6 +276,40 @@ def test_devices_of_one_kind_are_told_apart_by_their_number() -> None:
     assignments = [Assignment.of(*SOAKED[name]) for name in (EDU, DISK, EDU, EDU, DISK, CARD)]
     names = [device.name for device in named_devices(assignments)]
     assert names == [EDU, DISK, f"{EDU}:2", f"{EDU}:3", f"{DISK}:2", CARD]
+
+
+def test_after_each_event_the_guest_is_the_same_and_each_work_is_judged_by_what_it_answers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[str] = []
+    devices = [SoakedDevice(name, Assignment.of(*SOAKED[name])) for name in (EDU, DISK, CARD)]
+    for device in devices[:2]:
+        device.work = cast(Any, SimpleNamespace(name=device.name, ask=lambda name=device.name: asked.append(name)))
+    scene = Scene(cast(Any, None), cast(Any, None), cast(Any, "the guest"), devices)
+    for boot_id, wrong, lost in (
+        ("booted", "", ""),
+        ("booted", DISK, f"work of {DISK}"),
+        ("booted", EDU, f"work of {EDU}"),
+        ("booted again", "", "no reboot"),
+    ):
+
+        def answers(
+            guest: object, works: Any, known: str, boot_id: str = boot_id, wrong: str = wrong
+        ) -> tuple[str, list[Exercise]]:
+            assert (guest, [work.name for work in works], known) == ("the guest", asked, "booted")
+            done = [Exercise(work.name, work.name != wrong, {}, (), {}, 0.0) for work in works]
+            return boot_id, done if boot_id == known else []
+
+        monkeypatch.setattr("vfio_user.soak.guest.answers", answers)
+        monkeypatch.setattr(scene, "_boot_id", "booted")
+        asked.clear()
+        if lost:
+            with pytest.raises(Failed) as told:
+                scene.verify()
+            assert told.value.check == lost
+        else:
+            scene.verify()
+        assert asked == [EDU, DISK], lost
 
 
 def test_logs_of_the_machines_that_a_guest_left_last_stay_and_others_are_let_go() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import runpy
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -14,8 +15,18 @@ from tests.cases import for_each, for_each_row
 from userdev.errors import UserError
 from vfio_user.harness.device import Device, server_command
 from vfio_user.harness.family import VFIO_USER, VHOST_USER, devices
+from vfio_user.harness.guest import GuestFailure
 from vfio_user.harness.migration import workload
-from vfio_user.harness.migration.workload import KINDS, NONE, SUBJECTS, Assignment, Workload, image_for
+from vfio_user.harness.migration.workload import (
+    KINDS,
+    NONE,
+    SUBJECTS,
+    Assignment,
+    Workload,
+    answers,
+    image_for,
+    said_in,
+)
 
 PROGRAMS = Path(__file__).parent.parent / "guest_images" / "programs"
 
@@ -115,17 +126,66 @@ def test_the_table_has_the_devices_that_there_are_and_the_work_that_the_guest_ca
     assert {*KINDS} - {NONE} == runpy.run_path(str(PROGRAMS / "workload.py"))["KINDS"].keys()
 
 
-def test_an_answer_is_waited_for_as_long_as_its_guest_is_slow_and_not_by_that_twice() -> None:
-    """`wait_until_succeeds` takes seconds of a guest under KVM, as every verb does."""
-    waited: list[float] = []
+class Working:
+    """A guest with works that answer in files of a folder, once they were asked for often enough; `looks` are ours."""
 
-    def wait_until_succeeds(_command: str, timeout: float, interval: float) -> str:
-        waited.append(timeout)
-        return '{"seen": {}, "wrong": []}'
+    def __init__(self, folder: Path, looks: int, patience: float = 1.0) -> None:
+        self.patience, self.boot_id, self.evidence = patience, "booted once", lambda: ""
+        self.waits: list[float] = []
+        self._folder, self._left = folder, looks
 
-    work = Workload.__new__(Workload)
-    for patience in (1.0, 4.0):
-        work._guest = cast(Any, SimpleNamespace(patience=patience, wait_until_succeeds=wait_until_succeeds))
-        work._now, work.command = "now", ("workload", "fio")
-        assert work.answer().ok
-    assert waited[0] == waited[1]
+    def work(self, name: str) -> Workload:
+        work = Workload.__new__(Workload)
+        work._guest, work.answers_in, work.command = cast(Any, self), str(self._folder / name), ("workload", name)
+        return work
+
+    def waiting(self, seconds: float) -> Any:
+        self.waits.append(seconds)
+        return self
+
+    def without(self, what: str) -> str:
+        return what
+
+    @property
+    def remaining(self) -> float:
+        return float(self._left)
+
+    def call(self, function: Callable[..., Any], files: list[str], seconds: float, boot_id: str) -> Any:
+        """What is in the guest then; one file more is there each time."""
+        self._left -= 1
+        if files and self._left:
+            Path(files[0]).write_text(f'{{"seen": {{"name": "{Path(files[0]).name}"}}, "wrong": []}}')
+        said = function(files, 0.0, boot_id)
+        return {"boot_id": self.boot_id, "texts": said["texts"]}
+
+
+def test_answers_of_several_works_are_taken_in_one_call_each_as_soon_as_it_is_there(tmp_path: Path) -> None:
+    guest = Working(tmp_path, 5)
+    works = [guest.work(name) for name in ("fio", "dma", "ping")]
+    boot_id, done = answers(cast(Any, guest), works)
+    assert boot_id == "booted once"
+    assert [exercise.seen["name"] for exercise in done] == ["fio", "dma", "ping"]
+    assert not [*tmp_path.iterdir()], "the next answer is none of these"
+    assert len(guest.waits) == 1
+
+
+def test_of_work_that_says_nothing_it_is_told_that_and_which(tmp_path: Path) -> None:
+    guest = Working(tmp_path, 2)
+    with pytest.raises(GuestFailure, match="workload dma' said nothing"):
+        answers(cast(Any, guest), [guest.work("fio"), guest.work("dma")])
+
+
+def test_a_guest_that_has_booted_is_waited_for_no_longer(tmp_path: Path) -> None:
+    own = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    said = said_in([str(tmp_path / "never")], 600.0, "another")
+    assert said == {"boot_id": own, "texts": {}}
+    guest = Working(tmp_path, 600)
+    guest.boot_id = "booted twice"
+    assert answers(cast(Any, guest), [guest.work("fio"), guest.work("dma")], "booted once") == ("booted twice", [])
+
+
+def test_an_answer_is_waited_for_as_long_as_its_guest_is_slow_and_not_by_that_twice(tmp_path: Path) -> None:
+    """`waiting` takes seconds of a guest under KVM, as every verb does."""
+    guests = [Working(tmp_path, 2, patience) for patience in (1.0, 4.0)]
+    assert all(guest.work("fio").answer().ok for guest in guests)
+    assert guests[0].waits == guests[1].waits

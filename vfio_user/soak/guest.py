@@ -24,7 +24,7 @@ from vfio_user.harness import (
     Workload,
 )
 from vfio_user.harness.migration.guest_view import look
-from vfio_user.harness.migration.workload import NONE, image_for
+from vfio_user.harness.migration.workload import NONE, answers, image_for
 from vfio_user.soak.failed import Failed
 from vfio_user.soak.kept import KEPT, differing, write_kept
 
@@ -231,10 +231,11 @@ class Scene:
         working = [(device, device.work) for device in self.devices if device.work is not None]
         for _, work in working:
             work.ask()
-        if (boot_id := look(self.guest).boot_id) != self._boot_id:
+        boot_id, done = answers(self.guest, [work for _, work in working], self._boot_id)
+        if boot_id != self._boot_id:
             raise Failed("no reboot", f"the guest has boot id {boot_id}, and had {self._boot_id}")
-        for device, work in working:
-            _judge(device, work.answer())
+        for (device, _), exercise in zip(working, done, strict=True):
+            _judge(device, exercise)
 
     def came_up(self) -> None:
         """The guest has booted, on purpose: from now on this is the same guest.

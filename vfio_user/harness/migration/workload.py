@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import Any
 
 from userdev.errors import UserError, meant
 from userdev.process import Deadline
@@ -127,6 +128,7 @@ def _choosing_interrupts() -> set[str]:
 
 _START_SECONDS = 30.0
 _END_SECONDS = 30.0
+_LISTENING_SECONDS = 1.0  # in the guest, before somebody looks around whether anything is wrong
 _TOLD = 3  # wrong answers that a reader sees; all are in the evidence
 
 
@@ -149,7 +151,7 @@ class Workload:
         self._guest = guest
         slot = (device or guest.device).address
         started = f"/run/workload-{slot}.started"
-        self._now = f"{started}.now"
+        self.answers_in = f"{started}.now"
         guest.succeed(f"rm -f {started}")
         self.command = ("workload", kind, "--slot", slot, "--started", started, *arguments)
         self._job = guest.start(self.command, limit)
@@ -171,11 +173,13 @@ class Workload:
         Raises:
             GuestFailure: it says nothing: it has ended.
         """
-        began = time.monotonic()
-        text = self._guest.wait_until_succeeds(f"cat {self._now} && rm {self._now}", _END_SECONDS, interval=0.02)
-        found = json.loads(text)
+        return answers(self._guest, [self])[1][0]
+
+    def exercise(self, answer: str, seconds: float) -> Exercise:
+        """The report that is in an answer, which came after so many seconds."""
+        found = json.loads(answer)
         wrong = tuple(found["wrong"])
-        return Exercise(" ".join(self.command), not wrong, found["seen"], wrong, {}, time.monotonic() - began)
+        return Exercise(" ".join(self.command), not wrong, found["seen"], wrong, {}, seconds)
 
     def end(self) -> Exercise:
         """End it; what it did and saw.
@@ -185,6 +189,52 @@ class Workload:
         """
         self._job.kill()
         return report_of(self._guest, self.command, self._job.wait(Deadline(_END_SECONDS * self._guest.patience)))
+
+
+def answers(guest: BootedGuest, works: Sequence[Workload], boot_id: str = "") -> tuple[str, list[Exercise]]:
+    """The guest's boot id, and what each of these works that were asked reports.
+
+    A guest that was to have another boot id has none of them any more: they report nothing.
+
+    Raises:
+        GuestFailure: one of them says nothing: it has ended.
+    """
+    wait, began = guest.waiting(_END_SECONDS), time.monotonic()
+    texts: dict[str, str] = {}
+    while True:
+        missing = [work.answers_in for work in works if work.answers_in not in texts]
+        said = guest.call(said_in, missing, _LISTENING_SECONDS, boot_id)
+        texts |= said["texts"]
+        if boot_id not in ("", said["boot_id"]):
+            return said["boot_id"], []
+        silent = [work for work in works if work.answers_in not in texts]
+        if not silent:
+            seconds = time.monotonic() - began
+            return said["boot_id"], [work.exercise(texts[work.answers_in], seconds) for work in works]
+        if not wait.remaining:
+            command = " ".join(silent[0].command)
+            raise GuestFailure(wait.without(f"{command!r} said nothing of what it has seen"), evidence=guest.evidence())
+
+
+def said_in(files: list[str], seconds: float, boot_id: str) -> dict[str, Any]:
+    """In the guest: what is in each of these files that is there within so many seconds, and then not any more.
+
+    It is not waited for in a guest that has booted since it had `boot_id`.
+    """
+    import time
+    from pathlib import Path
+
+    now = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    deadline = time.monotonic() + seconds
+    texts: dict[str, str] = {}
+    while True:
+        for path in map(Path, files):
+            if str(path) not in texts and path.exists():
+                texts[str(path)] = path.read_text()
+                path.unlink()
+        if len(texts) == len(files) or boot_id not in ("", now) or time.monotonic() >= deadline:
+            return {"boot_id": now, "texts": texts}
+        time.sleep(0.005)
 
 
 def judge(report: Report, done: Exercise) -> None:
