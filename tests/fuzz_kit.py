@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tests.conformance_target import Fault, Proceed, Reply
 from userdev.fuzz import Find, Summary
+from vfio_user.server.session import Session
+from vfio_user.wire import Command, Message
 
 
 class Quiet:
@@ -24,3 +27,16 @@ class Quiet:
 
     def kept(self, find: Find, path: Path | None) -> None:
         self.heard.append(f"kept {find.cause}")
+
+
+class Switched(Fault):
+    """Does right until the fuzzer knows the server, which takes it hundreds of requests; then whatever `now` does."""
+
+    def __init__(self) -> None:
+        self.now = Fault()
+
+    def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
+        return self.now.command(session, command, message, proceed)
+
+    def sent(self, message: Message) -> list[Message]:
+        return self.now.sent(message)

@@ -14,10 +14,10 @@ from typing import Any, NoReturn
 import pytest
 from click.testing import CliRunner
 
-from tests.cases import for_each, for_each_row
+from tests.cases import for_each
 from tests.conformance_target import Fault, InProcess, Proceed, Reply, with_fault
 from tests.conftest import PATIENCE
-from tests.fuzz_kit import Quiet
+from tests.fuzz_kit import Quiet, Switched
 from userdev.errors import ProtocolError, UserError
 from userdev.fuzz import Bounds, Campaign, Find, Found, Step
 from userdev.fuzz import process as process_module
@@ -168,21 +168,21 @@ def fuzz(
         player.close()
 
 
-@for_each(NOTICED)
-def test_each_oracle_notices_what_it_is_for_and_only_then(oracle: str, tmp_path: Path) -> None:
-    device, fault, steps = NOTICED[oracle]
-    pid = os.getpid() if oracle == "descriptors" else None
-    with InProcess(tmp_path, device, session=with_fault(fault()), pid=pid) as target:
-        player = VfioUserSubject(target, CURRENT, timeout=0.5 if oracle == "alive" else PATIENCE)
-        wrong = player.prepare()
-        found = player.play(steps) if steps else wrong[0]
-        player.close()
-    assert found is not None
-    assert found.oracle.id == oracle
-    with InProcess(tmp_path, Edu, pid=pid) as target:
+def test_each_oracle_notices_what_it_is_for_and_only_then(tmp_path: Path) -> None:
+    for oracle, (device, fault, steps) in NOTICED.items():
+        pid = os.getpid() if oracle == "descriptors" else None
+        with InProcess(tmp_path, device, session=with_fault(fault()), pid=pid) as target:
+            player = VfioUserSubject(target, CURRENT, timeout=0.5 if oracle == "alive" else PATIENCE)
+            wrong = player.prepare()
+            found = player.play(steps) if steps else wrong[0]
+            player.close()
+        assert found is not None, oracle
+        assert found.oracle.id == oracle
+    with InProcess(tmp_path, Edu, pid=os.getpid()) as target:
         player = VfioUserSubject(target, CURRENT, timeout=PATIENCE)
         assert not player.prepare()
-        assert player.play(steps) is None
+        for oracle, (_, _, steps) in NOTICED.items():
+            assert player.play(steps) is None, oracle
         player.close()
 
 
@@ -291,17 +291,22 @@ OF_OTHER_DIALECTS: list[tuple[Dialect, type[Fault], Step, str]] = [
 ]
 
 
-@for_each_row(OF_OTHER_DIALECTS)
-def test_so_it_is_with_what_other_dialects_have(
-    dialect: Dialect, fault: type[Fault], step: Step, oracle: str, tmp_path: Path
-) -> None:
-    for session, wanted in ((with_fault(fault()), oracle), (Session, None)):
-        with InProcess(tmp_path, Edu, session=session, dialect=dialect) as target:
-            player = VfioUserSubject(target, dialect, timeout=5)
-            assert not player.prepare()
+@for_each([REGION_MIGRATION, DRAFT_V6])
+def test_so_it_is_with_what_other_dialects_have(dialect: Dialect, tmp_path: Path) -> None:
+    switched = Switched()
+    with InProcess(tmp_path, Edu, session=with_fault(switched), dialect=dialect) as target:
+        player = VfioUserSubject(target, dialect, timeout=5)
+        assert not player.prepare()
+        for where, fault, step, oracle in OF_OTHER_DIALECTS:
+            if where is not dialect:
+                continue
+            switched.now = fault()
             found = player.play([step])
-            player.close()
-        assert (found.oracle.id if found is not None else None) == wanted
+            assert found is not None, fault
+            assert found.oracle.id == oracle
+            switched.now = Fault()
+            assert player.play([step]) is None, fault
+        player.close()
 
 
 @pytest.mark.parametrize("dialect", [CURRENT, REGION_MIGRATION, DRAFT_V6], ids=lambda dialect: dialect.name)

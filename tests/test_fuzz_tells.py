@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import errno
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
-
-from tests.cases import for_each
 from tests.conformance_target import Fault, InProcess, Proceed, Reply, with_fault
+from tests.fuzz_kit import Switched
 from userdev.errors import ProtocolError
 from userdev.fuzz import Step
 from userdev_servers.edu import Edu
@@ -51,13 +48,7 @@ class ForgetsNoPage(Fault):
         return (payload[:-1] + b"\x80" if feature == Feature.DMA_LOGGING_REPORT else payload), fds
 
 
-class Told(Fault):
-    """Does right until the fuzzer knows the server."""
-
-    known = False
-
-
-class Alters(Told):
+class Alters(Fault):
     """A command is carried out, and its reply altered."""
 
     def __init__(self, of: Command, how: Callable[[bytes], bytes]) -> None:
@@ -65,7 +56,7 @@ class Alters(Told):
 
     def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
         payload, fds = proceed(command, message)
-        return (self.how(payload) if self.known and command is self.of else payload), fds
+        return (self.how(payload) if command is self.of else payload), fds
 
 
 class AltersBehind(Alters):
@@ -76,23 +67,23 @@ class AltersBehind(Alters):
         self.behind, self.was = behind, False
 
     def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
-        self.was |= self.known and command is self.behind
+        self.was |= command is self.behind
         return super().command(session, command, message, proceed) if self.was else proceed(command, message)
 
 
-class Ignores(Told):
+class Ignores(Fault):
     """A command is answered and not carried out."""
 
     def __init__(self, of: Command, answer: int) -> None:
         self.of, self.answer = of, answer
 
     def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
-        if self.known and command is self.of:
+        if command is self.of:
             return message.payload[: self.answer], []
         return proceed(command, message)
 
 
-class Heads(Told):
+class Heads(Fault):
     """The replies to resets have another header."""
 
     def __init__(self, **header: int) -> None:
@@ -100,19 +91,19 @@ class Heads(Told):
 
     def sent(self, message: Message) -> list[Message]:
         is_of_reset = message.command == CURRENT.number(Command.DEVICE_RESET)
-        return [replace(message, **self.header) if self.known and is_of_reset else message]  # type: ignore[arg-type]
+        return [replace(message, **self.header) if is_of_reset else message]  # type: ignore[arg-type]
 
 
-class IgnoresStates(Told):
+class IgnoresStates(Fault):
     """The device stays in the state that it is in, and says that it does not."""
 
     def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
-        if self.known and command is Command.DEVICE_FEATURE and not _asks_only(command, message):
+        if command is Command.DEVICE_FEATURE and not _asks_only(command, message):
             return message.payload, []
         return proceed(command, message)
 
 
-class RefusesAfterwards(Told):
+class RefusesAfterwards(Fault):
     """A command is carried out and then refused."""
 
     def __init__(self, of: Command) -> None:
@@ -120,7 +111,7 @@ class RefusesAfterwards(Told):
 
     def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
         reply = proceed(command, message)
-        if self.known and command is self.of and not _asks_only(command, message):
+        if command is self.of and not _asks_only(command, message):
             raise ProtocolError("on purpose", errno=errno.EINVAL)
         return reply
 
@@ -235,18 +226,15 @@ TOLD: dict[str, tuple[Callable[[], Fault], list[Step]]] = {
 """By what is said: a server that does it wrong, and when."""
 
 
-@pytest.mark.long
-@for_each(TOLD)
-def test_a_server_is_found_by_the_rule_that_it_breaks_and_one_that_breaks_none_is_not(said: str) -> None:
-    make, steps = TOLD[said]
-    for fault in (make(), None):
-        session = with_fault(fault) if fault is not None else Session
-        with tempfile.TemporaryDirectory() as folder, InProcess(Path(folder), Edu, session=session) as target:
-            player = VfioUserSubject(target, CURRENT, timeout=5)
-            assert not player.prepare()
-            if isinstance(fault, Told):
-                fault.known = True
-            found = player.play(steps)
-            player.close()
-        assert (found is None) is (fault is None), found
-        assert found is None or said in str(found)
+def test_a_server_is_found_by_the_rule_that_it_breaks_and_one_that_breaks_none_is_not(tmp_path: Path) -> None:
+    switched = Switched()
+    with InProcess(tmp_path, Edu, session=with_fault(switched)) as target:
+        player = VfioUserSubject(target, CURRENT, timeout=5)
+        assert not player.prepare()
+        for said, (make, steps) in TOLD.items():
+            for fault in (make(), Fault()):
+                switched.now = fault
+                found = player.play(steps)
+                assert (found is None) is (type(fault) is Fault), (said, found)
+                assert found is None or said in str(found)
+        player.close()
