@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 from tests.conformance_target import Fault, Proceed, Reply
-from userdev.fuzz import Find, Summary
+from userdev.fuzz import Find, Summary, drawing
 from vfio_user.server.session import Session
 from vfio_user.wire import Command, Message
+
+
+@contextmanager
+def drawn_at_once(number: int) -> Iterator[None]:
+    """Have no more sequences drawn than are looked at: 25 of them take half a second."""
+    with patch.object(drawing, "AT_ONCE", number):
+        yield
 
 
 class Quiet:

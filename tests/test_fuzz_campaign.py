@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from tests.cases import for_each_row
-from tests.fuzz_kit import Quiet
+from tests.fuzz_kit import Quiet, drawn_at_once
 from userdev.conformance import CheckFailed, Group, Level
 from userdev.errors import UserError
 from userdev.fuzz import (
@@ -80,8 +80,8 @@ def campaign(drawn: list[tuple[Step, ...]], folder: Path | None = None, subject:
 
 
 def first(seed: int, count: int) -> list[tuple[Step, ...]]:
-    drawn = sequences(KINDS, seed, 10)
-    return [next(drawn) for _ in range(count)]
+    with drawn_at_once(count):
+        return [*islice(sequences(KINDS, seed, 10), count)]
 
 
 def test_the_same_seed_gives_the_same_sequences_and_another_one_others() -> None:
@@ -90,11 +90,13 @@ def test_the_same_seed_gives_the_same_sequences_and_another_one_others() -> None
 
 def test_what_else_is_loaded_changes_no_sequence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kinds: list[Kind[Any]] = [Kind("one", lambda session: None, {"number": Number(100_000, 999_999)})]
-    drawn = [*islice(sequences(kinds, 1, 40), 25)]
+    with drawn_at_once(10):
+        drawn = [*islice(sequences(kinds, 1, 40), 10)]
     (tmp_path / "loaded_meanwhile.py").write_text("NUMBERS = [123457, 765431, 345673, 543217]")
     monkeypatch.syspath_prepend(tmp_path)
     importlib.import_module("loaded_meanwhile")
-    assert [*islice(sequences(kinds, 1, 40), 25)] == drawn
+    with drawn_at_once(10):
+        assert [*islice(sequences(kinds, 1, 40), 10)] == drawn
 
 
 def test_a_sequence_has_few_of_what_is_to_have_to_do_with_each_other_and_others_have_other_ones() -> None:
@@ -466,13 +468,14 @@ def test_a_find_is_held_again_to_the_rules_that_it_broke() -> None:
 
 
 def test_what_is_drawn_reaches_both_ends_and_as_many_as_there_may_be() -> None:
-    drawn = list(chain.from_iterable(islice(sequences(KINDS, 1, 40), 25)))
+    some = list(islice(sequences(KINDS, 1, 40), 25))
+    drawn = list(chain.from_iterable(some))
     ones = [dict(step.arguments) for step in drawn if step.name == "one"]
     others = [dict(step.arguments) for step in drawn if step.name == "other"]
     assert {one["number"] for one in ones} == set(range(10))
     assert {len(str(one["data"])) for one in ones} == {0, 2, 4, 6, 8}
     assert {len(tuple(other["several"])) for other in others} == {0, 1, 2, 3}  # type: ignore[arg-type]
-    used = [{dict(step.arguments).get("few") for step in some} - {None} for some in islice(sequences(KINDS, 1, 40), 25)]
+    used = [{dict(step.arguments).get("few") for step in steps} - {None} for steps in some]
     assert max(map(len, used)) == 2
 
 

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from tests.cases import for_each
 from tests.conformance_target import Fault, InProcess, Proceed, Reply, with_fault
 from tests.conftest import PATIENCE
-from tests.fuzz_kit import Quiet, Switched
+from tests.fuzz_kit import Quiet, Switched, drawn_at_once
 from userdev.errors import ProtocolError, UserError
 from userdev.fuzz import Bounds, Campaign, Find, Found, Step
 from userdev.fuzz import process as process_module
@@ -163,7 +163,8 @@ def fuzz(
         wrong = player.prepare()
         drawn = sequences(player.kinds(), 7, 40)
         made = Campaign(player, drawn, seed=7, bounds=Bounds(**bounds), listener=Quiet(), folder=folder)
-        return made.run(wrong).finds
+        with drawn_at_once(bounds["sequences"]):
+            return made.run(wrong).finds
     finally:
         player.close()
 
@@ -380,7 +381,8 @@ def test_what_is_found_is_played_again_by_replay_and_conformance(tmp_path: Path,
         start_anew(target)
         run = CliRunner()
         arguments = ["--for", "30", "--finds", "1", "--seed", "7", "--output", str(folder), "--json", "--quiet"]
-        found = run.invoke(cli, ["fuzz", target._address, *arguments])
+        with drawn_at_once(5):
+            found = run.invoke(cli, ["fuzz", target._address, *arguments])
         assert type(found.exception).__name__ == "VerdictError"
         assert found.stderr == "", "it is quiet"
         (find,) = json.loads(found.stdout)["finds"]

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from tests.cases import for_each
 from tests.conftest import PATIENCE
-from tests.fuzz_kit import Quiet
+from tests.fuzz_kit import Quiet, drawn_at_once
 from tests.vhost.faults import Faulty
 from tests.vhost.faults.fuzzed import BLK, FOUND, SERVE, Case, Disk, takes_anything
 from tests.vhost.reverse import REVERSE, Reverse
@@ -122,7 +122,8 @@ def test_nothing_is_found_in_a_back_end_that_does_nothing_wrong(tmp_path: Path) 
         wrong = player.prepare()
         drawn = sequences([kind for kind in player.kinds() if kind.name != "check"], 7, 40)
         campaign = Campaign(player, drawn, seed=7, bounds=Bounds(sequences=8), listener=Quiet(), folder=None)
-        assert campaign.run(wrong).finds == {}
+        with drawn_at_once(8):
+            assert campaign.run(wrong).finds == {}
         player.close()
 
 
