@@ -13,6 +13,7 @@ import pytest
 
 from tests.interposer_bench import Looped
 from userdev.errors import UserError
+from userdev.interposer.server_process import ServerProcess
 from userdev.interposer.upstream import Upstream
 from vfio_user.interposer.interposer import Interposer, Setup
 
@@ -45,6 +46,16 @@ def test_a_signal_for_a_server_that_has_ended_or_is_not_known_is_refused(busy: s
     for pid, said in ((ended.pid, str(ended.pid)), (None, "not known")):
         with pytest.raises(UserError, match=said):
             Upstream(looped.loop, busy, None, pid).signal(signal.SIGUSR1)
+    looped.loop.close()
+
+
+def test_a_server_that_was_never_started_has_no_process_and_no_end_to_wait_for() -> None:
+    looped = Looped()
+    process = ServerProcess(looped.loop, "sleep 60 {socket}")
+    assert (process.pid, process.fate) == (None, "was never started")
+    assert looped.run(process.ended(60))
+    assert looped.run(process.failure(60)) == ""
+    process.close()
     looped.loop.close()
 
 

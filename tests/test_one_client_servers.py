@@ -17,6 +17,7 @@ from tests.interposed import Interposed
 from userdev.conformance import targets
 from userdev.conformance.targets import CommandServer
 from userdev.errors import UserError
+from userdev.transport import Stream
 from vfio_user.client import Client, Disconnected
 from vfio_user.client.conformance import greeting
 from vfio_user.wire import CURRENT
@@ -189,6 +190,26 @@ def test_a_second_client_that_is_refused_is_told_at_once_and_the_first_is_served
         with pytest.raises(UserError, match="no second client"):
             target.connect()
         client.negotiate()
+
+
+def test_one_who_stayed_to_see_that_the_server_serves_on_is_served_like_any_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(targets, "LISTEN_AGAIN_SECONDS", 0.1)
+    with (
+        contextlib.ExitStack() as leaving,
+        CommandServer(f"{COMMAND} offended", tmp_path, GREET, timeout=20, say=pytest.fail) as target,
+    ):
+
+        def stay(stream: Stream, timeout: float) -> None:
+            leaving.callback(stream.close)
+            GREET(stream, timeout)
+
+        target.connect().close()
+        target.settle(stay)
+        Path(target.path).unlink()
+        with pytest.raises(UserError, match="no second client"):
+            target.connect()
 
 
 def test_a_fresh_one_that_does_not_come_up_is_waited_for_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -234,8 +234,9 @@ def _need_multi(bench: Bench) -> None:
         raise Skip("the server does not offer write_multiple")
 
 
-def _multi(count: int, *entries: tuple[int, int, int, bytes]) -> bytes:
-    return WRITE_MULTI.pack(count, tail=b"".join(WRITE_MULTI_ENTRY.struct.pack(*entry) for entry in entries))
+def _multi(count: int, offset: int, region: int, size: int, data: bytes) -> bytes:
+    """A message that announces so many writes, and has one."""
+    return WRITE_MULTI.pack(count, tail=WRITE_MULTI_ENTRY.struct.pack(offset, region, size, data))
 
 
 @write_multi.check("in-order", needs=WRITTEN)
@@ -259,7 +260,7 @@ def multi_eight_bytes(bench: Bench) -> None:
     """A write may have 8 bytes, as many as an entry has room for."""
     _need_multi(bench)
     there = bench.client.config_read(_HEADER - 8, 8)
-    reply = bench.ask(Command.REGION_WRITE_MULTI, _multi(1, (_HEADER - 8, _CONFIG, 8, there)))
+    reply = bench.ask(Command.REGION_WRITE_MULTI, _multi(1, _HEADER - 8, _CONFIG, 8, there))
     bench.good(reply, "a write of 8 bytes")
 
 
@@ -268,10 +269,10 @@ enter(
     Command.REGION_WRITE_MULTI,
     [
         Bad("payload-too-short", "a request of 7 bytes", bytes([1]) + bytes(6)),
-        Bad("entries-missing", "two writes announced and one sent", _multi(2, (_LINE, _CONFIG, 1, b"\x33"))),
-        Bad("entry-cut", "an entry that is cut", _multi(1, (_LINE, _CONFIG, 1, b"\x33"))[:-1]),
-        Bad("nine-bytes", "a write of 9 bytes", _multi(1, (_LINE, _CONFIG, 9, b"\x33" * 8))),
-        Bad("over-the-end", "a write over the end", lambda b: _multi(1, (_config_size(b) - 1, _CONFIG, 2, b"\x33"))),
+        Bad("entries-missing", "two writes announced and one sent", _multi(2, _LINE, _CONFIG, 1, b"\x33")),
+        Bad("entry-cut", "an entry that is cut", _multi(1, _LINE, _CONFIG, 1, b"\x33")[:-1]),
+        Bad("nine-bytes", "a write of 9 bytes", _multi(1, _LINE, _CONFIG, 9, b"\x33" * 8)),
+        Bad("over-the-end", "a write over the end", lambda b: _multi(1, _config_size(b) - 1, _CONFIG, 2, b"\x33")),
     ],
     need=_need_multi,
     keep=_line_stays,

@@ -119,8 +119,6 @@ class Evidence:
     def _back(self, begin: int, end: int) -> range:
         """Of moves that were left out those that have to come back, the fewest."""
         before, after = self._values[begin], self._values[end]
-        if before is not None and before == after:
-            return range(0)
         first = next((each for each in range(begin, end) if after is not None and self._values[each] == after), end)
         last = next(
             (each for each in range(end, begin, -1) if before is not None and self._values[each] == before), begin
