@@ -68,6 +68,18 @@ def test_a_controller_that_was_shut_down_is_not_any_more_once_it_is_enabled(busy
         busy.store(CSTS, 4, SUBSYSTEM_RESET)
 
 
+def test_that_there_was_a_subsystem_reset_stays_known_until_the_guest_clears_it(busy: Host) -> None:
+    """CSTS.NSSRO: of the last reset of the subsystem, which one of the controller or its function is not."""
+    reset(busy, "subsystem")
+    for cleared in (False, True):
+        for way in ("CC.EN", *OF_THE_FUNCTION):
+            again(busy)
+            if cleared:
+                busy.store(CSTS, 4, SUBSYSTEM_RESET)
+            reset(busy, way)
+            assert busy.load(CSTS) == (0 if cleared else SUBSYSTEM_RESET), (way, cleared)
+
+
 @pytest.mark.parametrize("way", ALL_RESETS)
 def test_every_reset_forgets_queues_features_and_events(busy: Host, way: str) -> None:
     reset(busy, way)

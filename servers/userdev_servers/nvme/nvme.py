@@ -278,6 +278,7 @@ class Nvme(ControllerState, PciDevice):
         """End commands that are under way and, but for a client that has gone, drop the queues."""
         self.controller.drain()  # nothing waits for the disk any more where the device was quiesced before
         if kind is not ResetKind.LOST_CONNECTION:
+            self.status &= Csts.SUBSYSTEM_RESET  # that of the last one, which this is not
             self.engine.reset()
             self.controller.was_reset_at = monotonic()
             if self.doorbells is not None:

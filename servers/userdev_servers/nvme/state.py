@@ -36,7 +36,7 @@ class ControllerState:
     interrupt_mask: int = state(0, bits=32)
     configuration: int = state(0, bits=32, check=checks.configuration)
     """Register CC."""
-    status: int = state(0, bits=5)
+    status: int = state(0, keep=True, bits=5)
     """Register CSTS."""
 
     saved_queues: list[list[list[int]]] = state([[], []], bits=64, depth=3, check=checks.queues)
