@@ -252,6 +252,24 @@ def test_state_that_is_set_to_what_cannot_be_saved_is_refused_when_the_device_is
     assert str(refused.value).endswith(f"{__file__}:{first + 2}"), "its own line too"
 
 
+def test_a_default_that_its_own_check_refuses_is_told_when_the_device_is_made() -> None:
+    """The check may ask for what only a device has. What resets leave alone may be noted when it is saved."""
+
+    class Laned(PciDevice):
+        ids = PciIds(1, 2)
+        lane: int = state(0, check=lambda device, value: value in device.lanes)
+        noted: int = state(0, keep=True, check=lambda _, value: value > 0)
+
+        def __init__(self, lanes: range) -> None:
+            super().__init__()
+            self.lanes = lanes
+
+    assert Laned(range(4)).lane == 0
+    with pytest.raises(DeclarationError, match=r"default .*Laned\.lane is 0, which the device cannot have") as refused:
+        Laned(range(1, 4))
+    assert f"({__file__}:" in str(refused.value)
+
+
 class Nic(PciDevice):
     ids = PciIds(1, 2)
     speed: int = stored_register(bar=0, offset=0, width=4)

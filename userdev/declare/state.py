@@ -167,21 +167,23 @@ class Snapshot:
         """Resets bring back what the values are now, where that is not the default: an option of the device, say.
 
         Raises:
-            DeclarationError: a value that could not be saved.
+            DeclarationError: what resets bring back could not be saved, be it a default that its own check refuses.
         """
         for value in self._values:
+            if value.keep:
+                continue  # `on_save` may note it before it is looked at
             now = getattr(self._device, value.name)
-            if value.keep or (type(now) is type(value.default) and now == value.default):
-                continue
+            is_default = type(now) is type(value.default) and now == value.default
             try:
-                self._after_reset[value.name] = value.save(self._device, now)
+                plain = value.save(self._device, now)
             except NotPlain as error:
-                which, place = (
-                    f"{type(self._device).__qualname__}.{value.name}",
-                    assigned_at(type(self._device), value.name),
-                )
-                what = f"__init__ has set something that could not be saved: {which}{error} ({value.source}){place}"
+                which = f"{type(self._device).__qualname__}.{value.name}"
+                place = "" if is_default else assigned_at(type(self._device), value.name)
+                wrong = "a default" if is_default else "__init__ has set something that"
+                what = f"{wrong} could not be saved: {which}{error} ({value.source}){place}"
                 raise DeclarationError(what, hint="`vfio-user docs devices` has a table of what state may be") from None
+            if not is_default:
+                self._after_reset[value.name] = plain
 
     def reset(self) -> None:
         """Set every value that resets do not leave alone to what it is after one."""
