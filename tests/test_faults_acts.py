@@ -113,6 +113,19 @@ def test_delay_holds_up_those_behind_it() -> None:
         assert time.monotonic() - began >= 0.05
 
 
+def test_the_jitter_of_a_delay_is_by_chance_of_the_scenarios_seed_and_has_its_bounds() -> None:
+    def delays(seed: int) -> list[float]:
+        rule = {"match": {"direction": "to-server"}, "act": {"delay": {"seconds": 1, "jitter": 0.5}}}
+        engine = FaultEngine(Scenario.model_validate({"seed": seed, "rules": [rule]}), CURRENT)
+        plans = [engine.plan(Direction.TO_SERVER, read(0, 0), "running", 0.0) for _ in range(50)]
+        return [plan.delay for plan in plans if plan is not None]
+
+    drawn = delays(7)
+    assert len({*drawn}) == 50
+    assert 1 <= min(drawn) < 1.1 < 1.4 < max(drawn) <= 1.5
+    assert drawn == delays(7) != delays(8)
+
+
 def test_delay_that_lets_others_overtake() -> None:
     with Faulty({"delay": {"seconds": 0.03, "overtake": True}}, **SECOND) as bench:
         three_writes(bench)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 import threading
 import time
@@ -15,7 +16,7 @@ import pytest
 
 from tests.cases import for_each
 from tests.interposed import EDU, EDU_BY_PATH, Interposed, interposed_edu
-from tests.interposer_bench import Bench
+from tests.interposer_bench import Bench, read
 from tests.processes import until
 from userdev.control import ControlError
 from userdev.errors import UserError
@@ -421,6 +422,37 @@ def test_a_device_runs_on_where_its_state_cannot_be_handed_over(
             edu.control().call("restart")
         assert client.migration_state() is MigrationState.RUNNING
         assert client.load(0, LIVENESS, 4) == 0
+
+
+class Signalled:
+    """A server's side that knows its process, or does not."""
+
+    def __init__(self, *, known: bool) -> None:
+        self.known, self.signals = known, list[int]()
+
+    def signal(self, number: int) -> int:
+        if not self.known:
+            raise UserError("the server's process is not known")
+        self.signals.append(number)
+        return 1
+
+
+def test_a_server_that_answers_nothing_is_killed_or_it_is_said_why_not() -> None:
+    for known in (True, False):
+        said, upstream = list[str](), Signalled(known=known)
+        with Bench() as bench:
+            survival = Survival(bench.session, cast(Any, upstream), Policy(hang_timeout=0.02), said.append)
+            bench.settle()
+            bench.negotiate()
+            assert survival.record.hangs == 0
+            bench.client.send(read(0, 0))
+            while not (upstream.signals or said):
+                bench.loop.turn(1)
+            assert survival.record.hangs == 1
+            assert upstream.signals == [signal.SIGKILL] * known
+            assert said == ["the server's process is not known"] * (not known)
+            while survival.record.hangs == 1:
+                bench.loop.turn(1)
 
 
 def test_nobody_looks_for_a_hang_behind_the_end_of_a_session() -> None:

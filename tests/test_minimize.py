@@ -23,8 +23,10 @@ from vfio_user.client import Client, Disconnected, EventFd, GuestMemory
 from vfio_user.interposer.replay import load_script
 from vfio_user.interposer.replay import minimize as minimize_impatiently
 from vfio_user.interposer.replay import replay as replay_impatiently
+from vfio_user.interposer.replay.explaining import Trial
 from vfio_user.interposer.replay.outcome import What
 from vfio_user.interposer.replay.script import Script
+from vfio_user.interposer.trace.registers import NamedRegister, RegisterMap
 
 # A slow server is no finding: tests that wait for what never comes say for how long.
 replay = partial(replay_impatiently, patience=PATIENCE)
@@ -50,6 +52,28 @@ def noise_around(*, raise_cause: int, then: Callable[[Client], None]) -> Callabl
                 then(client)
 
     return act
+
+
+def test_registers_are_called_as_somebody_says_or_the_trace_does(trace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[Trial] = []
+
+    def explain(trial: Trial, *_: object) -> None:
+        tried.append(trial)
+        raise UserError("so far")
+
+    monkeypatch.setattr(sys.modules[minimize_impatiently.__module__], "Explanation", explain)
+    given = RegisterMap([NamedRegister(0, COMPUTE, "factorial", 4)])
+    for registers in (given, None):
+        with pytest.raises(UserError, match="so far"):
+            minimize(
+                trace, EDU, registers=registers, ignore=["factorial" if registers else "interrupt_line"], beside=0.25
+            )
+    assert [trial.registers.name(0, COMPUTE) for trial in tried] == ["factorial", ""]
+    assert [trial.ignored.registers for trial in tried] == [("factorial",), ("interrupt_line",)]
+    assert [(trial.patience, trial.beside) for trial in tried] == [(PATIENCE, 0.25)] * 2
+    with pytest.raises(UserError, match="so far"):
+        minimize(trace, EDU)
+    assert (tried[-1].patience, tried[-1].beside) == (PATIENCE, PATIENCE)
 
 
 def test_a_wrong_reply_is_shortened_to_what_it_takes(tmp_path: Path) -> None:

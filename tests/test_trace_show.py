@@ -299,7 +299,7 @@ def test_a_register_map_may_be_empty_name_a_bar_and_number_its_registers(tmp_pat
 @pytest.mark.parametrize("content", ["registers: [{region: 0}]", "registers: 7", "[[", "- 3"])
 def test_a_wrong_map_is_refused(trace: Path, tmp_path: Path, content: str) -> None:
     (tmp_path / "map.yaml").write_text(content)
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match=r"map\.yaml"):
         run("show", trace, "--registers", tmp_path / "map.yaml")
 
 

@@ -16,21 +16,22 @@ from hypothesis import strategies as st
 from tests.cases import for_each
 from tests.interposer_bench import answer, read, request
 from tests.pages import happened
-from tests.traced import CAUSES, DOWN, REGISTERS, UP, Written, flag_at_work
+from tests.traced import BOTH, CAUSES, DOWN, REGISTERS, UP, Written, flag_at_work
 from tests.vhost.between import B, Between, R, V, channel
 from userdev.errors import UserError
 from userdev.relay.direction import Direction
-from userdev.trace import TraceReader, View
+from userdev.trace import TraceReader, TraceWriter, View
 from userdev.trace.exchanges import Exchange
 from userdev.trace.stats import Stats, report
 from userdev.trace.stats.latencies import Latencies
 from userdev.trace.stats.stats import MOST_PENDING
 from userdev.trace.view import TraceView, opened
 from vfio_user.cli import cli, vhost_user_cli
-from vfio_user.interposer.trace.files import PROTOCOL
+from vfio_user.interposer.trace.files import NAME, PROTOCOL
+from vfio_user.interposer.trace.registers import HEADER_KEY
 from vfio_user.page.document import write_page
 from vfio_user.traces import open_trace, shown_by
-from vfio_user.wire import Command
+from vfio_user.wire import DRAFT_V6, Command, Message
 from vfio_user.wire import layouts as at
 from vhost_user.wire import acknowledge, encode_request
 from vhost_user.wire.payloads import Config, VringState
@@ -115,6 +116,27 @@ def test_percentiles_of_several_are_those_of_all_of_them(tmp_path: Path) -> None
         whole.percentile(share) for share in (0.1, 0.5, 0.99)
     ]
     assert (parts[0].count, parts[0].longest) == (999, 999)
+
+
+def test_a_message_that_is_an_interrupt_is_one_behind_the_clients_last_write(tmp_path: Path) -> None:
+    """As the draft has them."""
+
+    def asked(command: Command, payload: bytes) -> Message:
+        return Message(1, DRAFT_V6.number(command), payload=payload)
+
+    writer = TraceWriter(tmp_path / "t", NAME, {"dialect": DRAFT_V6.name, HEADER_KEY: REGISTERS})
+    write = at.REGION_ACCESS.pack(UP, 0, 4, tail=bytes(4))
+    for _ in range(2):
+        writer.message(Direction.TO_SERVER, BOTH, asked(Command.REGION_WRITE, write))
+        writer.message(Direction.TO_CLIENT, BOTH, asked(Command.VM_INTERRUPT, at.VM_INTERRUPT.pack(3)))
+    writer.close()
+    [row] = stats(tmp_path / "t")["interrupts"]
+    assert (row["interrupt"], row["count"]) == ("vector 3", 2)
+    with opened(tmp_path / "t", PROTOCOL) as view:
+        counted = Stats(view, shown_by(view.header).reading())
+        counted.take()
+    [followed] = counted.followed.values()
+    assert (followed.by, followed.nearest) == ({"vector 3": 1}, {"vector 3": 2})
 
 
 def test_a_message_that_was_changed_on_the_way_is_counted_once(tmp_path: Path) -> None:

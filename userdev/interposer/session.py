@@ -149,8 +149,6 @@ class BaseSession(ABC, Generic[M, H]):
 
     def choose_path(self) -> None:
         """Have messages handed over only while something wants to see them first."""
-        if self.closed:
-            return
         for direction, stages in self._stages.items():
             wanted = self.holding.active or bool(stages) or self.wants_all(direction)
             self._relay.source(direction).pump.intercept = wanted
