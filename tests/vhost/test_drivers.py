@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 import struct
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -177,6 +178,59 @@ def test_a_driver_tells_just_when_the_device_has_asked_for_it(
                 silent = packed or not more
     pair.close()
     memory.close()
+
+
+@pytest.mark.pure
+@for_each(KINDS, (NOTHING, V.EVENT_IDX))
+def test_at_a_fence_each_side_has_what_the_other_stored_and_sees_behind_it_what_the_other_does_then(
+    kind: type[SplitDriver | PackedDriver], more: V, memory: GuestMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without one, a processor may look before it has stored: both sides miss the other's, and wait for ever."""
+    pair = Pair(memory, kind, 8, more)
+    driver, device = pair.driver, pair.device
+    seen: list[object] = []
+
+    def at_fence_of(side: object, act: Callable[[], object]) -> None:
+        def fence() -> None:
+            monkeypatch.undo()
+            seen.append(act())
+
+        monkeypatch.setattr(sys.modules[type(side).__module__], "fence", fence)
+
+    def is_told_of_request() -> bool:
+        pair.request(1)
+        return driver.wants_kick()
+
+    def taken_by_device() -> bool:
+        taken = pair.take()
+        device.enable_kicks() if more else device.disable_kicks()
+        return taken
+
+    def collected_by_driver() -> bool:
+        driver.ask_for_no_call()
+        return bool(list(driver.take_used()))
+
+    pair.request(1)
+    device.disable_kicks()
+    pair.take()
+    assert pair.give_back(0, 1), "it may have been owed by a device before"
+    pair.collect()
+    at_fence_of(device, is_told_of_request)
+    assert device.enable_kicks(), "a request that came as it asked to be told of them"
+    assert pair.take()
+    device.enable_kicks()
+    pair.request(1)
+    at_fence_of(driver, taken_by_device)
+    assert not driver.wants_kick(), "the device has taken it, and wants to be told no more"
+    driver.ask_for_no_call()
+    at_fence_of(driver, lambda: pair.give_back(0, 1))
+    driver.ask_for_call()
+    pair.collect()
+    driver.ask_for_call()
+    at_fence_of(device, collected_by_driver)
+    assert not pair.give_back(0, 1), "the driver has collected it, and wants to be told no more"
+    assert seen == [True] * 4
+    pair.close()
 
 
 @pytest.mark.parametrize("more", [NOTHING, V.EVENT_IDX], ids=["", "events"])

@@ -116,4 +116,3 @@ class PackedDriver(Driver):
 
     def ask_for_no_call(self) -> None:  # noqa: D102 - Driver has it
         self._driver_events[_EVENTS] = _NONE
-        fence()

@@ -119,4 +119,3 @@ class SplitDriver(Driver):
             self._available[_HEADER + self.size] = self.seen - 1 & _WRAP  # which has come
         else:
             self._available[_FLAGS] = _SILENT
-        fence()
