@@ -99,6 +99,18 @@ def test_a_reset_brings_back_state_and_what_the_driver_wrote_and_leaves_what_the
     assert (device.count, device.mode, device.capacity) == (0, 1, 50)
 
 
+def test_a_reset_brings_back_what_the_constructor_has_made_of_state() -> None:
+    class Begun(Echo):
+        def __init__(self) -> None:
+            super().__init__()
+            self.count = 7
+
+    device = Begun()
+    device.count = 3
+    model_of(device).reset()
+    assert device.count == 7
+
+
 def test_queues_may_be_decided_when_a_device_is_made() -> None:
     device = Echo(lanes=4)
     assert [getattr(taker, "__name__", "") for taker in model_of(device).takers] == ["echo", "rest", "rest", "rest"]

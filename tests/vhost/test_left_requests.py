@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import pytest
 
+from tests.cases import for_each
 from tests.vhost.reverse import Reverse
 from tests.vhost_frontend import FEATURES, PROTOCOL, FrontEnd, P, Queue, R, V
+from tests.vhost_kit import AnyDriver, Guest, PackedDriver, SplitDriver
+from vhost_user.backend.in_band import InBand
+from vhost_user.backend.lifecycle import RingEvent
+from vhost_user.backend.misses import Misses
+from vhost_user.backend.vring import HandledVring
 from vhost_user.device import LEFT, Chain, Taken, queue
 
 
@@ -80,3 +88,55 @@ def test_it_is_given_again_when_another_ring_begins(front_end: FrontEnd, ring: Q
     other.start(kick=False)
     assert [done.data for done in ring.wait_used()] == [b"l1"]
     other.close()
+
+
+@for_each((SplitDriver, PackedDriver))
+def test_a_ring_with_something_left_is_not_looked_at_and_asks_for_no_turn_until_it_is_told(
+    kind: type[AnyDriver], guest: Guest
+) -> None:
+    leaves = False
+    drained: list[bool] = []
+    driver = kind(guest)
+    nobody = cast(Any, None)  # is asked by none of these
+    ring = HandledVring(
+        0,
+        Reverse(),
+        lambda chain: LEFT if leaves else chain.write(b""),
+        nobody,
+        lambda _: driver.ring(),
+        Misses(nobody),
+        InBand(lambda *_: False),
+        nobody,
+        lambda: drained.append(True),
+    )
+
+    def has_more() -> list[bool]:
+        return [ring.look(), ring.pending, ring.rest(), ring.pending]
+
+    def leave_one() -> None:
+        nonlocal leaves
+        driver.request()
+        leaves = True
+        ring.kicked()
+        ring.serve()
+        leaves = False
+        assert has_more() == [False] * 4
+
+    ring.happen(RingEvent.ENABLE)
+    ring.happen(RingEvent.START)
+    assert has_more() == [False] * 4
+    driver.request()
+    assert has_more() == [True] * 4
+    ring.serve()
+    leave_one()
+    ring.kicked()
+    ring.serve()
+    assert has_more() == [False] * 4
+    leave_one()
+    assert drained == []
+    ring.happen(RingEvent.DISABLE)
+    assert drained == [True]
+    ring.happen(RingEvent.ENABLE)
+    assert has_more() == [True] * 4, "it was not left by the ring that runs now"
+    ring.serve()
+    assert driver.collect() == [1, 2, 3]

@@ -16,7 +16,7 @@ from vhost_user.backend.commands import COMMANDS
 from vhost_user.device import Chain, Queues, VhostDevice, queue
 from vhost_user.wire import NEED_REPLY, VERSION, BackEndRequest, Message, payloads
 from vhost_user.wire.messages import Fds, Reply, shape_of
-from vhost_user.wire.payloads import Config, DeviceStateTransfer, Region, SharedObject, VringAddress, VringState
+from vhost_user.wire.payloads import Config, DeviceStateTransfer, Log, Region, SharedObject, VringAddress, VringState
 
 # -- requests
 
@@ -98,6 +98,13 @@ def test_what_was_not_negotiated_is_refused(stranger: FrontEnd) -> None:
     stranger.negotiate(protocol=PROTOCOL & ~P.CONFIGURE_MEM_SLOTS)
     assert stranger.tell(R.ADD_MEM_REG, stranger.memory.regions[0], [stranger.memory.fd]) == errno.EINVAL
     stranger.do(R.SET_MEM_TABLE, (stranger.memory.regions[0],), [stranger.memory.fd])
+
+
+def test_a_dirty_log_that_is_no_shared_memory_is_not_supported(stranger: FrontEnd) -> None:
+    stranger.negotiate(protocol=PROTOCOL & ~P.LOG_SHMFD)
+    address, fd = 0x1000, stranger.memory.fd
+    for said, fds in ((address, []), (address, [fd]), (Log(4096, 0), [])):
+        assert stranger.tell(R.SET_LOG_BASE, said, fds) == errno.ENOTSUP, (said, fds)
 
 
 def test_a_refused_message_that_asks_for_no_answer_ends_the_connection(front_end: FrontEnd) -> None:

@@ -20,7 +20,6 @@ import errno
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from operator import itemgetter
 from threading import RLock
 from typing import Any, Protocol
 
@@ -198,8 +197,8 @@ class DeviceModel:
             hint = "what __init__ has set and what the class declares contradict each other"
             raise DeclarationError(f"{kind.__qualname__}: {error} ({getattr(kind, _SOURCE)})", hint=hint) from None
         self.takers = [
-            taker.__get__(device, kind) if isinstance(taker, QueueHandler) else self._supplies[taker.name]
-            for _, taker in sorted(found.items(), key=itemgetter(0))
+            taker.__get__(device) if isinstance(taker, QueueHandler) else self._supplies[taker.name]
+            for taker in (found[number] for number in sorted(found))
         ]
         self._snapshot.take_as_after_reset()
         warn_of_unused_in(device, VhostDevice, PLAIN)

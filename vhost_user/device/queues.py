@@ -106,10 +106,10 @@ class QueueHandler(Declaration):
         return ""
 
     @overload
-    def __get__(self, device: None, owner: type) -> QueueHandler: ...
+    def __get__(self, device: None, owner: type | None = None) -> QueueHandler: ...
     @overload
-    def __get__(self, device: object, owner: type) -> Callable[[Chain], Taken]: ...
-    def __get__(self, device: object | None, owner: type) -> QueueHandler | Callable[[Chain], Taken]:
+    def __get__(self, device: object, owner: type | None = None) -> Callable[[Chain], Taken]: ...
+    def __get__(self, device: object | None, owner: type | None = None) -> QueueHandler | Callable[[Chain], Taken]:
         return self if device is None else MethodType(self.function, device)
 
 
