@@ -5,16 +5,26 @@ from __future__ import annotations
 import errno
 import os
 from collections import deque
+from collections.abc import Callable
 from dataclasses import replace
 from enum import Enum
+from typing import Any, cast
+
+import pytest
 
 from tests.userfaults import NOT_OFFERED
+from tests.vhost.reverse import Reverse
 from tests.vhost_frontend import FEATURES, PROTOCOL, USER, FrontEnd, P, Queue, R, V, no_fd, split
+from userdev.errors import ProtocolError
 from userdev.eventfd import drain
 from vhost_user.backend import Server, Session
+from vhost_user.backend.back_end import BackEnd
+from vhost_user.backend.inflight import InflightRegion, make_region
 from vhost_user.backend.line import Line
+from vhost_user.device import model_of
+from vhost_user.memory import DirtyLog
 from vhost_user.wire import DeviceStatus
-from vhost_user.wire.payloads import VringState
+from vhost_user.wire.payloads import Inflight, Log, VringState
 
 
 def test_of_a_ring_that_was_reset_neither_place_nor_addresses_nor_status_are_left(stranger: FrontEnd) -> None:
@@ -169,3 +179,33 @@ def test_for_a_second_owner_a_session_is_as_a_new_one(server: Server) -> None:
             again = known(server)
             for name in new:
                 assert again[name] == new[name], name
+
+
+def test_a_log_and_an_in_flight_region_are_unmapped_when_another_comes_or_they_are_for_nobody_any_more() -> None:
+    """Also where somebody knows them still, as an error does that came through them."""
+    described, fd = make_region(Inflight(0, 0, 2, 8), packed=False, queues=2)
+    ends: list[Callable[[BackEnd], None]] = [BackEnd.begin_anew, BackEnd.close]
+    for instead in (True, False):
+        for end in ends:
+            back_end = BackEnd(model_of(Reverse()), cast(Any, None), lambda _: False)
+            logs = [DirtyLog(Log(64, 0), fd) for _ in range(1 + instead)]
+            regions = [InflightRegion(described, fd, packed=False, queues=2) for _ in range(1 + instead)]
+            for log, region in zip(logs, regions, strict=True):
+                back_end.vrings.set_log(log)
+                back_end.vrings.set_inflight(region)
+                log.mark(0, 1)
+                assert region.split(0) is not None
+                before, last = (logs[0], regions[0]), (log, region)
+                if before != last:
+                    _is_unmapped(*before)
+            end(back_end)
+            _is_unmapped(*last)
+            back_end.close()
+    os.close(fd)
+
+
+def _is_unmapped(log: DirtyLog, region: InflightRegion) -> None:
+    with pytest.raises(ProtocolError):
+        log.mark(0, 1)
+    with pytest.raises(ProtocolError):
+        region.split(0)

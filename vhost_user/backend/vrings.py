@@ -101,7 +101,6 @@ class Vrings:
             vring.forget()
         self.table.clear()
         self._iotlb.clear()
-        self.features = _NO_FEATURES
         self.set_log(None)
         self.set_inflight(None)
 
