@@ -5,12 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from threading import Thread
+from typing import Any, cast
 
 import pytest
 
+from tests.cases import for_each
+from tests.vhost.reverse import Reverse
 from userdev.eventfd import drain
 from vhost_user.backend import Server, Session
+from vhost_user.backend.in_band import InBand
+from vhost_user.backend.lifecycle import RingState
 from vhost_user.backend.line import Line
+from vhost_user.backend.vrings import Vrings
+from vhost_user.device import model_of
+from vhost_user.wire import BackEndRequest
 
 FULL = (1 << 64) - 2
 PATIENCE = 10
@@ -107,3 +115,28 @@ def test_every_line_of_every_ring_is_freed(server: Server, which: str, index: in
     session.free()
     held.join(PATIENCE)
     assert not held.is_alive()
+
+
+@for_each(("nothing", "a descriptor", "none"))
+def test_a_ring_tells_a_new_line_what_the_one_before_may_have_been_owed(said: str, shared: int) -> None:
+    """A call where it runs, and alone there; an error where it is broken. In band where nothing was said of it."""
+    asked: list[BackEndRequest] = []
+    in_band = InBand(lambda request, *_: bool(asked.append(request)))
+    nobody = cast(Any, None)
+    vrings = Vrings(model_of(Reverse()), nobody, nobody, in_band)
+    vring = vrings[0]
+    vrings.started = [vring]
+    for state in RingState:
+        vring.state = state
+        for line, give, request, owed in (
+            (vring.call, vrings.set_call, BackEndRequest.VRING_CALL, state is RingState.RUNNING),
+            (vring.err, vrings.set_err, BackEndRequest.VRING_ERR, state.is_broken),
+        ):
+            if said != "nothing":
+                give(vring, os.dup(shared) if said == "a descriptor" else None)
+                assert drain(shared) == (owed and said == "a descriptor"), (state, request)
+            vrings.tell_in_band()
+            assert (request in asked) == (owed and said == "nothing"), (state, request)
+            assert drain(shared) == 0, (state, request)
+            asked.clear()
+            line.forget()

@@ -14,6 +14,7 @@ from tests.vhost.reverse import Reverse
 from tests.vhost_frontend import MEMORY, FrontEnd, Queue, R, no_fd, split
 from vfio_user.harness.troubles import BROKE, WORKS
 from vhost_user.backend import Server, Session
+from vhost_user.wire.payloads import VringState
 
 
 def loop(ring: Queue) -> None:
@@ -135,7 +136,7 @@ def test_a_ring_without_a_kick_is_looked_at_by_itself(front_end: FrontEnd) -> No
 
 
 def test_a_ring_that_gets_another_kick_looks_whether_it_was_told_by_the_one_before(
-    front_end: FrontEnd, ring: Queue
+    server: Server, front_end: FrontEnd, ring: Queue
 ) -> None:
     ring.enable(False)
     ring.enable()
@@ -146,6 +147,9 @@ def test_a_ring_that_gets_another_kick_looks_whether_it_was_told_by_the_one_befo
     front_end.do(R.SET_VRING_KICK, 0, [other])
     os.close(other)
     assert [each.data for each in ring.wait_used()] == [b"ba"]
+    session = server._session
+    assert isinstance(session, Session)
+    assert len(session._back_end.vrings.started) == 1, "it is looked at once in a turn"
 
 
 def test_a_ring_that_is_broken_tells_who_asks_for_that_later(front_end: FrontEnd, ring: Queue) -> None:
@@ -167,11 +171,14 @@ def test_a_kick_that_cannot_be_waited_for_leaves_the_one_before(
     def refuse(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
+    stopped = front_end.queue(1)
     before, other = fd_count(), os.eventfd(0)
     with monkeypatch.context() as patch:
         patch.setattr(Session, "watch", refuse)
         assert front_end.tell(R.SET_VRING_KICK, ring.index, [other])
+        assert front_end.tell(R.SET_VRING_KICK, stopped.index, [other])
     os.close(other)
+    front_end.do(R.SET_VRING_NUM, VringState(stopped.index, stopped.size))  # it is stopped still
     assert ring.exchange(b"ab", 2).data == b"ba"
     assert fd_count() == before
 

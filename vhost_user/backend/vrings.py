@@ -248,8 +248,7 @@ class Vrings:
 
     def kick(self, vring: Vring) -> None:
         """VRING_KICK: it starts if it is stopped, and does what is there."""
-        if not vring.state.is_started:
-            self._start(vring)
+        self._start(vring)
         vring.kicked()
         if vring.pending:
             vring.serve()
