@@ -121,9 +121,13 @@ def test_every_line_of_every_ring_is_freed(server: Server, which: str, index: in
 def test_a_ring_tells_a_new_line_what_the_one_before_may_have_been_owed(said: str, shared: int) -> None:
     """A call where it runs, and alone there; an error where it is broken. In band where nothing was said of it."""
     asked: list[BackEndRequest] = []
-    in_band = InBand(lambda request, *_: bool(asked.append(request)))
+
+    def lose(request: BackEndRequest, *_: object) -> bool:
+        asked.append(request)
+        return False
+
     nobody = cast(Any, None)
-    vrings = Vrings(model_of(Reverse()), nobody, nobody, in_band)
+    vrings = Vrings(model_of(Reverse()), nobody, nobody, InBand(lose))
     vring = vrings[0]
     vrings.started = [vring]
     for state in RingState:

@@ -36,6 +36,8 @@ def test_what_is_written_while_a_log_is_on_is_marked_data_and_ring(front_end: Fr
     front_end.log_writes(False)
     other.clear()
     ring.exchange(b"ab", 2)
+    ring.start(ring.stop())
+    ring.exchange(b"ab", 2)
     assert not other.pages()
 
 

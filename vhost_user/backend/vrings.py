@@ -317,8 +317,8 @@ class Vrings:
             BrokenRing: it was started too early, or cannot be as the front-end says.
             IotlbMiss: where it is has to be asked for first.
         """
-        if vring.addresses is None or not vring.size:
-            raise BrokenRing("it was started before its size and its addresses were known")
+        if vring.addresses is None:
+            raise BrokenRing("it was started before its addresses were known")
         described = (vring.size, vring.addresses, self.table, self.features)
         iotlb = self._iotlb if VirtioFeature.ACCESS_PLATFORM in self.features else None
         by_guest = self._by_guest_address

@@ -423,6 +423,11 @@ def says_another_place(back_end: Faulty) -> None:
     back_end.at(R.GET_VRING_BASE, lambda b, said, f, usual: (it := usual(b, said, f))._replace(num=it.num ^ 1))
 
 
+def knows_no_word_of_addresses(back_end: Faulty) -> None:
+    """Have the front-end's word that it knows where regions are be a table that is too short."""
+    back_end.put("vhost_user.backend.session.is_postcopy_acknowledgement", lambda _: False)
+
+
 def leaves_packed(at: int, byte: int) -> Fault:
     """Have another byte be in the in-flight region of a packed ring once requests have come back."""
 
@@ -442,6 +447,7 @@ CLAUSES += [
     ("log/offset", "the used ring is not marked", FAULTS["log/used-ring"]),
     ("inflight/last-batch", "GET_VRING_BASE says 3", counts_one_more_at_the_second_stop),
     ("postcopy/bases", "with other regions", lambda back_end: answers_regions(back_end, size=4096)),
+    ("postcopy/bases", "reply to request 5", knows_no_word_of_addresses),
     ("inflight/packed-kept", "the region is of version", leaves_packed(8, 2)),
     ("inflight/packed-kept", "the region says that", leaves_packed(16, 1)),
     ("inflight/packed-kept", "entries [9] are under way", leaves_packed(32 + 32 * 9, 1)),
