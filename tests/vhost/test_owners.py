@@ -140,7 +140,7 @@ def known(server: Server) -> dict[str, object]:
     return found
 
 
-PROTOCOL_OF_ALL = PROTOCOL | P.STATUS | P.DEVICE_STATE | P.BACKEND_REQ | P.PAGEFAULT
+PROTOCOL_OF_ALL = PROTOCOL | P.STATUS | P.CONFIG | P.DEVICE_STATE | P.BACKEND_REQ | P.PAGEFAULT
 
 
 def say_all(front_end: FrontEnd) -> list[Queue]:
@@ -161,6 +161,7 @@ def say_all(front_end: FrontEnd) -> list[Queue]:
     one.logged = True
     one.start(3)  # which misses the translation of where it is
     other.set_up(5)
+    front_end.read_config(1)
     front_end.do(R.SET_VRING_KICK, no_fd(1))
     return [one, other]
 

@@ -271,15 +271,27 @@ def test_a_change_that_nobody_was_told_of_is_told_to_the_next_front_end(
 def test_a_front_end_that_goes_on_with_what_it_knew_is_told_to_read_configuration_space(
     stranger: FrontEnd, server: Server, kind: V
 ) -> None:
-    """The back-end that told it may have been another, of a smaller disk. Once; and not who has read, or begins."""
+    """The back-end that told it may have been another, of a smaller disk. Once; and not who has read, or begins, or
+    knows of no configuration space. That another ring begins anew changes nothing about it.
+    """
     stranger.negotiate()
     ring: Queue | None = None
-    for reads, told in ((False, False), (False, True), (True, False), (False, True)):
+    knows = P.CONFIG
+    for reads, known, told in (
+        (False, knows, False),
+        (False, knows, True),
+        (True, knows, False),
+        (False, P(0), False),
+        (False, knows, True),
+    ):
         stranger.reconnect(str(server.listener.address))
-        stranger.negotiate(FEATURES | kind, PROTOCOL | P.CONFIG | P.BACKEND_REQ)
+        stranger.negotiate(FEATURES | kind, PROTOCOL | known | P.BACKEND_REQ)
         stranger.share_memory()
         if reads:
             stranger.read_config(1)
+        if ring is not None:
+            stranger.do(R.SET_VRING_BASE, VringState(0, 3))
+            stranger.do(R.SET_VRING_BASE, VringState(1, 0))
         with Channel(stranger) as channel:
             ring = ring or stranger.queue()
             ring.start()
