@@ -7,11 +7,11 @@ import fcntl
 import os
 import select
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import Any, cast
 from zlib import crc32
 
 import pytest
@@ -20,9 +20,10 @@ from tests.cases import for_each
 from tests.vhost_frontend import PROTOCOL, FrontEnd, P, R
 from userdev.declare.values import encode
 from userdev.errors import ProtocolError
-from vhost_user.backend import Server, back_end, transfer
+from vhost_user.backend import Server, back_end, misses, transfer
 from vhost_user.device import Chain, Queues, VhostDevice, config_field, model_of, queue, saved, state
 from vhost_user.frontend import BackEndError, Refused
+from vhost_user.memory import IotlbMiss, Permission
 from vhost_user.wire import NO_FD
 from vhost_user.wire.payloads import DeviceStateTransfer
 
@@ -203,6 +204,47 @@ def test_a_transfer_that_has_ended_is_not_given_up_when_its_time_is_over(device:
     os.close(again)
     os.close(reader)
     served.close()
+
+
+def test_whatever_ends_a_transfer_under_way_closes_its_descriptor(device: Keeper) -> None:
+    """The other end sees that nobody is there any more."""
+    other_reader, other_writer = os.pipe()
+    ends: dict[str, Callable[[back_end.BackEnd], None]] = {
+        "the end of the session": lambda served: served.close(),
+        "another owner": lambda served: served.begin_anew(),
+        "a reset": lambda served: served.reset(device_too=False),
+        "another transfer": lambda served: served.load_from(os.dup(other_reader)),
+    }
+    for name, end in ends.items():
+        served = back_end.BackEnd(model_of(device), Now(), lambda _: False)
+        reader, writer = os.pipe()
+        served.load_from(reader)
+        end(served)
+        with pytest.raises(BrokenPipeError):
+            os.write(writer, name.encode())
+        os.close(writer)
+        served.close()
+    os.close(other_reader)
+    os.close(other_writer)
+
+
+def test_what_is_given_up_first_is_waited_for_until_then(device: Keeper, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A translation or a state: a ring may be started while one goes on."""
+    ring = cast(Any, object())
+    for begun_missing, begun_moving in ((10.0, 15.0), (15.0, 10.0)):
+        served = back_end.BackEnd(model_of(device), Now(), lambda _: False)
+        monkeypatch.setattr(misses, "monotonic", lambda begun=begun_missing: begun)
+        monkeypatch.setattr(transfer, "monotonic", lambda begun=begun_moving: begun)
+        reader, writer = os.pipe()
+        assert served.deadline is None
+        served.load_from(reader)
+        assert served.deadline == begun_moving + transfer.TRANSFER_SECONDS
+        served.vrings.misses.wait(ring, IotlbMiss(0, Permission.READ))
+        assert served.deadline == min(begun_missing + misses.MISS_SECONDS, begun_moving + transfer.TRANSFER_SECONDS)
+        served.drop_transfer()
+        assert served.deadline == begun_missing + misses.MISS_SECONDS
+        os.close(writer)
+        served.close()
 
 
 IDENTITY = {"device": "Keeper", "virtio_id": 42}
