@@ -236,7 +236,6 @@ def test_what_is_given_up_first_is_waited_for_until_then(device: Keeper, monkeyp
         monkeypatch.setattr(misses, "monotonic", lambda begun=begun_missing: begun)
         monkeypatch.setattr(transfer, "monotonic", lambda begun=begun_moving: begun)
         reader, writer = os.pipe()
-        assert served.deadline is None
         served.load_from(reader)
         assert served.deadline == begun_moving + transfer.TRANSFER_SECONDS
         served.vrings.misses.wait(ring, IotlbMiss(0, Permission.READ))

@@ -273,3 +273,22 @@ def test_messages_instead_of_descriptors_need_a_channel_and_answers(stranger: Fr
     stranger.send(R.SET_PROTOCOL_FEATURES, int(IN_BAND & ~without))
     with pytest.raises(Disconnected):
         stranger.receive()
+
+
+def test_who_has_not_agreed_on_messages_instead_of_descriptors_is_sent_none(stranger: FrontEnd) -> None:
+    stranger.negotiate(protocol=PROTOCOL | P.BACKEND_REQ)
+    stranger.share_memory()
+    with Channel(stranger) as channel:
+        ring = stranger.queue()
+        stranger.do(R.SET_VRING_NUM, VringState(0, ring.size))
+        stranger.do(R.SET_VRING_ADDR, ring.addresses)
+        stranger.do(R.SET_VRING_KICK, 0, [ring.kick_fd])
+        ring.enable()
+        for data, used in ((b"ab", 1), (b"fail", 1)):
+            ring.put(data, 2)
+            ring.kick()
+            stranger.settle()
+            stranger.settle()
+            assert split(ring).used_index == used
+        assert channel.is_silent()
+        ring.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
@@ -90,25 +91,35 @@ def test_it_is_given_again_when_another_ring_begins(front_end: FrontEnd, ring: Q
     other.close()
 
 
-@for_each((SplitDriver, PackedDriver))
-def test_a_ring_with_something_left_is_not_looked_at_and_asks_for_no_turn_until_it_is_told(
-    kind: type[AnyDriver], guest: Guest
-) -> None:
+def alone(driver: AnyDriver, handler: Callable[[Chain], Taken], drain: Callable[[], None]) -> HandledVring:
+    """A ring of a back-end's, without a session."""
+    nobody = cast(Any, None)  # is asked by none of these
+    shared = (Misses(nobody), InBand(lambda *_: False), nobody, drain)
+    return HandledVring(0, Reverse(), handler, nobody, lambda _: driver.ring(), *shared)
+
+
+@for_each((SplitDriver, PackedDriver), (RingEvent.DISABLE, RingEvent.STOP, RingEvent.BREAK))
+def test_a_ring_that_runs_no_more_has_no_turn_though_there_is_more(kind: type[AnyDriver], event: RingEvent) -> None:
+    """It was stopped in the middle of many: it is neither looked at nor served."""
+    with Guest() as guest:
+        driver = kind(guest)
+        ring = alone(driver, lambda chain: chain.write(b""), lambda: None)
+        ring.happen(RingEvent.ENABLE)
+        ring.happen(RingEvent.START)
+        driver.request()
+        ring.serve()
+        driver.request()
+        assert [ring.look(), ring.pending, ring.is_awake] == [True] * 3
+        ring.happen(event)
+        assert [ring.pending, ring.is_awake] == [False] * 2
+        assert driver.collect() == [1]
+        ring.let_go()
+
+
+def left_and_given_again(driver: AnyDriver) -> None:
     leaves = False
     drained: list[bool] = []
-    driver = kind(guest)
-    nobody = cast(Any, None)  # is asked by none of these
-    ring = HandledVring(
-        0,
-        Reverse(),
-        lambda chain: LEFT if leaves else chain.write(b""),
-        nobody,
-        lambda _: driver.ring(),
-        Misses(nobody),
-        InBand(lambda *_: False),
-        nobody,
-        lambda: drained.append(True),
-    )
+    ring = alone(driver, lambda chain: LEFT if leaves else chain.write(b""), lambda: drained.append(True))
 
     def has_more() -> list[bool]:
         return [ring.look(), ring.pending, ring.rest(), ring.pending]
@@ -140,3 +151,11 @@ def test_a_ring_with_something_left_is_not_looked_at_and_asks_for_no_turn_until_
     assert has_more() == [True] * 4, "it was not left by the ring that runs now"
     ring.serve()
     assert driver.collect() == [1, 2, 3]
+
+
+@for_each((SplitDriver, PackedDriver))
+def test_a_ring_with_something_left_is_not_looked_at_and_asks_for_no_turn_until_it_is_told(
+    kind: type[AnyDriver],
+) -> None:
+    with Guest() as guest:
+        left_and_given_again(kind(guest))

@@ -30,8 +30,9 @@ class Behind(Translated):
         self.at_a_request: Callable[[], None] = lambda: None
         nobody = cast(Any, None)  # is asked by none of these
         shared = (self.misses, InBand(lambda *_: False), nobody, lambda: None)
+        self.device = Reverse()
         self.vring = HandledVring(
-            0, Reverse(), self.handle, nobody, lambda _: self.driver.ring(iotlb=self.iotlb), *shared
+            0, self.device, self.handle, nobody, lambda _: self.driver.ring(iotlb=self.iotlb), *shared
         )
         self.vring.happen(RingEvent.ENABLE)
         self.vring.happen(RingEvent.START)
@@ -112,3 +113,16 @@ def test_a_ring_that_is_asked_whether_there_is_more_waits_for_its_own_memory_whe
     behind.ask_for()
     behind.go_on()
     assert behind.driver.collect() == [1]
+
+
+@BOTH
+def test_a_device_is_told_of_a_stop_only_where_it_was_told_of_a_start(behind: Behind) -> None:
+    """Not of a ring that waited for where it is, also where it ran before."""
+    behind.go_on()
+    for _ in range(2):
+        behind.vring.happen(RingEvent.STOP)
+        behind.vring.let_go()
+        behind.iotlb.clear()
+        behind.vring.happen(RingEvent.START)
+        assert behind.waits()
+    assert behind.device.events == ["start 0", "stop 0"]
