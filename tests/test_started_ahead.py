@@ -103,6 +103,8 @@ class World:
     verdict: Verdict = Verdict.MIGRATED
     compare: Callable[[], None] = lambda: None
     guest: Any = None
+    compared: list[tuple[str, str]] = field(default_factory=list)
+    """What a guest was seen to be before and after each of its migrations."""
 
     def __post_init__(self) -> None:
         spec = GuestSpec("guest", cast(Any, "image"), cast(Any, "hardware"), host=A)
@@ -112,6 +114,11 @@ class World:
 
     def move(self, to: Host, then: Host | None = None, qemu: Any = None) -> Report:
         return move(self.launcher, self.guest, to, Mode.COORDINATED, Plan(), Conductor(), qemu, then)
+
+    def look_again(self, before: str, guest: Guest) -> str:
+        self.compare()
+        self.compared.append((before, f"in {guest.machine.name}"))
+        return self.compared[-1][1]
 
 
 Make = Callable[..., World]
@@ -134,8 +141,8 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Make:
         (guest_migration, "choose_mode", lambda mode, _: mode),
         (guest_migration, "require_migratable", lambda _: None),
         (guest_migration, "was_reset", lambda _: False),
-        (guest_migration, "look", lambda _: "as it was"),
-        (guest_migration, "compare", lambda *_: worlds[-1].compare()),
+        (guest_migration, "look", lambda guest: f"before {guest.machine.name}"),
+        (guest_migration, "compare", lambda _, before, guest: worlds[-1].look_again(before, guest)),
         (destination, "attachment_of", lambda *_: attached),
         (Report, "write", lambda *_: None),
     ):
@@ -155,6 +162,20 @@ def test_a_guest_that_comes_back_finds_the_other_side_started(world: Make) -> No
         assert (report.machine, report.ok, report.phases[0].phase) == (f"guest.{number}", True, Phase.START)
     assert there.launcher.awaiting is None
     assert len(there.launcher.started) == 1 + 2 * 4, "nothing was started twice"
+
+
+def test_a_guest_that_comes_back_is_compared_with_what_it_was_as_it_arrived_and_no_other_is(world: Make) -> None:
+    there = world()
+    there.move(B, then=A)
+    there.move(A, then=B)
+    there.move(LocalHost("c"))
+    there.move(A)
+    assert there.compared == [
+        ("before guest", "in guest.1"),
+        ("in guest.1", "in guest.2"),
+        ("before guest.2", "in guest.4"),
+        ("before guest.4", "in guest.5"),
+    ]
 
 
 def test_what_was_started_for_something_else_is_ended_and_the_right_thing_started(world: Make) -> None:

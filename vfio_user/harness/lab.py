@@ -239,7 +239,7 @@ class Lab:
         """Move a running guest with its devices to another host; afterwards `guest` is the one there.
 
         `conductor` looks on and may cancel it. The report has the verdict; a guest that stayed is a good guest still.
-        `qemu` is another QEMU (see `find_qemu`). `then` is where it goes next: that side starts as it is looked at.
+        `qemu` is another QEMU (`find_qemu`). `then` is where it goes next, as it arrives: that side starts meanwhile.
         """
         from vfio_user.harness.migration.guest_migration import move  # most guests stay where they are
 

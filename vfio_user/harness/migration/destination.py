@@ -16,6 +16,7 @@ from vfio_user.harness.hosts.host import Host
 from vfio_user.harness.interposition import Interpose
 from vfio_user.harness.machine import Machine
 from vfio_user.harness.migration.coordinator import MovedByQemu
+from vfio_user.harness.migration.guest_view import GuestView
 from vfio_user.harness.migration.link import DeviceLink
 from vfio_user.harness.qemu import Qemu
 from vfio_user.harness.server import DeviceServer
@@ -72,6 +73,8 @@ class Destination:
         self._servers: list[DeviceServer] = []
         self._ahead: Future[Machine] | None = None
         self.stays = False
+        self.seen: GuestView | None = None
+        """The guest, as it was when this was started ahead: it is to be that still when it has come."""
 
     def fits(self, guest: BootedGuest, to: Host, qemu: Qemu | None) -> bool:
         """Whether one that is made now would be the same: guest, devices and servers are as they were."""

@@ -47,9 +47,9 @@ def move(
         [server.device.name for server in servers if not is_ours_to_move(server)],
     )
     here, source, running = guest.host, guest.machine, guest.machine.qmp.command("query-status")["running"]
-    before = look(guest) if running else None
-    source.qmp.events.forget("RESET")
     arriving = _arriving(lab, guest, to, qemu)
+    before = (arriving.seen or look(guest)) if running else None
+    source.qmp.events.forget("RESET")
     report.machine = arriving.spec.name
     with ExitStack() as at_last:  # each of these also where the other fails
         at_last.callback(arriving.end_unless_it_stays)
@@ -80,12 +80,14 @@ def move(
         before = None
     if report.verdict is Verdict.MIGRATED:
         with ThreadPoolExecutor(max_workers=2) as beside:  # behind it nothing is under way
-            if then is not None:
-                lab.awaiting = Destination(lab, guest, then, qemu)
-                lab.awaiting.start_ahead(beside)
+            following = lab.awaiting = Destination(lab, guest, then, qemu) if then is not None else None
+            if following is not None:
+                following.start_ahead(beside)
             ended = beside.submit(lab.end, source, servers)
             if before is not None:
-                compare(report, before, guest)  # whose QEMU has to translate all of it anew, while the other one ends
+                seen = compare(report, before, guest)  # whose QEMU has to translate all of it anew
+                if following is not None:
+                    following.seen = seen
             ended.result()
         if not report.ok:
             report.hinder(lost_host(lab, here, to))

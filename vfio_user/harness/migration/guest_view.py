@@ -27,13 +27,13 @@ def look(guest: BootedGuest) -> GuestView:
     return GuestView(seen["boot_id"], seen["uptime"], seen["devices"])
 
 
-def compare(report: Report, before: GuestView, guest: BootedGuest) -> None:
-    """Look again, and put what was found into the report."""
+def compare(report: Report, before: GuestView, guest: BootedGuest) -> GuestView | None:
+    """Look again, and put what was found into the report; None where the guest does not answer."""
     try:
         after = look(guest)
     except (GuestLost, GuestFailure, MachineError, ServerFailure) as error:
         report.judge("the guest answers", False, str(error))
-        return
+        return None
     report.judge("no reboot", after.boot_id == before.boot_id, f"boot id {after.boot_id}")
     report.judge("time goes on", after.uptime >= before.uptime, f"uptime {before.uptime} s, then {after.uptime} s")
     for address, device in before.devices.items():
@@ -42,6 +42,7 @@ def compare(report: Report, before: GuestView, guest: BootedGuest) -> None:
         different = [name for name, value in device["registers"].items() if now["registers"][name] != value]
         said = ", ".join(f"{name} is {now['registers'][name]}, was {device['registers'][name]}" for name in different)
         report.judge(f"config space of {address}", not different, said)
+    return after
 
 
 def _look(addresses: list[str]) -> dict[str, Any]:
