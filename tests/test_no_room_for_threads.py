@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import signal
 import socket
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.cases import for_each
 from tests.device_kit import open_fds
 from tests.session_kit import Prober
+from userdev.process import Child, spawning
 from userdev.serving.background import Background
 from userdev.serving.worker import Worker
 from vfio_user.client import Client, Disconnected
@@ -70,6 +74,31 @@ def test_a_worker_does_what_is_asked_of_it_later_with_what_it_could_not_do_befor
     assert both.wait(LONG)
     worker.close()
     assert done == ["first", "second"]
+
+
+def test_a_program_is_started_once_there_is_a_thread_that_starts_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    nursery = spawning._Nursery()
+    command = ["true"]
+    with no_room_for("nursery", monkeypatch), pytest.raises(RuntimeError, match=NO_ROOM):
+        nursery.do(lambda: subprocess.Popen(command))
+    assert nursery.do(lambda: subprocess.Popen(command)).wait(LONG) == 0
+
+
+def test_a_child_whose_end_nobody_could_wait_for_is_not_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spawned: list[subprocess.Popen[bytes]] = []
+
+    def noted(*arguments: Any, **more: Any) -> subprocess.Popen[bytes]:
+        spawned.append(spawning.spawn(*arguments, **more))
+        return spawned[-1]
+
+    monkeypatch.setattr("userdev.process.child.spawn", noted)
+    before = open_fds()
+    with no_room_for("end of sleeper", monkeypatch), pytest.raises(RuntimeError, match=NO_ROOM):
+        Child("sleeper", ["sleep", "60"], log=tmp_path / "log")
+    assert spawned[0].returncode == -signal.SIGKILL
+    assert open_fds() == before
 
 
 @for_each([0, 1])

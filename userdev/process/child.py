@@ -72,7 +72,6 @@ class Child:
                 prepare=_allow_core if take_core else None,
             )
         self.pid = self._process.pid
-        self.end = ProcessEnd(self.pid)
         self._reaping = threading.Lock()
         self.began = time.time()
         self._began = time.monotonic()
@@ -85,7 +84,13 @@ class Child:
         self.was_stopped = False
         """Whether it ran until `stop` ended it."""
         self._watcher = threading.Thread(target=self._watch, name=f"end of {name}", daemon=True)
-        self._watcher.start()
+        with contextlib.ExitStack() as left:
+            left.callback(self._process.wait)
+            left.callback(self._signal_group, signal.SIGKILL)
+            self.end = ProcessEnd(self.pid)
+            left.callback(self.end.close)
+            self._watcher.start()
+            left.pop_all()  # it is somebody's now
 
     @property
     def not_before(self) -> float:

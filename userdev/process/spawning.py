@@ -123,8 +123,9 @@ class _Nursery:
 
         with self._lock:
             if self._thread is None:
-                self._thread = threading.Thread(target=self._serve, name="nursery", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._serve, name="nursery", daemon=True)
+                thread.start()  # where there is no room for it: who asks next tries again
+                self._thread = thread
             self._work.put(work)
         return done.result()
 
