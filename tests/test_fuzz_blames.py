@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -10,17 +11,20 @@ from typing import Any
 import pytest
 
 from tests.cases import for_each
+from tests.clauses.requests import of_feature
 from tests.config_space_faults import RegionSays
 from tests.conformance_target import Fault, InProcess, Proceed, Reply, with_fault
 from tests.everything_device import Everything
 from tests.test_conformance_blames import HasNoPin, SaysHowMany, TakesOne
 from userdev.conformance import Crash, Skip
-from userdev.errors import UserError
+from userdev.errors import ProtocolError, UserError
 from userdev.fuzz import Find, Found, Kind, Step
 from vfio_user.cli._fuzzing import corpus_checks, play_again
+from vfio_user.client.conformance import CATALOGUE
 from vfio_user.fuzz import VfioUserSubject
 from vfio_user.server.session import Session
 from vfio_user.wire import CURRENT, Command, Message
+from vfio_user.wire.constants import Feature, FeatureFlags, MigrationState
 
 READ = Step.of("read", region=7, offset=0, width=4)
 LINE = (Step.of("write_many", values=(1, 2), count=0), Step.of("burst", values=(1, 2), posted=0, place=0))
@@ -63,6 +67,59 @@ def test_an_interrupt_line_that_keeps_nothing_is_no_find_where_there_is_no_pin(t
     ):
         subject.prepare()
         assert subject.play(LINE) is None
+
+
+class StaysStopped(Fault):
+    """As the reference: a client that leaves changes no state, and what STOP has no use for is refused in it."""
+
+    TAKEN = (Command.REGION_READ, Command.REGION_WRITE, Command.DEVICE_FEATURE, Command.MIG_DATA_READ)
+    set_to: MigrationState | None = None
+
+    def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
+        migration = session.function.migration
+        assert migration is not None
+        if self.set_to is MigrationState.STOP and migration.state is not self.set_to:
+            migration.set_state(self.set_to)
+        if migration.state is MigrationState.STOP and command not in self.TAKEN:
+            raise ProtocolError("not in STOP", errno.EINVAL)
+        answer = proceed(command, message)
+        self.set_to = migration.state
+        return answer
+
+
+class LooksForTheRangeFirst(Fault):
+    """As the reference: what is not mapped is not there, whether anything is logged or not."""
+
+    def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
+        reports = of_feature(Feature.DMA_LOGGING_REPORT, FeatureFlags.GET)(message.payload)
+        if reports and not len(session.function.dma):
+            raise ProtocolError("it is not mapped", errno.ENOENT)
+        return proceed(command, message)
+
+
+AS_THE_REFERENCE: dict[str, tuple[Fault, list[Step]]] = {
+    "a device that stays in STOP": (
+        StaysStopped(),
+        [
+            Step.of("change_state", state=int(MigrationState.STOP)),
+            *(Step.of("greet", ids=(check.id,)) for check in CATALOGUE if check.group == "version"),
+            Step.of("second", unless=0),
+            Step.of("leave", size=0, fds=0),
+            Step.of("change_state", state=int(MigrationState.RUNNING)),
+        ],
+    ),
+    "a report of what is not mapped": (LooksForTheRangeFirst(), [Step.of("report_log", slots=1, less=0)]),
+}
+
+
+def test_what_the_reference_does_is_no_find(tmp_path: Path) -> None:
+    for name, (fault, steps) in AS_THE_REFERENCE.items():
+        with (
+            InProcess(tmp_path, Everything, session=with_fault(fault), pid=1) as target,
+            closing(VfioUserSubject(target, CURRENT, timeout=20)) as subject,
+        ):
+            assert subject.prepare() == [], name
+            assert subject.play(steps) is None, name
 
 
 class OfAnother:

@@ -113,7 +113,9 @@ def second(encounter: Encounter, unless: int) -> None:
 
 
 def greet(encounter: Encounter, ids: tuple[str, ...]) -> None:
-    """Checks of how versions are agreed on, each by a client of its own."""
+    """Checks of how versions are agreed on, each by a client of its own, who may ask what a device says of itself."""
+    if not encounter.accessible:
+        return
     encounter.leave()
     try:
         for id in ids:

@@ -30,6 +30,8 @@ _ALLOWED = {
     S.STOP_COPY: (S.STOP, S.RUNNING),
 }
 """Arcs that need no state to be written. From RESUMING a device goes where it can with what it was given."""
+_NO_REPORT = (errno.EINVAL, errno.ENOTSUP)
+"""Why there is none of what is mapped; whether it is may be looked at before the log is."""
 
 
 def reset(encounter: Encounter) -> None:
@@ -209,7 +211,8 @@ def report_log(encounter: Encounter, slots: int, less: int) -> None:
     for turn in range(2):
         reply = encounter.ask(Command.DEVICE_FEATURE, FEATURE.pack(argsz, flags, tail=data))
         if less or not encounter.logging:
-            encounter.refused(reply, "a report without a log, or without room for it", (errno.EINVAL, errno.ENOTSUP))
+            accepted = _NO_REPORT if less or covered == length else (*_NO_REPORT, errno.ENOENT)
+            encounter.refused(reply, "a report without a log, or without room for it", accepted)
             return
         if covered != length:
             return
