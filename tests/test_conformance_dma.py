@@ -15,7 +15,7 @@ from vfio_user.device import PciDevice
 from vfio_user.server.session import Session
 from vfio_user.wire import CURRENT, Command, Message
 from vfio_user.wire.constants import DmaFlags, Feature
-from vfio_user.wire.layouts import DMA_MAP
+from vfio_user.wire.layouts import DMA_MAP, REGION_ACCESS
 
 UNMAP_REPLY = 24
 """Bytes of a good one that has no bitmap."""
@@ -78,6 +78,15 @@ class LogsNothing(Fault):
         return (payload[:-8] + bytes(8) if logged else payload), fds
 
 
+class ReadsWrongly(Fault):
+    """The last of the 8 bytes of a register are others."""
+
+    def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
+        payload, fds = proceed(command, message)
+        wide = command is Command.REGION_READ and REGION_ACCESS.unpack(message.payload)[1:] == (0, 8)
+        return (payload[:-4] + b"\1" * 4 if wide else payload), fds
+
+
 class StuckEdu(Edu):
     """Is busy for good where its DMA is refused."""
 
@@ -104,6 +113,7 @@ class BlottingEdu(Edu):
 FAULTS: tuple[tuple[Fault, Callable[[], PciDevice], set[str]], ...] = (
     (Fault(), Edu, set()),
     (Fault(), BlottingEdu, {"by-message", "by-mapping"}),
+    (ReadsWrongly(), Edu, {"registers"}),
     (MapsNothing(), Edu, {"by-mapping"}),
     (MapsNothingAtAll(), Edu, {"by-message", "by-mapping", "read-only", "refused", "unmapped", "logged"}),
     (LogsNothing(), Edu, {"logged"}),

@@ -19,8 +19,8 @@ from vfio_user.client.conformance import CATALOGUE, Level, Outcome, run
 from vfio_user.server.connection import ClientGone
 from vfio_user.server.session import Session
 from vfio_user.wire import CURRENT, DRAFT_V6, HEADER_SIZE, REGION_MIGRATION, Command, Dialect, Message
-from vfio_user.wire.constants import Feature, FeatureFlags, MigrationState, MigrationSupport
-from vfio_user.wire.layouts import DMA_ENTRY_V6, DMA_UNMAP, FEATURE, MIGRATION_FLAGS, REGION_ACCESS, VERSION
+from vfio_user.wire.constants import Feature, FeatureFlags, IrqSetFlags, MigrationState, MigrationSupport
+from vfio_user.wire.layouts import DMA_ENTRY_V6, DMA_UNMAP, FEATURE, IRQ_SET, MIGRATION_FLAGS, REGION_ACCESS, VERSION
 
 
 class DoesNoDma(Fault):
@@ -168,6 +168,69 @@ ONE_CAUSE: dict[str, tuple[Fault, Dialect, tuple[str, ...], str]] = {
     "a flag of an unmap": (ForgetsARefusal(Command.DMA_UNMAP, 4), CURRENT, MAPS, "dma_unmap/unknown-flag"),
     "an unmap of nothing": (ForgetsARefusal(Command.DMA_UNMAP, 0), CURRENT, MAPS, "dma_map/unmap-unknown"),
 }
+
+
+class RepeatsARefusedId(Fault):
+    """The first good reply behind a refusal has the id of what was refused."""
+
+    def __init__(self) -> None:
+        self._refused: list[int] = []
+
+    def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
+        try:
+            return proceed(command, message)
+        except ProtocolError:
+            self._refused = [message.id]
+            raise
+
+    def sent(self, message: Message) -> list[Message]:
+        if message.command == CURRENT.number(Command.VERSION):
+            self._refused.clear()
+        return [replace(message, id=self._refused.pop())] if self._refused else [message]
+
+
+@dataclass
+class AnswersHalf(Fault):
+    """Reads of 8 bytes, of one region or of each, are answered with 4."""
+
+    of: int | None = None
+
+    def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
+        payload, fds = proceed(command, message)
+        if command is Command.REGION_READ:
+            asked = REGION_ACCESS.unpack(message.payload)
+            if asked.length == 8 and self.of in (None, asked.region):
+                payload = payload[:-4]
+        return payload, fds
+
+
+class FiresTwice(Fault):
+    def command(self, session: Session, command: Command, message: Message, proceed: Proceed) -> Reply:
+        reply = proceed(command, message)
+        if command is Command.SET_IRQS and IRQ_SET.unpack(message.payload).flags == TRIGGER:
+            proceed(command, message)
+        return reply
+
+
+TRIGGER = IrqSetFlags.TRIGGER | IrqSetFlags.DATA_NONE
+MANY = ("version", "header", "order", "info", "irq_info", "region_read", "set_irqs", "dma_map", "session")
+TOLD: dict[str, tuple[Fault, tuple[str, ...], str, str]] = {
+    "ids": (RepeatsARefusedId(), MANY, "header/id-echoed", "which was sent with id 513, has id 512"),
+    "ids of any group": (RepeatsARefusedId(), ("dma_map",), "dma_map/impossible", "has id"),
+    "reads": (AnswersHalf(), ("region_read", "device_dma"), "region_read/reply", "of 8 bytes is answered with count 8"),
+    "reads of a BAR": (AnswersHalf(0), ("region_read", "device_dma"), "device_dma/registers", "with count 8 and 4"),
+    "interrupts": (FiresTwice(), ("set_irqs", "reset"), "set_irqs/trigger", "it was fired 2 times in place of 1"),
+}
+
+
+def test_what_is_wrong_with_all_that_comes_is_one_finding_that_says_what_came(tmp_path: Path) -> None:
+    for number, (name, (fault, groups, expected, said)) in enumerate(TOLD.items()):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        with InProcess(folder, Edu, session=with_fault(fault)) as target:
+            wrong = failed(target.results(*groups))
+        assert wrong.keys() == {expected}, (name, wrong)
+        assert said in wrong[expected], (name, wrong)
 
 
 @for_each(ONE_CAUSE)

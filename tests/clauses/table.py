@@ -180,7 +180,7 @@ DESCRIPTION_CLAUSES = [
 ACCESS_CLAUSES = [
     Clause("region_read/reply", "a read of 1 bytes failed", Refuses(C.REGION_READ)),
     Clause("region_read/reply", "is answered with (1, ", Says(C.REGION_READ, u32(0, 1))),
-    Clause("region_read/reply", "a read of 1 bytes is answered with 37", Says(C.REGION_READ, longer)),
+    Clause("region_read/reply", "REGION_READ of 1 byte is answered with count 1 and 5", Says(C.REGION_READ, longer)),
     Clause("region_read/pieces-agree", "in pieces of 1 bytes", Says(C.REGION_READ, ends_with(b"\x99"), at(9, 1))),
     Clause("region_read/count-0", "a read of 0 bytes failed", Refuses(C.REGION_READ)),
     Clause("region_read/at-the-end", "an offset at the end succeeded", Takes(C.REGION_READ)),
@@ -204,7 +204,7 @@ ACCESS_CLAUSES = [
     Clause("reset/succeeds", "describes itself differently", faults.ForgetsItsPlace()),
     Clause("reset/keeps-irqs", "is not fired after it", Behind(C.DEVICE_RESET, acts.cuts_all)),
     Clause("reset/surplus-ignored", "with a payload failed", Refuses(C.DEVICE_RESET, sized(16))),
-    Clause("set_irqs/trigger", "was not fired once", Keeps(C.SET_IRQS, irqs(NONE | TRIGGER, 1))),
+    Clause("set_irqs/trigger", "was fired 0 times in place of 1", Keeps(C.SET_IRQS, irqs(NONE | TRIGGER, 1))),
     Clause("set_irqs/trigger-range", "fire vector 1 alone", Behind(C.SET_IRQS, acts.fires_the_whole_index)),
     Clause("set_irqs/trigger-bool", "fire vector 1 alone", Behind(C.SET_IRQS, acts.fires_the_whole_index)),
     Clause("set_irqs/reply-is-header", "TRIGGER with NONE failed", Refuses(C.SET_IRQS)),
@@ -223,7 +223,11 @@ ACCESS_CLAUSES = [
     Clause("set_irqs/replace", "not the new eventfd", Keeps(C.SET_IRQS, again(irqs(EVENTFD | TRIGGER, 1)))),
     Clause("set_irqs/all-vectors", "not every vector fired", Keeps(C.SET_IRQS, irqs(NONE | TRIGGER, 8))),
     Clause("set_irqs/no-action", "fired an interrupt", BehindRefusal(C.SET_IRQS, acts.triggers)),
-    Clause("set_irqs/no-action", "took the vector's eventfd", BehindRefusal(C.SET_IRQS, acts.cuts_the_first)),
+    Clause(
+        "set_irqs/no-action",
+        "another: it was fired 0 times",
+        BehindRefusal(C.SET_IRQS, acts.cuts_the_first),
+    ),
     Clause("set_irqs/no-action", "still changed config space", Changes(4)),
 ]
 
@@ -261,6 +265,7 @@ MEMORY_CLAUSES = [
         "dma_unmap/around", "unmapping the range itself failed", Behind(C.DMA_UNMAP, acts.refuses_all_the_same, WIDE)
     ),
     Clause("dma_unmap/around", "a wider range has unmapped succ", Keeps(C.DMA_UNMAP, WIDE, lambda it: it)),
+    Clause("device_dma/registers", "reads 0x0 after", Says(C.REGION_READ, u64(16, 0), at(0x80, 8, 0)), device=Edu),
     Clause("device_dma/by-message", "is still busy", Fault(), device=devices.Busy),
     Clause("device_dma/by-message", "is not what was there", Fault(), device=devices.Corrupting),
     Clause("device_dma/by-message", "in front of its destination", Fault(), device=devices.Early),

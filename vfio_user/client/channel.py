@@ -21,7 +21,7 @@ from typing import Self
 from userdev.busy_wait import BusyWait
 from userdev.errors import ProtocolError
 from userdev.transport import BadFrame, DescriptorsLost, Framer, Stream, close_all
-from vfio_user.client.errors import Disconnected, NoAnswer
+from vfio_user.client.errors import Disconnected, NoAnswer, StrayReply
 from vfio_user.wire import COMMAND, MAX_MESSAGE, NO_REPLY, Message
 from vfio_user.wire.open_requests import OpenRequests, free_id
 
@@ -365,9 +365,7 @@ class Channel:
         pending = self._open.replied(message.id)
         if pending is None:
             close_all(message.fds)
-            raise ProtocolError(
-                f"the server replied to id {message.id} (command {message.command}), which nobody asked"
-            )
+            raise StrayReply(message.id, message.command)
         pending.reply = message
         if pending.given_up:
             pending.give_up()

@@ -52,6 +52,23 @@ class ShortReply(ProtocolError):
         self.request = f"a whole reply to {command}"
 
 
+class StrayReply(ProtocolError):
+    """A reply has an id that no request has which waits for one."""
+
+    def __init__(self, id: int, command: int) -> None:
+        super().__init__(f"the server replied to id {id} (command {command}), and no request that waits has it")
+        self.id = id
+
+
+class OtherCount(ProtocolError):
+    """A read is answered with more or less than it asked for. `request` is one fault, whoever reads."""
+
+    request = "as many bytes from REGION_READ as it asks for"
+
+    def __init__(self, wanted: int, said: int, came: int) -> None:
+        super().__init__(f"REGION_READ of {counted(wanted, 'byte')} is answered with count {said} and {came} bytes")
+
+
 def none_refused(found: Iterable[T | RemoteError]) -> list[T]:
     """What a server said of each, where it has to say something of all.
 

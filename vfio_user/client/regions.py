@@ -12,7 +12,7 @@ from userdev.memory.guard import guard
 from userdev.memory.shrinking import can_shrink
 from userdev.transport import close_all
 from vfio_user.client.connection import ClientConnection, at_once
-from vfio_user.client.errors import RemoteError, none_refused
+from vfio_user.client.errors import OtherCount, RemoteError, none_refused
 from vfio_user.client.reading import read_as
 from vfio_user.wire import Command, Message
 from vfio_user.wire.constants import MIGRATION_REGION_TYPE, MOST_REGIONS, NO_FD, IoFdType, RegionFlags, RegionIndex
@@ -230,7 +230,7 @@ class RegionCalls(ClientConnection):
         length = read_as(REGION_ACCESS, reply.payload, Command.REGION_READ.value).length
         data = reply.payload[REGION_ACCESS.size :]
         if not length == len(data) == count:
-            raise ProtocolError(f"REGION_READ of {count} bytes answered with count {length} and {len(data)} bytes")
+            raise OtherCount(count, length, len(data))
         return data
 
     def _description(self, index: int, reply: Message) -> Region | RemoteError:

@@ -19,7 +19,7 @@ from userdev.process import Deadline
 from userdev.transport import Stream, close_all
 from vfio_user.client.channel import Pending
 from vfio_user.client.client import Client
-from vfio_user.client.errors import Disconnected, RemoteError, none_refused
+from vfio_user.client.errors import Disconnected, RemoteError, StrayReply, none_refused
 from vfio_user.client.eventfd import EventFd
 from vfio_user.client.memory import GuestMemory
 from vfio_user.client.regions import Region
@@ -45,6 +45,8 @@ DESCRIBED = ("info/describes",)
 
 CLOSING_SECONDS = 1.0
 """That a server has to close the descriptors of a client that has left: one thread may serve, and another tidy up."""
+BEHIND_SECONDS = 0.02
+"""That a reply may come behind one that is none."""
 LOOK_SECONDS = 0.01
 """Between two looks at that."""
 
@@ -83,6 +85,11 @@ def _no_error_bit(whose: str) -> Cause:
     return Cause("the Error bit of replies that refuse", said, "header/flags-of-replies")
 
 
+def _another_id(pending: Pending, stray: StrayReply) -> Cause:
+    said = f"the reply to {pending.name}, which was sent with id {pending.id}, has id {stray.id}"
+    return Cause("the ids of replies", said, "header/id-echoed")
+
+
 class Observer(Client):
     """A client who remembers of replies what no check is about, and what explains that one goes wrong."""
 
@@ -90,10 +97,21 @@ class Observer(Client):
 
     def wait(self, pending: Pending, *, timeout: float | None = None) -> Message:
         """As `Client.wait`."""
-        reply = super().wait(pending, timeout=timeout)
+        try:
+            reply = super().wait(pending, timeout=timeout)
+        except StrayReply as stray:
+            if not self._comes_yet(pending) and self.cause is None:
+                self.cause = _another_id(pending, stray)
+            raise
         if reply.errno and not reply.failed and self.cause is None:
             self.cause = _no_error_bit(f"the reply to {pending.name} has errno {errno_name(reply.errno)} and")
         return reply
+
+    def _comes_yet(self, pending: Pending) -> bool:
+        """Whether a reply follows that has the request's own id: then what nobody asked is one more."""
+        with suppress(UserdevError):
+            closed(super().wait(pending, timeout=BEHIND_SECONDS))
+        return pending.reply is not None
 
 
 class Bench:
@@ -115,6 +133,8 @@ class Bench:
         self.target = target
         self.dialect = dialect
         self.timeout = timeout
+        self.hurried = False
+        """Whether what the check needs has gone wrong: how is known, and what comes of this one says nothing."""
         self._first = first
         self._busy_wait = busy_wait
         self.clients: list[Observer] = []
@@ -153,6 +173,7 @@ class Bench:
     def hurry(self) -> None:
         """As `Workbench.hurry`."""
         self.timeout = min(self.timeout, HURRIED_SECONDS)
+        self.hurried = True
 
     def cause(self) -> Cause | None:
         """As `Workbench.cause`: what one of the check's clients saw, or that the server refuses nothing at all."""

@@ -16,7 +16,9 @@ from vfio_user.wire import Command
 from vfio_user.wire.constants import DmaFlags, Feature
 
 device_dma = Group[Bench](
-    "device_dma", "protocol.md 9.5: DMA_READ / DMA_WRITE", needs=("dma_map/map-and-unmap", *LOOKED_AT)
+    "device_dma",
+    "protocol.md 9.5: DMA_READ / DMA_WRITE",
+    needs=("device_dma/registers", "dma_map/map-and-unmap", *LOOKED_AT),
 )
 
 EDU = bytes.fromhex("3412e811")
@@ -34,11 +36,15 @@ UNTOUCHED = b"\xa5"
 """What the memory is full of: zeros would not show that zeros were written."""
 
 
-def _edu(bench: Bench, *, flags: int = DmaFlags.READ | DmaFlags.WRITE, shared: bool = False) -> GuestMemory:
-    """Guest memory that edu may reach, without a descriptor unless `shared`."""
+def _need_edu(bench: Bench) -> None:
     if bench.client.config_read(0, 4) != EDU:
         raise Skip("nothing is known that makes this device do DMA")
     bench.need_dma()
+
+
+def _edu(bench: Bench, *, flags: int = DmaFlags.READ | DmaFlags.WRITE, shared: bool = False) -> GuestMemory:
+    """Guest memory that edu may reach, without a descriptor unless `shared`."""
+    _need_edu(bench)
     command = int.from_bytes(bench.client.config_read(4, 2), "little")
     bench.client.config_write(4, (command | _BUS_MASTER).to_bytes(2, "little"))
     memory = bench.memory(SIZE, shared=shared)
@@ -114,6 +120,16 @@ class _DirtyLog:
 
 def _is_untouched(memory: GuestMemory, start: int = 0, stop: int = 16) -> bool:
     return bytes(memory.view[start:stop]) == UNTOUCHED * (stop - start)
+
+
+@device_dma.check("registers", rule="spec: REGION Read/Write Data")
+def registers(bench: Bench) -> None:
+    """Registers of 8 bytes that say what is copied are read as they were written."""
+    _need_edu(bench)
+    for register, value in ((_SOURCE, BASE + 0xE00), (_DESTINATION, BUFFER), (_COUNT, 16)):
+        bench.client.store(0, register, 8, value)
+        found = bench.client.load(0, register, 8)
+        require(found == value, f"edu's register {register:#x} reads {found:#x} after {value:#x} was written")
 
 
 @device_dma.check("by-message", rule="spec: VFIO_USER_DMA_READ, VFIO_USER_DMA_WRITE")

@@ -7,6 +7,7 @@ import select
 from collections.abc import Callable
 
 from userdev.conformance.check import CheckFailed, Group, Level, Skip, require
+from userdev.counted import counted
 from vfio_user.client.conformance.bench import DESCRIBED, Bench
 from vfio_user.client.conformance.dialects import CURRENT_FAMILY
 from vfio_user.client.conformance.refusals import Bad, enter
@@ -52,11 +53,25 @@ def _require_fired(bench: Bench, irq: int, eventfds: list[EventFd], wanted: list
         return
     if all(map(operator.ge, seen, wanted)) and _interrupts_by_itself(bench, irq):
         raise Skip("the device interrupts by itself, and one of those came meanwhile")
-    raise CheckFailed(wrong)
+    raise CheckFailed(f"{wrong}: {_instead(seen, wanted)}")
+
+
+def _instead(seen: list[int], wanted: list[int]) -> str:
+    """How often eventfds were fired that should have been otherwise; of many the first."""
+    number, count, times = next(
+        (number, *each) for number, each in enumerate(zip(seen, wanted, strict=True)) if each[0] != each[1]
+    )
+    which = f"eventfd {number}" if len(seen) > 1 else "it"
+    return f"{which} was fired {counted(count, 'time')} in place of {times}"
 
 
 def _interrupts_by_itself(bench: Bench, irq: int) -> bool:
-    """Whether an eventfd is fired while nothing is asked of the device; takes `LISTEN_SECONDS` where none is."""
+    """Whether an eventfd is fired while nothing is asked of the device; takes `LISTEN_SECONDS` where none is.
+
+    Who is in a hurry need not know: how interrupts are triggered has gone wrong, with a device that does not.
+    """
+    if bench.hurried:
+        return False
     eventfds = [bench.eventfd() for _ in range(min(bench.irqs[irq].nr_vectors, _TRIED_VECTORS))]
     bench.client.enable_irqs(irq, eventfds)
     return bool(select.select(eventfds, [], [], LISTEN_SECONDS)[0])
@@ -67,9 +82,9 @@ def trigger(bench: Bench) -> None:
     """TRIGGER with NONE fires the eventfd of each vector of the range, once."""
     irq, eventfds = _armed(bench)
     bench.client.trigger_irqs(irq)
-    [seen] = _fired(eventfds)
-    again = seen > 1 and not _interrupts_by_itself(bench, irq)
-    require(seen and not again, "the eventfd was not fired once before the reply")
+    seen = _fired(eventfds)
+    if seen == [0] or (seen > [1] and not _interrupts_by_itself(bench, irq)):
+        raise CheckFailed(f"the eventfd was not fired once before the reply: {_instead(seen, [1])}")
 
 
 @set_irqs.check("trigger-range", rule="spec: VFIO IRQ set, start and count")
@@ -221,7 +236,7 @@ def _still_armed(bench: Bench) -> Callable[[], None]:
     def check() -> None:
         _require_fired(bench, irq, eventfds, [0], "a request that was refused fired an interrupt")
         bench.client.trigger_irqs(irq)
-        _require_fired(bench, irq, eventfds, [1], "a request that was refused took the vector's eventfd away")
+        _require_fired(bench, irq, eventfds, [1], "a trigger behind a request that was refused is another")
 
     return check
 

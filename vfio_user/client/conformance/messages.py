@@ -19,6 +19,9 @@ from vfio_user.wire.layouts import DEVICE_INFO, IRQ_INFO, REGION_ACCESS, REGION_
 header = Group[Bench]("header", "protocol.md 2: Header")
 order = Group[Bench]("order", "spec: Command Concurrency")
 
+ECHOED = ("header/id-echoed",)
+"""Of a server that does not keep this rule nobody can tell what it answers."""
+
 _CONFIG = RegionIndex.CONFIG
 _OVERHEAD = HEADER.size + REGION_ACCESS.size
 _TAKEN_SECONDS = 0.05
@@ -36,10 +39,13 @@ def _info(bench: Bench) -> bytes:
 
 @header.check("id-echoed", rule="spec: Header, Message ID")
 def id_echoed(bench: Bench) -> None:
-    """The reply has the id of its request, whatever it is."""
+    """The reply has the id of its request, whatever it is, behind one that was refused, too."""
     number = bench.dialect.number(Command.REGION_READ)
-    for id in (0, 1, 0x7FFF, 0x8000, 0xFFFF):
-        reply = bench.client.raw(number, _read(), id=id)
+    for id, request in (
+        *((id, _read()) for id in (0, 1, 0x7FFF, 0x8000, 0xFFFF)),
+        *((0x200 + times, request) for times, request in enumerate((_PAST_THE_END, _read()) * 2)),
+    ):
+        reply = bench.client.raw(number, request, id=id)
         assert reply is not None
         closed(reply)
 
@@ -285,7 +291,7 @@ def posted_writes_in_order(bench: Bench) -> None:
         client.config_write(INTERRUPT_LINE, before)
 
 
-@order.check("posted-write-is-silent", rule="spec: Header, No_reply")
+@order.check("posted-write-is-silent", rule="spec: Header, No_reply", needs=ECHOED)
 def posted_write_is_silent(bench: Bench) -> None:
     """A write with No_reply is not answered, neither when it is good nor when it is bad."""
     client = bench.client
@@ -300,7 +306,7 @@ def posted_write_is_silent(bench: Bench) -> None:
         require(answer.reply is None, f"{what} was answered")
 
 
-@order.check("no-reply-on-any-command", rule="spec: Header, No_reply")
+@order.check("no-reply-on-any-command", rule="spec: Header, No_reply", needs=ECHOED)
 def no_reply_on_any_command(bench: Bench) -> None:
     """No_reply silences every command, not only writes."""
     client = bench.client
