@@ -7,6 +7,8 @@ import os
 import random
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -16,8 +18,10 @@ from tests.fuzzing_interposer import campaign
 from tests.interposer_bench import Bench, Peer, answer, dma_map, kept_back, read, request, write
 from userdev.relay import Outlet, Pump
 from userdev.relay.direction import Direction
+from userdev.trace.format import BOTH, View
 from userdev.transport import Stream, close_all
 from vfio_user.interposer.codec import CODEC, MessageHeader
+from vfio_user.interposer.trace import MessageRecord, read_trace
 from vfio_user.wire import DIALECTS, HEADER, Command, Dialect, Message
 
 
@@ -406,3 +410,26 @@ def test_what_a_client_has_sent_of_a_message_reaches_a_server_that_is_slow_thoug
         bench.settle()
         assert bench.server.receive_bytes(len(part)) == part
         assert bench.server.at_end()
+
+
+@pytest.mark.parametrize("stopped", ["client", "server"])
+def test_what_a_peer_takes_no_more_is_recorded_as_received_and_not_as_sent(stopped: str, tmp_path: Path) -> None:
+    """One that has shut its reading side, and speaks on; whatever way a message takes."""
+    with Bench(trace=tmp_path / "trace") as bench:
+        deaf, other = (bench.client, bench.server) if stopped == "client" else (bench.server, bench.client)
+        other.send(read(0, 0, id=1))
+        assert deaf.receive().id == 1
+        deaf.socket.shutdown(socket.SHUT_RD)
+        memory = os.memfd_create("given", os.MFD_CLOEXEC)
+        for message in (read(0, 0, id=2), replace(read(0, 0, id=3), fds=[memory])):
+            other.send(message)
+            bench.settle()
+        os.close(memory)
+        deaf.send(read(0, 0, id=4))
+        assert other.receive().id == 4
+    views = {
+        entry.message.id: entry.view
+        for entry in read_trace(tmp_path / "trace").entries
+        if isinstance(entry, MessageRecord)
+    }
+    assert views == {1: BOTH, 2: View.RECEIVED, 3: View.RECEIVED, 4: BOTH}

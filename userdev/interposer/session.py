@@ -186,8 +186,8 @@ class BaseSession(ABC, Generic[M, H]):
         """Send bytes that need not be a message."""
         peer = self._relay.towards(direction)
         peer.outlet.send(data, fds)
-        if self.trace is not None:
-            self.trace.raw(direction, data, View.SENT, self._channel)
+        if self.trace is not None and (view := self._seen(direction, View.SENT)):
+            self.trace.raw(direction, data, view, self._channel)
         self._relay.update_peer(peer)
 
     @abstractmethod
@@ -206,7 +206,7 @@ class BaseSession(ABC, Generic[M, H]):
         if self.trace is not None:
             if why:
                 self.trace.note("unframed", direction=direction.label, why=why)
-            self.trace.raw(direction, data, channel=self._channel)
+            self.trace.raw(direction, data, self._seen(direction, BOTH), self._channel)
 
     def ended(self, direction: Direction) -> None:
         """Note that no more comes from one side, and end the other's stream behind all that is kept, unless the session
@@ -244,9 +244,13 @@ class BaseSession(ABC, Generic[M, H]):
 
     def record(self, direction: Direction, view: View, message: M, pair: int = 0) -> int:
         """Record a message; returns the number of its record, 0 where nothing is recorded."""
-        if self.trace is None:
+        if self.trace is None or not (view := self._seen(direction, view)):
             return 0
         return self.trace.message(direction, view, message, pair, self._channel)
+
+    def _seen(self, direction: Direction, view: View) -> View:
+        """The sides that something was seen on: to a peer that takes nothing any more it was not sent."""
+        return view & ~View.SENT if self._relay.towards(direction).outlet.broken else view
 
     def count(self, direction: Direction, size: int) -> None:
         """Count a message that has come."""

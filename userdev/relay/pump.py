@@ -173,6 +173,9 @@ class Pump(Generic[M, H]):
         first = start + self._ahead
         if stop > first:
             self.outlet.send(view[first:stop])
+            if self.outlet.broken:
+                self._take_each(framer)  # none of them has gone on: each is shown as one that may not
+                return
             self._ahead = 0
         passed, direction = self._owner.passed, self.direction
         for header, data in messages:
