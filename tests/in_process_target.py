@@ -14,6 +14,8 @@ class InProcessTarget:
     """It is started for its first client; `renew` ends it with its device, and the next client gets new ones."""
 
     pid: int | None = None
+    renews = True
+    """False where one check is tried: who asks behind it whether it begins conversations asks the same one."""
     _served: ExitStack | None = None
     _address = ""
 
@@ -28,6 +30,10 @@ class InProcessTarget:
         return connect(self._address, timeout=5)
 
     def renew(self) -> None:
+        if self.renews:
+            self._end()
+
+    def _end(self) -> None:
         if self._served is not None:
             served, self._served = self._served, None
             served.close()
@@ -42,4 +48,4 @@ class InProcessTarget:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.renew()
+        self._end()
