@@ -55,18 +55,18 @@ class OwnedFolder:
 def _ownerless(prefix: str, base: Path) -> Iterator[Path]:
     """This user's folders in `base` that were an `OwnedFolder` of somebody dead; each is removed behind its turn."""
     with os.scandir(base) as entries:
-        found = [entry.path for entry in entries if entry.name.startswith(prefix)]
-    for folder in found:
+        found = [entry for entry in entries if entry.name.startswith(prefix)]
+    for entry in found:
         try:
-            if os.stat(folder).st_uid != os.getuid():
+            if entry.stat().st_uid != os.getuid():
                 continue
-            lock = os.open(f"{folder}/{_LOCK}", os.O_RDWR | os.O_CLOEXEC)  # absent: not one of these
+            lock = os.open(f"{entry.path}/{_LOCK}", os.O_RDWR | os.O_CLOEXEC)  # absent: not one of these
         except OSError:
             continue
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield Path(folder)
-            shutil.rmtree(folder, ignore_errors=True)
+            yield Path(entry.path)
+            shutil.rmtree(entry.path, ignore_errors=True)
         except BlockingIOError:
             pass  # its owner lives
         finally:
