@@ -9,11 +9,10 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from tests.test_nightly_plan import TABLE, written
+from tests.test_nightly_plan import written
 from userdev.errors import UserError
 from vfio_user.cli import nightly
 from vfio_user.cli._completion import complete_cells
-from vfio_user.nightly import matrix
 from vfio_user.nightly.cells import cells_of
 from vfio_user.nightly.matrix import draw_plan
 from vfio_user.nightly.plan import read_plan
@@ -26,11 +25,6 @@ groups:
   second: {servers: [gpio], tests: [dma]}
 """
 CELLS = ["edu", "edu+cpus=2", "nvme", "nvme+cpus=2", "gpio"]
-
-
-@pytest.fixture(autouse=True)
-def _drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(matrix, "_table", TABLE)
 
 
 @pytest.fixture

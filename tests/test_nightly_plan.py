@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ import pytest
 
 from tests.cases import for_each, for_each_row
 from userdev.errors import UserError
-from vfio_user.nightly import matrix
 from vfio_user.nightly.abilities import declared
 from vfio_user.nightly.cells import cells_of
 from vfio_user.nightly.matrix import draw_plan
@@ -49,13 +47,6 @@ servers:
     known_issues:
       - {id: slow, what: it is slow, tests: [AnyDevice.test_the_guest_resets_it], symptom: late}
 """
-TABLE = functools.cache(matrix._table)
-
-
-@pytest.fixture(autouse=True)
-def _drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is drawn is not what these are about, and takes long."""
-    monkeypatch.setattr(matrix, "_table", TABLE)
 
 
 def written(folder: Path, plan: str = PLAN, servers: str = SERVERS) -> Path:

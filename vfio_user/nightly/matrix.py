@@ -7,6 +7,7 @@ another avocado, they would be others: what was drawn is kept in the lock file, 
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import math
@@ -145,6 +146,7 @@ def _by_cit(axes: Axes, everything: Sequence[Row]) -> list[Row]:
     return [row for row in everything if row in drawn] or list(everything)
 
 
+@functools.cache  # the same each time, and groups are alike
 def _table(sizes: tuple[int, ...]) -> Sequence[Sequence[int]]:
     """Of so many values, numbers of theirs in which each two meet."""
     with needing("test", "drawing combinations"):
