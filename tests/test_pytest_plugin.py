@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import re
 import shutil
+from collections.abc import Collection, Iterable, Mapping
 from importlib import import_module
 from pathlib import Path
 from unittest.mock import Mock
@@ -43,7 +45,19 @@ def project(pytester: pytest.Pytester) -> pytest.Pytester:
 def results(pytester: pytest.Pytester, *arguments: str) -> dict[str, int]:
     """What a run comes to, in this process, which has imported what it needs."""
     short = f"--basetemp={pytester.path / 't'}"  # a socket's path is
-    return pytester.runpytest_inprocess(*HERE, short, *arguments).parseoutcomes()
+    root = f"--rootdir={pytester.path}"  # what tests are called hangs on it
+    return pytester.runpytest_inprocess(*HERE, short, root, *arguments).parseoutcomes()
+
+
+def told_of_each(pytester: pytest.Pytester, tests: Mapping[str, str]) -> dict[str, str]:
+    """What one run of all says of each test, which is in a file of its own, called `test_it`, and does not pass."""
+    names = {f"test_{number}": name for number, name in enumerate(tests)}
+    pytester.makepyfile(**{called: tests[name].replace("test_it", called) for called, name in names.items()})
+    said = pytester.runpytest_inprocess(*HERE, "-q", "-rN", f"--basetemp={pytester.path / 't'}").stdout.str()
+    parts = re.findall(
+        r"^_+ (?:ERROR at setup of )?(test_\d+) _+\n(.*?)^(?=[_=]{3}|\d+ )", said, re.DOTALL | re.MULTILINE
+    )
+    return {names[called]: part for called, part in parts}
 
 
 def test_a_device_is_tested_without_a_guest(project: pytest.Pytester) -> None:
@@ -69,11 +83,9 @@ OTHER_SIDES = {
 
 def test_the_other_protocols_side_is_named(project: pytest.Pytester) -> None:
     project.makepyfile(dice=blocks()["dice"])
+    told = told_of_each(project, {test: test for test in OTHER_SIDES})
     for test, word in OTHER_SIDES.items():
-        project.makepyfile(test_it=test)
-        done = project.runpytest_inprocess(*HERE, "-q", "-rN", f"--basetemp={project.path / 't'}")
-        assert done.parseoutcomes() == {"errors": 1}, test
-        assert word in done.stdout.str(), test
+        assert word in told[test], test
 
 
 def test_a_fixture_of_ones_own_says_which_device(project: pytest.Pytester) -> None:
@@ -147,44 +159,36 @@ def test_it():
 """
 
 
-@pytest.mark.parametrize(
-    ("test", "sentence", "what_to_do"),
-    [
-        (KNOWN, "XPASS: eject-twice no longer happens", ""),
-        (
-            KNOWN.replace("eject-twice", "eject-twise"),
-            "there is no known issue 'eject-twise'",
-            "did you mean 'eject-twice'?",
-        ),
-        (KNOWN.replace('("eject-twice")', ""), "the marker known_issue names no issue", "known_issue("),
-        (
-            "import pytest\n@pytest.mark.device('addr:Adder')\ndef test_it(client): pass",
-            "there is no module 'addr'",
-            "MODULE:CLASS",
-        ),
-        (
-            "import pytest\n@pytest.mark.device('edu', msx=3)\ndef test_it(client): pass",
-            "the marker device says msx=",
-            "did you mean 'msix'?",
-        ),
-        ("import pytest\n@pytest.mark.device(3)\ndef test_it(client): pass", "the marker device names", "module:Class"),
-        (
-            "import pytest\n@pytest.mark.guest(device='edu', imge='x')\ndef test_it(guest): pass",
-            "the marker guest says imge=",
-            "did you mean 'image'?",
-        ),
-    ],
-    ids=["XPASS", "wrong id", "no id", "wrong device", "wrong option", "no device", "wrong keyword"],
-)
-def test_what_a_marker_says_wrong_is_told_in_a_sentence_and_not_by_lines_of_ours(
-    project: pytest.Pytester, test: str, sentence: str, what_to_do: str
-) -> None:
-    project.makepyfile(test)
-    told = project.runpytest_inprocess(*HERE, "-q", "-rN").stdout.str()
-    assert sentence in told
-    assert what_to_do in told
-    assert re.search(r"\.py:\d", told) is None
-    assert told.count("\n") < 16
+def of_a_marker(line: str, fixture: str = "client") -> str:
+    return f"import pytest\n@pytest.mark.{line}\ndef test_it({fixture}): pass"
+
+
+WRONG_MARKERS = {
+    "XPASS": (KNOWN, "XPASS: eject-twice no longer happens", ""),
+    "wrong id": (
+        KNOWN.replace("eject-twice", "eject-twise"),
+        "there is no known issue 'eject-twise'",
+        "did you mean 'eject-twice'?",
+    ),
+    "no id": (KNOWN.replace('("eject-twice")', ""), "the marker known_issue names no issue", "known_issue("),
+    "wrong device": (of_a_marker("device('addr:Adder')"), "there is no module 'addr'", "MODULE:CLASS"),
+    "wrong option": (of_a_marker("device('edu', msx=3)"), "the marker device says msx=", "did you mean 'msix'?"),
+    "no device": (of_a_marker("device(3)"), "the marker device names", "module:Class"),
+    "wrong keyword": (
+        of_a_marker("guest(device='edu', imge='x')", "guest"),
+        "the marker guest says imge=",
+        "did you mean 'image'?",
+    ),
+}
+
+
+def test_what_a_marker_says_wrong_is_told_in_a_sentence_and_not_by_lines_of_ours(project: pytest.Pytester) -> None:
+    told = told_of_each(project, {name: test for name, (test, _, _) in WRONG_MARKERS.items()})
+    for name, (_, sentence, what_to_do) in WRONG_MARKERS.items():
+        assert sentence in told[name], name
+        assert what_to_do in told[name], name
+        assert re.search(r"\.py:\d", told[name]) is None, name
+        assert told[name].count("\n") < 10, name
 
 
 def test_the_last_line_of_a_failure_is_the_tests_own_and_not_ours(project: pytest.Pytester) -> None:
@@ -225,24 +229,24 @@ def test_what_an_earlier_run_left_is_gone_when_a_test_begins_anew(project: pytes
 
 
 FAILS_TWICE = """
+import pytest
 from userdev.errors import VerdictError
 
-def test_it(lab):
-    {first}
+@pytest.mark.parametrize("kept", ["first", "second"])
+def test_it(lab, kept):
+    if kept == "first":
+        lab.failure = VerdictError("the first failure")
     raise VerdictError("the second failure")
 """
 
 
-@pytest.mark.parametrize("first", ["", "lab.failure = VerdictError('the first failure')"])
-def test_the_first_failure_of_a_test_is_the_one_that_is_kept(
-    project: pytest.Pytester, tmp_path: Path, first: str
-) -> None:
-    project.makepyfile(test_it=FAILS_TWICE.format(first=first))
-    assert results(project, "--vfio-results", str(tmp_path)) == {"failed": 1}
-    (folder,) = tmp_path.iterdir()
-    kept = (folder / "error.txt").read_text()
-    assert ("the first failure" in kept) is bool(first)
-    assert ("the second failure" in kept) is (not first)
+def test_the_first_failure_of_a_test_is_the_one_that_is_kept(project: pytest.Pytester, tmp_path: Path) -> None:
+    project.makepyfile(test_it=FAILS_TWICE)
+    assert results(project, "--vfio-results", str(tmp_path)) == {"failed": 2}
+    for kept, other in (("first", "second"), ("second", "first")):
+        error = (tmp_path / f"test_it.py-test_it-{kept}" / "error.txt").read_text()
+        assert f"the {kept} failure" in error
+        assert f"the {other} failure" not in error
 
 
 WITHOUT_A_BODY = {
@@ -250,6 +254,7 @@ WITHOUT_A_BODY = {
     "a fixture that cannot go on": "raise UserError('no such thing', hint='look elsewhere')",
     "a fixture that fails in words": "pytest.fail('no such thing')",
 }
+SKIPS = "pytest.skip('nothing to look at')"
 OF_SET_UP = """
 import pytest
 from userdev.errors import UserError
@@ -270,16 +275,26 @@ def test_it(lab):
 """
 
 
+def made_in(project: pytest.Pytester, texts: Collection[str], statements: Iterable[str]) -> dict[str, str]:
+    """A file of each text with each of these statements: which of them the results in which folder are of."""
+    of_folders = {}
+    for number, (text, statement) in enumerate(itertools.product(texts, statements)):
+        project.makepyfile(**{f"test_{number}": text.format(statement=statement)})
+        of_folders[f"test_{number}.py-test_it"] = statement
+    return of_folders
+
+
+def assert_has_its_page(folder: Path, statement: str) -> None:
+    assert (folder / "index.html").exists(), folder
+    assert ("look elsewhere" in (folder / "error.txt").read_text()) is ("hint" in statement), folder
+
+
 def test_whatever_fails_in_set_up_or_body_leaves_the_same_page(project: pytest.Pytester, tmp_path: Path) -> None:
     """A server that does not come up ends the set-up of a test."""
-    for name, statement in WITHOUT_A_BODY.items():
-        for text, outcome in ((OF_SET_UP, "errors"), (OF_A_BODY, "failed")):
-            project.makepyfile(test_it=text.format(statement=statement))
-            assert results(project, "--vfio-results", str(tmp_path)) == {outcome: 1}, name
-            [folder] = tmp_path.iterdir()
-            assert (folder / "index.html").exists(), (name, outcome)
-            kept = (folder / "error.txt").read_text()
-            assert ("look elsewhere" in kept) is ("hint" in statement), (name, outcome)
+    folders = made_in(project, (OF_SET_UP, OF_A_BODY), WITHOUT_A_BODY.values())
+    assert results(project, "--vfio-results", str(tmp_path)) == {"errors": 3, "failed": 3}
+    for folder, statement in folders.items():
+        assert_has_its_page(tmp_path / folder, statement)
 
 
 OF_AN_END = """
@@ -298,24 +313,19 @@ def test_it(begun):
 
 def test_what_fails_at_the_end_of_a_test_leaves_a_page_too(project: pytest.Pytester, tmp_path: Path) -> None:
     """As a fixture does that looks what a test has left."""
-    for name, statement in WITHOUT_A_BODY.items():
-        project.makepyfile(test_it=OF_AN_END.format(statement=statement))
-        assert results(project, "--vfio-results", str(tmp_path)) == {"passed": 1, "errors": 1}, name
-        [folder] = tmp_path.iterdir()
-        assert (folder / "index.html").exists(), name
-        assert ("look elsewhere" in (folder / "error.txt").read_text()) is ("hint" in statement), name
-    project.makepyfile(test_it=OF_AN_END.format(statement="pytest.skip('nothing to look at')"))
-    results(project, "--vfio-results", str(tmp_path))
-    assert not (folder / "index.html").exists()
+    *failing, skipped = made_in(project, [OF_AN_END], [*WITHOUT_A_BODY.values(), SKIPS]).items()
+    assert results(project, "--vfio-results", str(tmp_path)) == {"passed": 4, "errors": 3, "skipped": 1}
+    for folder, statement in failing:
+        assert_has_its_page(tmp_path / folder, statement)
+    assert not (tmp_path / skipped[0] / "index.html").exists()
 
 
 def test_what_was_skipped_or_is_expected_to_fail_leaves_no_page(project: pytest.Pytester, tmp_path: Path) -> None:
-    for outcome, statement in {"skipped": "pytest.skip('not here')", "xfailed": "pytest.xfail('known')"}.items():
-        for text in (OF_SET_UP, OF_A_BODY):
-            project.makepyfile(test_it=text.format(statement=statement))
-            assert results(project, "--vfio-results", str(tmp_path)) == {outcome: 1}
-            [folder] = tmp_path.iterdir()
-            assert not (folder / "index.html").exists(), (outcome, text)
+    folders = made_in(project, (OF_SET_UP, OF_A_BODY), (SKIPS, "pytest.xfail('known')"))
+    assert results(project, "--vfio-results", str(tmp_path)) == {"skipped": 2, "xfailed": 2}
+    for folder, statement in folders.items():
+        assert (tmp_path / folder).exists(), statement
+        assert not (tmp_path / folder / "index.html").exists(), (folder, statement)
 
 
 def test_a_folder_is_named_after_its_test_and_is_one_folder() -> None:
@@ -365,7 +375,7 @@ def test_one_that_is_run_again_and_passes_leaves_its_failure_to_the_run_that_fai
     project.makepyfile(test_it=FIRST_FAILS)
     for _ in range(2):  # what an earlier session left is no run of this one
         kept, evidence = tmp_path / "kept", tmp_path / "evidence"
-        places = ("--rootdir", str(project.path), "--vfio-results", str(evidence), "--bundle", str(kept))
+        places = ("--vfio-results", str(evidence), "--bundle", str(kept))
         assert results(project, *places) == {"passed": 1}
         first, again = sorted(evidence.iterdir())
         assert again.name == f"{first.name}.run2"
