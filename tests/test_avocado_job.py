@@ -15,7 +15,7 @@ import unittest
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 import pytest
@@ -38,7 +38,7 @@ KILLS_ITS_RUNNER = """
 """And the process that its runner is a fork of, so that the next test needs another."""
 
 FILE = """
-import os, psutil, signal, time
+import gc, json, os, psutil, signal, time
 from avocado import Test
 from vfio_user.avocado_test import GuestTest
 
@@ -58,19 +58,14 @@ class Guests(GuestTest):
     def test_cleans_up(self):
         self.addCleanup(self.fail, "the cleanup given first was run last")
         self.addCleanup(print, "the cleanup given last was run")
-"""
 
-TWO = """
-import gc, json, os, psutil
-from avocado import Test
-
-class Two(Test):
-    def test_first(self):
+class Shares(Test):
+    def test_leaves(self):
         assert gc.get_freeze_count() > 10_000, "what all tests share is looked at by each"
         json.left_behind = os.environ["LEFT_BEHIND"] = "something"
         self.whiteboard = self.template()
 
-    def test_second(self):
+    def test_meets(self):
         self.assertFalse(hasattr(json, "left_behind") or "LEFT_BEHIND" in os.environ)
         self.whiteboard = self.template()
 
@@ -83,10 +78,10 @@ MARK = "FOLDER_OF_THIS_JOB"
 """In the environment of all that a job has started."""
 
 
-def job(folder: Path, body: str, chosen: str, *bounds: str, text: str = FILE) -> subprocess.Popen[str]:
+def job(folder: Path, body: str, chosen: str, *bounds: str) -> subprocess.Popen[str]:
     """A job with the tests of a file that this expression finds, the first of which does this."""
     file = folder / "test_it.py"
-    file.write_text(text.format(body=body))
+    file.write_text(FILE.format(body=body))
     programs = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))  # avocado's runners
     return subprocess.Popen(
         [sys.executable, "-m", "tests.avocado_job", f"{file}:{chosen}", str(folder / "results"), *bounds],
@@ -167,16 +162,6 @@ def test_a_run_that_is_told_twice_ends_at_once_and_leaves_nothing(tmp_path: Path
     assert all_end(tmp_path)
 
 
-def test_tests_are_forks_of_one_process_and_leave_nothing_in_it(tmp_path: Path) -> None:
-    running = job(tmp_path, "", "Two", "60", text=TWO)
-    said, _ = running.communicate(timeout=150)
-    assert set(verdicts(said).values()) == {"PASS: None"}, said
-    results = json.loads(left(tmp_path, "results.json").read_text())
-    [template] = {int(test["whiteboard"]) for test in results["tests"]}
-    assert template != running.pid
-    assert all_end(tmp_path)
-
-
 def test_no_program_is_started_to_ask_what_the_runner_of_forks_can_do(monkeypatch: pytest.MonkeyPatch) -> None:
     """Avocado would start a Python with all of itself in it, for each job."""
     from avocado.core.nrunner.runnable import (
@@ -210,17 +195,34 @@ def test_a_run_that_somebody_ends_says_so_of_its_tests(tmp_path: Path) -> None:
     assert "One.test_first" in "".join(line for line in said.splitlines() if line.startswith("ended in "))
 
 
+class Ended(NamedTuple):
+    """A job with all the tests, of which none does harm."""
+
+    folder: Path
+    said: str
+    pid: int
+
+
 @pytest.fixture(scope="module")
-def ended(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The folder of a job with all the tests, of which none does harm, and what it has printed."""
+def ended(tmp_path_factory: pytest.TempPathFactory) -> Ended:
     folder = tmp_path_factory.mktemp("ended")
-    said, _ = job(folder, "pass", "", "60").communicate(timeout=150)
-    return folder, said
+    running = job(folder, "pass", "", "60")
+    said, _ = running.communicate(timeout=150)
+    return Ended(folder, said, running.pid)
 
 
-def test_a_test_that_takes_too_long_leaves_its_evidence(ended: tuple[Path, str]) -> None:
+def test_tests_are_forks_of_one_process_and_leave_nothing_in_it(ended: Ended) -> None:
+    found = verdicts(ended.said)
+    assert [found[f"Shares.{name}"] for name in ("test_leaves", "test_meets")] == ["PASS: None"] * 2, ended.said
+    tests = json.loads(left(ended.folder, "results.json").read_text())["tests"]
+    [template] = {int(test["whiteboard"]) for test in tests if ":Shares." in test["name"]}
+    assert template != ended.pid
+    assert all_end(ended.folder)
+
+
+def test_a_test_that_takes_too_long_leaves_its_evidence(ended: Ended) -> None:
     """With the place that it was at."""
-    folder, said = ended
+    folder, said, _ = ended
     assert verdicts(said)["Guests.test_late"] == "INTERRUPTED: Test interrupted: Timeout reached", said
     assert left(folder, "test-results/*test_late/data/index.html").exists()
     error = left(folder, "test-results/*test_late/data/error.txt").read_text()
@@ -228,9 +230,9 @@ def test_a_test_that_takes_too_long_leaves_its_evidence(ended: tuple[Path, str])
     assert "time.sleep(60)" in error
 
 
-def test_a_cleanup_of_a_test_is_run_and_may_fail_it(ended: tuple[Path, str]) -> None:
+def test_a_cleanup_of_a_test_is_run_and_may_fail_it(ended: Ended) -> None:
     """Avocado itself forgets cleanups (findings/avocado-runs-no-cleanups.sh)."""
-    folder, said = ended
+    folder, said, _ = ended
     assert verdicts(said)["Guests.test_cleans_up"] == "ERROR: the cleanup given first was run last", said
     assert "the cleanup given last was run" in left(folder, "test-results/*test_cleans_up/stdout").read_text()
 
@@ -257,8 +259,8 @@ def test_what_is_like_it_and_run_is_taken() -> None:
     type("Mine", (GuestTest,), {"yields": lambda self: (yield), "test_it": lambda self: None})
 
 
-def test_junit_has_the_reason_of_what_was_cancelled(ended: tuple[Path, str]) -> None:
-    folder, said = ended
+def test_junit_has_the_reason_of_what_was_cancelled(ended: Ended) -> None:
+    folder, said, _ = ended
     results = json.loads(left(folder, "results.json").read_text())
     report = left(folder, "results.xml")
     avocado_job.complete_junit(report, results["tests"])

@@ -113,7 +113,9 @@ def test_a_lab_ends_in_order_and_says_which_file_it_could_not_write(tmp_path: Pa
 def test_a_full_standard_output_is_named(
     buffered: bool, command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PYTHONUNBUFFERED", "" if buffered else "1")
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+    if not buffered:
+        monkeypatch.setenv("PYTHONUNBUFFERED", "1")
     with FULL.open("w") as full:
         done = limited(*command, bytes_=1 << 30, cwd=tmp_path, stdout=full.fileno())
     assert done.returncode == 2
