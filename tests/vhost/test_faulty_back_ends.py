@@ -142,6 +142,14 @@ def test_what_most_others_need_is_one_finding(
     assert sum(result.outcome is Outcome.NOT_JUDGED for result in found) > 10
 
 
+def test_a_base_that_is_wrong_is_one_finding(tmp_path: Path, faulty: Faulty) -> None:
+    FAULTS["rings/base-at-stop"](faulty)
+    some = [check for check in CATALOGUE if check.group in ("rings", "inflight", "session", "state")]
+    found = results(tmp_path, Reverse, REVERSE, *some, timeout=1)
+    wrong = {result.check.id: result.detail for result in found if result.outcome in (Outcome.FAIL, Outcome.DIFFERS)}
+    assert wrong.keys() == {"rings/base-at-stop"}, wrong
+
+
 def test_a_request_that_is_acknowledged_and_ignored_is_one_finding(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

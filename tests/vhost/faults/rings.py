@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from tests.vhost.faults.faulty import Faulty, Usual, fatal, fault_for, nothing
@@ -34,6 +35,22 @@ def takes_no_table(back_end: Faulty) -> None:
 @fault_for("memory/table-of-several")
 def takes_the_first_of_a_table(back_end: Faulty) -> None:
     back_end.at(R.SET_MEM_TABLE, lambda b, regions, fds, usual: usual(b, regions[:1], fds[:1]))
+
+
+@fault_for("memory/table-replaced")
+def keeps_the_first_tables_memory(back_end: Faulty) -> None:
+    kept: list[int] = []
+
+    def set_table(b: BackEnd, regions: tuple[Region, ...], fds: list[int], usual: Usual) -> Any:
+        if not kept:
+            kept.append(os.dup(fds[0]))
+            return usual(b, regions, fds)
+        try:
+            return usual(b, regions, kept)
+        finally:
+            os.close(kept[0])
+
+    back_end.at(R.SET_MEM_TABLE, set_table)
 
 
 @fault_for("memory/slots")

@@ -12,6 +12,7 @@ from userdev.conformance import Group, Unmet, require
 from userdev.memory.guard import guard
 from userdev.memory.shrinking import can_shrink
 from vhost_user.frontend.conformance.bench import RING, SERVED, Bench
+from vhost_user.frontend.conformance.rings import BASE
 from vhost_user.frontend.front_end import FEATURES, FrontEnd, InflightBuffer
 from vhost_user.frontend.queue import Queue
 from vhost_user.frontend.split import SplitDriver
@@ -105,7 +106,7 @@ def inflight_kept(bench: Bench) -> None:
     require(not under_way, f"descriptors {under_way} are under way, and all requests have come back")
 
 
-@inflight.check("resubmitted", rule="spec: Inflight I/O tracking, When reconnecting", needs=(_GIVEN, _KEPT))
+@inflight.check("resubmitted", rule="spec: Inflight I/O tracking, When reconnecting", needs=(_GIVEN, _KEPT, *BASE))
 def inflight_resubmitted(bench: Bench) -> None:
     """What a back-end that died had taken is done by the next, once, as is what it had not taken."""
     region = _tracking(bench)
@@ -128,7 +129,7 @@ def inflight_resubmitted(bench: Bench) -> None:
     require(driver.used_index == 2, f"{driver.used_index} requests came back, of 2")
 
 
-@inflight.check("last-batch", rule="spec: Inflight I/O tracking, When reconnecting", needs=(_GIVEN, _KEPT))
+@inflight.check("last-batch", rule="spec: Inflight I/O tracking, When reconnecting", needs=(_GIVEN, _KEPT, *BASE))
 def inflight_last_batch(bench: Bench) -> None:
     """What the driver has been given is not done again, though the region says that it is under way."""
     region = _tracking(bench)
@@ -174,7 +175,7 @@ def inflight_packed_kept(bench: Bench) -> None:
 @inflight.check(
     "packed-resubmitted",
     rule="spec: Inflight I/O tracking, When reconnecting",
-    needs=(_GIVEN, "kinds/packed", "inflight/packed-kept"),
+    needs=(_GIVEN, "kinds/packed", "inflight/packed-kept", *BASE),
 )
 def inflight_packed_resubmitted(bench: Bench) -> None:
     """What a back-end that died had taken of a packed ring is done by the next, once, as is what it had not taken."""
@@ -199,7 +200,7 @@ def inflight_packed_resubmitted(bench: Bench) -> None:
 @inflight.check(
     "packed-last-batch",
     rule="spec: Inflight I/O tracking, When reconnecting",
-    needs=(_GIVEN, "kinds/packed", "inflight/packed-kept"),
+    needs=(_GIVEN, "kinds/packed", "inflight/packed-kept", *BASE),
 )
 def inflight_packed_last_batch(bench: Bench) -> None:
     """What the driver of a packed ring has is not done again, though the region says that it is under way."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 from userdev.conformance import Group, Level, Skip
 from userdev.counted import counted
 from vhost_user.frontend.conformance.bench import SERVED, Bench
 from vhost_user.frontend.front_end import FrontEnd
-from vhost_user.frontend.memory import PAGE
+from vhost_user.frontend.memory import PAGE, GuestMemory
 from vhost_user.wire import FrontEndRequest, ProtocolFeature
 from vhost_user.wire.payloads import Region
 
@@ -17,6 +19,8 @@ memory = Group[Bench]("memory", "spec: Front-end message types, SET_MEM_TABLE", 
 
 R, P = FrontEndRequest, ProtocolFeature
 
+_ELSEWHERE = 1 << 40
+"""Bytes between two places of a front-end; a table with the same places may be taken for the same table."""
 _ADD = "spec: Front-end message types, ADD_MEM_REG"
 _REMOVE = "spec: Front-end message types, REM_MEM_REG"
 
@@ -45,6 +49,17 @@ def table_of_several(bench: Bench) -> None:
     front_end.negotiate()
     front_end.share_memory(as_table=True)
     _serve_elsewhere(bench, front_end)
+
+
+@memory.check("table-replaced", needs=TABLE)
+def table_replaced(bench: Bench) -> None:
+    """A table takes the place of the one before, which had other memory at the guest's addresses."""
+    front_end = bench.agreed()
+    with closing(GuestMemory(front_end.memory.size)) as other:
+        before = tuple(region._replace(user_address=region.user_address - _ELSEWHERE) for region in other.regions)
+        front_end.do(R.SET_MEM_TABLE, before, [other.fd])
+        front_end.share_memory(as_table=True)
+        bench.serve(bench.running(front_end))
 
 
 @memory.check("slots", rule=_ADD)

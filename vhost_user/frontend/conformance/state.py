@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from userdev.conformance import CheckFailed, Group, Level, Skip
 from vhost_user.frontend.conformance.bench import SERVED, Bench
+from vhost_user.frontend.conformance.rings import BASE
 from vhost_user.frontend.errors import BackEndError
 from vhost_user.frontend.front_end import FrontEnd
 from vhost_user.frontend.queue import Queue
@@ -32,7 +33,7 @@ def state_saved(bench: Bench) -> None:
     bench.front_end.settle()
 
 
-@state.check("resumed", needs=("state/saved",))
+@state.check("resumed", needs=("state/saved", *BASE))
 def state_resumed(bench: Bench) -> None:
     """A device that has saved its state goes on, as where a migration fails."""
     queue = _stopped(bench, bench.front_end)
