@@ -113,6 +113,17 @@ def test_who_has_a_socket_already_is_said(tmp_path: Path) -> None:
         assert f"process {os.getpid()} " in hint_for(str(tmp_path / "s"))
 
 
+def test_who_has_no_time_for_one_more_client_has_the_socket_all_the_same(tmp_path: Path) -> None:
+    path = str(tmp_path / "s")
+    with socket.socket(socket.AF_UNIX) as busy:
+        busy.bind(path)
+        busy.listen(0)
+        first = connect(path, timeout=60)
+        assert "somebody listens there" in hint_for(path)
+        first.close()
+    assert Path(path).is_socket()
+
+
 @for_each(["file", "folder", "dangling link"])
 def test_what_is_in_the_way_of_a_socket_and_is_none_is_said(name: str, tmp_path: Path) -> None:
     there = tmp_path / name
@@ -144,6 +155,7 @@ def test_a_successor_keeps_its_path_when_the_first_server_closes(tmp_path: Path)
     with Listener(str(path)):
         first.close()
         assert path.exists()
+        assert first.path is None, "nor does it know of one that it could remove"
 
 
 def test_connecting_to_nobody_says_where(tmp_path: Path) -> None:
@@ -219,6 +231,15 @@ def test_tcp_carries_bytes_and_no_descriptors() -> None:
         server.close()
 
 
+def test_a_machine_that_does_not_answer_is_waited_for_as_long_as_was_said() -> None:
+    with Listener("tcp:127.0.0.1:0", backlog=0) as listener:
+        address = f"tcp:127.0.0.1:{listener.socket.getsockname()[1]}"
+        first = connect(address, timeout=60)  # the kernel answers no other, as there is no place for it
+        with pytest.raises(UserError, match="timed out"):
+            connect(address, timeout=0.03)
+        first.close()
+
+
 def test_vsock_carries_bytes_and_no_descriptors() -> None:
     """Over the kernel's loopback (CID 1), where it has one."""
     local = 1
@@ -285,6 +306,36 @@ def test_an_inherited_listening_socket_may_be_one_that_does_not_block(tmp_path: 
             serving.join(60)
             assert len(accepted) == 1
             accepted[0].close()
+
+
+def test_a_peer_that_takes_or_sends_nothing_is_waited_for_as_long_as_was_said() -> None:
+    here, there = map(Stream, socket.socketpair())
+    here.limit_sends(0.02)
+    here.limit_receives(0.02)
+    began = time.monotonic()
+    with pytest.raises(BlockingIOError):
+        here.receive(memoryview(bytearray(16)))
+    assert time.monotonic() - began >= 0.02
+    with pytest.raises(BlockingIOError):
+        here.send(bytes(8 << 20))
+    assert time.monotonic() - began >= 0.04
+    here.close()
+    there.close()
+
+
+def test_what_the_kernel_says_of_a_peer_is_not_taken_for_descriptors() -> None:
+    """A socket that was inherited may have that asked for."""
+    here, there = map(Stream, socket.socketpair())
+    there.socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+    event = os.eventfd(0)
+    for sent in ([], [event]):
+        here.send(b"x", sent)
+        count, fds = there.receive(memoryview(bytearray(16)))
+        assert (count, len(fds)) == (1, len(sent))
+        close_all(fds)
+    os.close(event)
+    here.close()
+    there.close()
 
 
 def test_descriptors_that_the_kernel_has_dropped_are_not_passed_over() -> None:
@@ -360,8 +411,9 @@ def test_an_inherited_descriptor_that_is_no_stream_socket_is_refused_and_left_op
         reading, writing = os.pipe()
         before = open_fds()
         for number in (datagrams.fileno(), reading, 1 << 19, 1 << 80, -1):
-            with pytest.raises(UserError, match=f"descriptor {number} is no"):
+            with pytest.raises(UserError, match=f"descriptor {number} is no") as refused:
                 use(f"fd:{number}")
+            assert "hand on one" in refused.value.hint
         assert open_fds() == before
         close_all([reading, writing])
 

@@ -330,8 +330,8 @@ def _in_the_way(path: str) -> str:
     if not Path(path).is_socket():
         return "that is no socket, and is left alone: listen at another path, or remove it"
     who = "somebody listens there, whom `ss -xlp` names"
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1.0)
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)
         try:
             probe.connect(path)
             pid = int.from_bytes(probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)[:4], sys.byteorder)
