@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any
 
 import pytest
@@ -73,8 +74,21 @@ TOO_WIDE: list[tuple[str, Callable[..., object], dict[str, Any]]] = [
         ("type", ExtraRegion, {"index": 9, "size": 4096, "type": each})
         for each in (5, (1,), (1, -1), (1 << 32, 0), "ab")
     ),
+    *(("vectors", MsiX, {"vectors": wrong}) for wrong in (-1, 2049)),
+    *(("vectors", Msi, {"vectors": wrong}) for wrong in (-1, 0, 3, 33, 64)),
+    *(("offset", MsiX, {"vectors": 1, "offset": wrong}) for wrong in (1, 4)),
     ("writable", VendorSpecific, {"payload": b"abc", "writable": bytes(4)}),
     ("writable", ExtendedVendor, {"vsec_id": 1, "payload": b"abc", "writable": bytes(4)}),
+]
+JUST_SO: list[tuple[Callable[..., object], dict[str, Any]]] = [
+    *((SerialNumber, {"serial": number}) for number in (0, (1 << 64) - 1)),
+    *((ExtendedVendor, {"vsec_id": id_, "payload": b"", "revision": id_ & 15}) for id_ in (0, (1 << 16) - 1)),
+    *((PciIds, {"vendor": 1, "device": 2, name: (1 << bits) - 1}) for name, bits in ID_BITS.items()),
+    (ExtraRegion, {"index": 9, "size": 4096, "type": ((1 << 32) - 1, (1 << 32) - 1)}),
+    *((MsiX, {"vectors": number, "offset": 8}) for number in (0, 1, 2048)),
+    *((Msi, {"vectors": 1 << power}) for power in range(6)),
+    *((IntX, {"pin": pin}) for pin in (1, 4)),
+    *((kind, {"payload": b"abc", "writable": bytes(3)}) for kind in (VendorSpecific, partial(ExtendedVendor, 1))),
 ]
 GIVEN = ("ids", "bars", "interrupts", "capabilities", "rom")
 
@@ -94,6 +108,12 @@ def test_a_field_that_its_place_has_no_room_for_is_refused_by_its_name(
     """One of 17 bits would be in its neighbour's place, too."""
     with pytest.raises(ValueError, match=name):
         kind(**given)
+
+
+@for_each_row(JUST_SO)
+def test_a_field_may_have_all_that_its_place_has_room_for(kind: Callable[..., object], given: dict[str, Any]) -> None:
+    made = kind(**given)
+    assert {name: getattr(made, name) for name in given} == given
 
 
 def test_only_mechanisms_are_joined() -> None:

@@ -18,6 +18,7 @@ from tests.cases import for_each
 from tests.vhost.both import BOTH
 from tests.vhost_kit import (
     ALL,
+    DESCRIPTOR,
     INDIRECT,
     NEXT,
     USER,
@@ -31,7 +32,7 @@ from tests.vhost_kit import (
     inflight_region,
     take,
 )
-from vhost_user.rings import BrokenRing
+from vhost_user.rings import BrokenRing, RingAddresses, SplitRing
 from vhost_user.wire.payloads import Region
 
 ROOT = Path(__file__).parent.parent.parent
@@ -437,3 +438,23 @@ def test_a_file_that_shrinks_in_the_middle_of_a_request_breaks_its_ring(kind: st
     command = [sys.executable, "-m", "tests.program", CUTS, kind, then, str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout.split()) == (0, ["told", "told"]), done.stderr
+
+
+@for_each([(8, 1024), (2048, 2048)], (0, 1))
+def test_an_indirect_table_has_at_most_1024_descriptors_or_as_many_as_its_ring(
+    ring_and_table: tuple[int, int], more: int
+) -> None:
+    size, most = ring_and_table
+    count, table, buffer = most + more, 0x30000, 0xF0000
+    chain = [(buffer, 1, NEXT, number + 1) for number in range(count - 1)] + [(buffer, 1, 0, 0)]
+    with Guest(1 << 20) as guest:
+        guest.memory[table : table + 16 * count] = b"".join(DESCRIPTOR.pack(*descriptor) for descriptor in chain)
+        guest.memory[:16] = DESCRIPTOR.pack(table, 16 * count, INDIRECT, 0)
+        guest.memory[0x10000:0x10006] = struct.pack("<HHH", 0, 1, 0)
+        ring = SplitRing(size, RingAddresses(USER, USER + 0x20000, USER + 0x10000), guest.table, ALL)
+        if more:
+            with pytest.raises(BrokenRing, match="indirect table"):
+                ring.pop()
+        else:
+            assert take(ring).readable == most
+        del ring

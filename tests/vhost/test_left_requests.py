@@ -153,9 +153,9 @@ def left_and_given_again(driver: AnyDriver) -> None:
     assert driver.collect() == [1, 2, 3]
 
 
-@for_each((SplitDriver, PackedDriver))
+@for_each((SplitDriver, PackedDriver), (V.VERSION_1, V.VERSION_1 | V.IN_ORDER))
 def test_a_ring_with_something_left_is_not_looked_at_and_asks_for_no_turn_until_it_is_told(
-    kind: type[AnyDriver],
+    kind: type[AnyDriver], features: V
 ) -> None:
     with Guest() as guest:
-        left_and_given_again(kind(guest))
+        left_and_given_again(kind(guest, features=features))

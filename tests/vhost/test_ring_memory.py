@@ -138,6 +138,27 @@ def test_a_ring_marks_each_of_its_parts_that_it_stores_into_and_only_where_that_
     assert marked == (parts if asked else [set(), set(), set()])
 
 
+def test_each_part_of_a_split_ring_is_marked_from_its_first_byte_on(logged: Logged) -> None:
+    """The ring lies so that a byte of the log begins where the part does."""
+    for features, at, is_finished, marked in (
+        (F.VERSION_1, 0, False, {10}),  # flags
+        (F.VERSION_1, 2, True, {10}),  # index
+        (F.VERSION_1, 4, True, {9, 10}),  # the index before it, and the entry
+        (ALL, 4 + 8 * 8, False, {10}),  # avail_event
+    ):
+        with Guest() as guest:
+            driver = SplitDriver(guest, 8, features)
+            ring = driver.ring()
+            ring.log = logged.log
+            ring.log_used((10 << 15) - at)
+            driver.request(writable=())
+            if is_finished:
+                finish(ring, take(ring))
+            else:
+                ring.enable_kicks()
+            assert logged.marked() == marked, at
+
+
 def apart(kind: type[AnyDriver], guest: Guest, features: F) -> AnyDriver:
     """A driver of a packed ring whose device area is in another byte of the log than its descriptors."""
     driver = kind(guest, 8, features)
@@ -400,3 +421,13 @@ def test_behind_an_iommu_the_used_ring_is_marked_where_the_guest_has_it(
     ring.log_used(said)
     made.until_known(ring.enable_kicks)
     assert logged.marked() == (set() if said is None else {0})
+
+
+@BOTH
+def test_a_ring_in_memory_that_has_shrunk_before_it_begins_is_broken_at_once(
+    guest: Guest, kind: type[AnyDriver]
+) -> None:
+    driver = kind(guest)
+    os.ftruncate(guest.fd, 0)
+    with pytest.raises(BrokenRing):
+        driver.ring()

@@ -209,6 +209,8 @@ def test_a_request_is_given_back_once_and_with_a_count(guest: Guest, kind: type[
     for wrong in (-1, chain.writable + 1, 1 << 32):
         with pytest.raises(WrongLength):
             ring.push(chain, wrong)
+    with pytest.raises(WrongLength):
+        ring.push(Chain(chain.head, 1, [], [], [], 1 << 32), 1 << 32)  # no number of 32 bits
     ring.push(chain, chain.writable)
     with pytest.raises(ValueError, match="again"):
         ring.push(chain, 0)

@@ -284,7 +284,6 @@ class Ring(ABC):
             self._map()
         except ProtocolError:
             self._lose(str(error))
-        self._generation = self.table.generation
 
     def _part(self, address: int, size: int, align: int, *, written: bool) -> memoryview:
         """A part of the ring, in one piece."""
