@@ -195,6 +195,14 @@ def test_a_frame_that_claims_to_be_huge_is_refused_before_it_comes() -> None:
         list(reader.feed(FrameWriter().preamble + struct.pack("<HHII", FrameKind.STATE, 0, 0xFFFFFFFF, 0)))
 
 
+def test_a_frame_of_a_kind_that_there_is_not_is_refused_when_it_is_there() -> None:
+    """And not taken for one that has still to come."""
+    writer = FrameWriter()
+    unknown: Any = max(FrameKind) + 1
+    with pytest.raises(ProtocolError, match="unknown"):
+        list(FrameReader().feed(writer.preamble + writer.frame(unknown, b"")))
+
+
 def test_the_largest_frame_arrives_and_one_that_is_larger_by_a_byte_does_not() -> None:
     writer = FrameWriter()
     stream = writer.preamble + writer.frame(FrameKind.STATE, bytes(MAX_FRAME))

@@ -308,6 +308,16 @@ def test_a_new_region_takes_the_used_index_as_it_is() -> None:
     assert SplitInflight(memoryview(region), 8).recover(12345, 8) == []
 
 
+def test_a_new_region_of_a_packed_ring_is_begun_whatever_is_in_it() -> None:
+    """A version of 0 says that nothing in it means anything yet."""
+    region = bytearray(b"\xff" * region_size(8, packed=True))
+    region[8:10] = bytes(2)
+    for _ in range(2):  # and is found as it was begun
+        begun = PackedInflight(memoryview(region), 8)
+        assert begun.recover(3, 0, 8, memoryview(bytearray(16)).cast("H")) == (3, 0, [])
+    assert begun.take([(0x1000, 8, 7, 0)]) == 0
+
+
 def test_a_region_that_was_begun_elsewhere_with_nothing_in_flight_is_taken() -> None:
     """libvhost-user begins it with a used index of 0."""
     region = bytearray(region_size(8, packed=False))

@@ -17,6 +17,7 @@ from tests.cases import for_each, for_each_row
 from tests.descriptors import fd_count
 from userdev.errors import ProtocolError
 from vhost_user.memory import Iotlb, IotlbMiss, MemoryTable, Permission
+from vhost_user.memory import iotlb as iotlbs
 from vhost_user.memory.table import MAX_SLOTS
 from vhost_user.wire.payloads import IotlbMessage, IotlbType, Region, XenRegion
 
@@ -213,15 +214,36 @@ def test_a_view_outlives_its_region() -> None:
 
 
 def test_every_change_is_a_new_generation() -> None:
-    table, seen = MemoryTable(), set()
+    """It only grows: what was looked up before is looked up again, however many changes were made meanwhile."""
+    table = MemoryTable()
+    iotlb = Iotlb(table)
+    seen = [table.generation]
+    upper = Region(MIB, MIB, USER, 0)
     with memfd(MIB) as fd:
-        table.add(Region(0, MIB, USER, 0), fd)
-        seen.add(table.generation)
-        table.set([Region(MIB, MIB, USER, 0)], [fd])
-        seen.add(table.generation)
-        table.remove(Region(MIB, MIB, USER, 0))
-        seen.add(table.generation)
-    assert len(seen) == 3
+        changes: list[Callable[[], None]] = [
+            lambda: table.add(Region(0, MIB, USER, 0), fd),
+            lambda: table.set([upper], [fd]),
+            lambda: iotlb.handle(IotlbMessage(0, 0x1000, USER, 3, IotlbType.UPDATE)),
+            lambda: iotlb.handle(IotlbMessage(0, 0x1000, 0, 0, IotlbType.INVALIDATE)),
+            iotlb.clear,
+            lambda: table.remove(upper),
+            table.clear,
+        ]
+        for change in changes:
+            change()
+            seen.append(table.generation)
+    assert seen == sorted(set(seen))
+
+
+def test_a_region_may_end_where_all_addresses_do_and_is_seen_to_its_last_byte() -> None:
+    table, last = MemoryTable(), (1 << 64) - MIB
+    with memfd(MIB) as fd:
+        table.set([Region(last, MIB, last, 0)], [fd])
+        for view in (table.view, table.user_view):
+            assert len(view(last, MIB)) == len(view(last + 1, MIB - 1)) + 1 == MIB
+            with pytest.raises(ProtocolError):
+                view(last + 1, MIB)
+        table.clear()
 
 
 @pytest.mark.parametrize("sealed", [True, False])
@@ -477,3 +499,25 @@ def test_a_file_is_mapped_once_and_as_long_as_one_of_its_regions_is_there(
                 assert maps_of("test") == 1, name
     table.clear()
     assert maps_of("test") == 0
+
+
+def test_a_translation_may_end_where_all_addresses_do(translated: Translated) -> None:
+    last = (1 << 64) - 0x1000
+    translated.update(last, 0x1000, USER)
+    assert translated.iotlb.translate(last, 0x1000, Permission.READ) == [(0, 0x1000)]
+    translated.invalidate(last, 0x1000)
+    assert len(translated.iotlb) == 0
+
+
+def test_one_that_comes_where_there_is_no_more_room_takes_all_others_away_and_is_said_to(
+    translated: Translated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever uses them is waited for before."""
+    monkeypatch.setattr(iotlbs, "MAX_ENTRIES", 2)
+    for number, kept in ((0, 1), (1, 2), (2, 1), (3, 2)):
+        before = len(translated.iotlb)
+        message = IotlbMessage(number << 16, 0x1000, USER, 3, IotlbType.UPDATE)
+        forgets = translated.iotlb.would_forget(message)
+        translated.iotlb.handle(message)
+        assert len(translated.iotlb) == kept
+        assert forgets is (kept != before + 1), number

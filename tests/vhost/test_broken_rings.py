@@ -16,6 +16,7 @@ import pytest
 
 from tests.cases import for_each
 from tests.vhost.both import BOTH
+from tests.vhost.test_left_requests import alone
 from tests.vhost_kit import (
     ALL,
     DESCRIPTOR,
@@ -32,7 +33,8 @@ from tests.vhost_kit import (
     inflight_region,
     take,
 )
-from vhost_user.rings import BrokenRing, RingAddresses, SplitRing
+from vhost_user.backend.lifecycle import RingEvent, RingState
+from vhost_user.rings import BrokenRing, Chain, RingAddresses, SplitRing
 from vhost_user.wire.payloads import Region
 
 ROOT = Path(__file__).parent.parent.parent
@@ -458,3 +460,25 @@ def test_an_indirect_table_has_at_most_1024_descriptors_or_as_many_as_its_ring(
         else:
             assert take(ring).readable == most
         del ring
+
+
+@BOTH
+def test_a_ring_whose_memory_goes_while_something_is_done_is_broken_once(kind: type[AnyDriver]) -> None:
+    """What was done cannot reach the driver any more; nor is that told as another error."""
+    told: list[str] = []
+    with Guest() as guest:
+        driver = kind(guest)
+
+        def handle(chain: Chain) -> int:
+            guest.table.clear()
+            return 0
+
+        ring = alone(driver, handle, lambda: None)
+        ring.happen(RingEvent.ENABLE)
+        ring.happen(RingEvent.START)
+        ring.err.signal = lambda: told.append("an error")
+        for _ in range(2):
+            driver.request()
+        ring.serve()
+        assert (ring.state, told) == (RingState.BROKEN, ["an error"])
+        ring.let_go()

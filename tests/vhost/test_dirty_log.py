@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.cases import for_each_row
+from tests.cases import for_each, for_each_row
 from tests.test_vhost_memory import memfd
 from userdev.errors import ProtocolError
 from vhost_user.memory import DirtyLog
@@ -76,11 +76,13 @@ def test_a_log_beyond_its_file_is_refused(size: int, offset: int) -> None:
         log_of(fd, size, offset)
 
 
-def test_a_log_that_shrinks_is_noticed() -> None:
+@for_each((0, mmap.PAGESIZE, 0x10))
+def test_a_log_that_shrinks_is_noticed(offset: int) -> None:
+    """By a page, while it is as long as the log would be from the file's beginning."""
     with memfd(0x3000, sealed=False) as fd:
-        log = log_of(fd, 0x3000)
+        log = log_of(fd, 0x3000 - offset, offset)
         log.check()
-        os.ftruncate(fd, mmap.PAGESIZE)
+        os.ftruncate(fd, 0x2000)
         with pytest.raises(ProtocolError):
             log.check()
         log.close()

@@ -143,6 +143,9 @@ def left_and_given_again(driver: AnyDriver) -> None:
     ring.kicked()
     ring.serve()
     assert has_more() == [False] * 4
+    driver.request()
+    assert has_more() == [True] * 4, "nothing is left any more"
+    ring.serve()
     leave_one()
     assert drained == []
     ring.happen(RingEvent.DISABLE)
@@ -150,7 +153,7 @@ def left_and_given_again(driver: AnyDriver) -> None:
     ring.happen(RingEvent.ENABLE)
     assert has_more() == [True] * 4, "it was not left by the ring that runs now"
     ring.serve()
-    assert driver.collect() == [1, 2, 3]
+    assert driver.collect() == [1, 2, 3, 4]
 
 
 @for_each((SplitDriver, PackedDriver), (V.VERSION_1, V.VERSION_1 | V.IN_ORDER))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.cases import for_each
+from tests.cases import for_each, for_each_row
 from tests.vhost.both import BOTH
 from tests.vhost_kit import (
     ALL,
@@ -360,3 +360,25 @@ def test_a_ring_outside_of_memory_or_out_of_line_is_no_ring(part: str, address: 
 def test_a_packed_ring_does_not_begin_behind_its_end(guest: Guest, base: int) -> None:
     with pytest.raises(BrokenRing):
         PackedDriver(guest, 8).ring(base=base)
+
+
+@for_each_row([(0, 0), (1, 0), (0x7FFF, 0), (0x8000, 0x8000), (-1, -1)])
+def test_a_split_ring_begins_no_earlier_than_what_has_come_back(behind: int, begins_behind: int) -> None:
+    """Half of all indices are before it."""
+    for start in (0x10, 0x9000):
+        with Guest() as guest:
+            ring = SplitDriver(guest, start=start).ring(base=start - behind & 0xFFFF)
+            assert ring.base == start - begins_behind & 0xFFFF, start
+            del ring
+
+
+def test_bits_of_a_packed_rings_wish_that_mean_nothing_change_nothing(guest: Guest) -> None:
+    for wish, is_told in ((0, True), (1, False)):
+        driver = PackedDriver(guest)
+        ring = driver.ring()
+        guest.memory[0x1802:0x1804] = (wish | 0xFFFC).to_bytes(2, "little")
+        for _ in range(2):  # the first is told anyway
+            driver.request()
+        finish(ring, take(ring))
+        assert finish(ring, take(ring)) is is_told
+        guest.memory[:0x2000] = bytes(0x2000)

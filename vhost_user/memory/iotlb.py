@@ -72,7 +72,7 @@ class Iotlb:
                     self._entries.clear()
                 insort(self._entries, (iova, size, user, permissions))
             case IotlbType.INVALIDATE:
-                self._drop(iova, size or _MOST - iova)  # the size of all there is does not fit into 64 bits
+                self._drop(iova, size or _MOST)  # the size of all there is does not fit into 64 bits
             case _:
                 raise ProtocolError(f"an IOTLB message of type {kind} from the front-end")
         self._table.generation += 1

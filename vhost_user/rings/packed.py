@@ -131,7 +131,6 @@ class PackedRing(Ring):
         if index < 0:
             index, self._wrap = index + self.size, self._wrap ^ 1
         self._next = index
-        self._idle = False
         if self.inflight is not None:
             try:
                 self.inflight.leave(chain.entry)
