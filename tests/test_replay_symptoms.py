@@ -195,6 +195,54 @@ def test_an_interrupt_is_the_same_only_as_often_as_it_came_however_much_at_once(
         assert sum(count for _, count in came) == sum(comes), (recorded, comes)
 
 
+def test_interrupts_that_were_not_recorded_are_told_of_where_the_first_of_them_came(tmp_path: Path) -> None:
+    """Of several writes that interrupt once, as recorded, the second and all behind it do so twice."""
+    written: list[int] = []
+    with EventFd() as event, Written(tmp_path / "trace") as trace:
+        trace.ask(replace(HELLO), encode_version(CURRENT, 0, Capabilities()))
+        payload = IRQ_SET.pack(IRQ_SET.size, IrqSetFlags.DATA_EVENTFD | IrqSetFlags.TRIGGER, IrqIndex.MSIX, 0, 1)
+        trace.ask(replace(request(Command.SET_IRQS, payload), fds=[event.fd]))
+        for _ in range(4):
+            written.append(trace.write(UP, 1, interrupt=True))
+            trace.read(UP, 1)
+
+    def answer(server: ScriptedServer, message: Message) -> Message:
+        if message.command == server.number(Command.REGION_WRITE):
+            os.eventfd_write(server.fds[0], 1 if len(server.received) == 3 else 2)
+            return message.reply(message.payload[: REGION_ACCESS.size])
+        is_read = message.command == server.number(Command.REGION_READ)
+        return message.reply(message.payload + b"\1\0\0\0" if is_read else b"")
+
+    (told,) = played(load_script(trace.path), answer).differences
+    assert (told.what, told.after) == (What.INTERRUPT_UNEXPECTED, written[1])
+    assert "3 times" in told.found
+
+
+def test_a_reply_with_another_requests_id_is_one_difference_and_both_ids_are_named(tmp_path: Path) -> None:
+    """The server answers at once: that it did not was said, after all patience, beside a reply that nobody asked."""
+    with Written(tmp_path / "trace") as trace:
+        trace.ask(replace(HELLO), encode_version(CURRENT, 0, Capabilities()))
+        refused = trace.ask(write(0, DOWN, bytes(4)), EINVAL)
+        asked = trace.ask(read(0, UP), b"this")
+        trace.ask(read(0, UP), b"this")
+    cases = {"what was recorded": (b"this", [What.REPLY_ID]), "another": (b"that", [What.REPLY_ID, What.REPLY])}
+    for name, (data, kinds) in cases.items():
+
+        def answer(server: ScriptedServer, message: Message, data: bytes = data) -> Message:
+            if len(server.received) == 2:
+                return message.error(EINVAL)
+            if len(server.received) == 3:
+                return replace(message.reply(data), id=server.received[1].id)
+            return message.reply(b"this")
+
+        outcome = played(load_script(trace.path), answer)
+        assert [(each.what, each.record) for each in outcome.differences] == [(kind, asked) for kind in kinds], name
+        first = outcome.differences[0]
+        assert "to id 3" in first.expected, name
+        assert f"to id 2, that of record {refused}" in first.found, name
+        assert outcome.compared == 3, name
+
+
 def test_an_interrupt_of_a_server_that_is_slow_is_not_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It has its time once the server has answered what it was asked: one that has not come so far may yet do it."""
     with Written(tmp_path / "trace") as trace:
@@ -337,7 +385,7 @@ def test_what_a_server_asks_that_nobody_recorded_has_no_record_but_one_that_it_c
     comparison.after = 7
     comparison.request(request(Command.DMA_READ, DMA_ACCESS.pack(0x1000, 4)))
     comparison.unasked(request(Command.REGION_READ).reply())
-    comparison.interrupt_unexpected((IrqIndex.MSIX, 0))
+    comparison.interrupt_unexpected((IrqIndex.MSIX, 0), 1, 7)
     comparison.garbage("no message")
     assert [(each.record, each.after) for each in outcome.differences] == [(0, 7)] * 4
 

@@ -57,6 +57,21 @@ class Comparison:
         was, now = (expected, _kinds(recorded.fds)), (reply, _kinds(fds))
         self._judge(request, was, now, same=_said(*was) == _said(*now))
 
+    def misaddressed(self, request: MessageRecord, reply: Message, whose: int) -> None:
+        """The server has answered with another id than it was asked with, which is that of the record `whose`, or 0."""
+        asked = self._asked(request.message)
+        if self._counts(request.number) and not self._ignored.request(asked):
+            title = self._title(reply)
+            found = f"{title} reply to id {reply.id}, {f'that of record {whose}' if whose else 'which no request had'}"
+            self._differs(
+                What.REPLY_ID,
+                request.number,
+                f"{title} reply to id {request.message.id}",
+                found,
+                "id",
+                _title(asked),
+            )
+
     def request(self, request: Message) -> MessageRecord | None:
         """The server asks something: the recorded request that this is, if any."""
         found = self._recorded_as(request)
@@ -103,12 +118,13 @@ class Comparison:
             said = _so_often(text, count_of(step)), _so_often(text, came)
             self._differs(What.INTERRUPT_MISSING, step.number, *said, where, text)
 
-    def interrupt_unexpected(self, where: tuple[int, int], count: int = 1) -> None:
-        """An interrupt has come, so often, that was not recorded."""
+    def interrupt_unexpected(self, where: tuple[int, int], count: int, after: int) -> None:
+        """An interrupt has come, so often, that was not recorded, the first time after this record of the client's."""
         count = max(0, count - self._interrupts_behind[where])
-        if count and self._knows_interrupts and self._counts(0) and not self._ignored.interrupt(*where):
+        if count and self._knows_interrupts and self._counts(after) and not self._ignored.interrupt(*where):
             text = _interrupt(where)
-            self._differs(What.INTERRUPT_UNEXPECTED, 0, "", _so_often(text, count), where, text)
+            found = _so_often(text, count) if count == 1 else f"{text}, {times(count)} in all"
+            self._differs(What.INTERRUPT_UNEXPECTED, 0, "", found, where, text, after)
 
     def no_reply(self, request: MessageRecord, seconds: float) -> None:
         """The server has not answered in time."""
@@ -142,7 +158,7 @@ class Comparison:
     def _judge(self, request: MessageRecord, was: _Reply, now: _Reply, *, same: bool) -> None:
         (expected, _), (found, _) = was, now
         if same and self._counts(request.number):
-            self._outcome.compared += 1
+            self._outcome.compared += found.id == request.message.id
             return
         asked = self._asked(request.message)
         value_only = not expected.failed and not found.failed and self._ignored.value(asked)
@@ -170,8 +186,11 @@ class Comparison:
         near = (record for record in same if record.message.payload[:size] == request.payload[:size])
         return next(exact, None) or next(near, None)
 
-    def _differs(self, what: What, record: int, expected: str, found: str, evidence: object, place: str) -> None:
-        self._outcome.differences.append(Difference(what, record, expected, found, evidence, self.after, place))
+    def _differs(
+        self, what: What, record: int, expected: str, found: str, evidence: object, place: str, after: int | None = None
+    ) -> None:
+        after = self.after if after is None else after
+        self._outcome.differences.append(Difference(what, record, expected, found, evidence, after, place))
 
     def _asked(self, message: Message) -> DecodedMessage:
         return describe(self._dialect, message, self._registers)

@@ -19,6 +19,7 @@ class What(Enum):
     """The kinds of difference."""
 
     REPLY = "another reply"
+    REPLY_ID = "a reply with another request's id"
     NO_REPLY = "no reply"
     CLOSED = "the server closed the connection"
     DMA_WRITE = "another DMA write"
@@ -41,7 +42,8 @@ class Difference:
     evidence: Any = None
     """What the server did, to be recognised again: bytes, or a tuple."""
     after: int = 0
-    """Record of the client's last message before; 0 where there was none."""
+    """Record of the client's last message before; 0 where there was none. Of interrupts that came too often, before the
+    first of them that no recorded one was waiting for."""
     place: str = ""
     """Where it differs, without the values: the same for all that is alike."""
 

@@ -20,6 +20,7 @@ from userdev.relay.direction import Direction
 from userdev.relay.loop import Loop
 from userdev.transport import Framer, Stream, close_all, connect
 from vfio_user.interposer.codec import MAX_FRAME
+from vfio_user.interposer.replay.asked import Asked
 from vfio_user.interposer.replay.comparing import Comparison
 from vfio_user.interposer.replay.ignoring import Ignored
 from vfio_user.interposer.replay.outcome import ReplayOutcome
@@ -41,7 +42,6 @@ from vfio_user.interposer.twin import place_of_twin
 from vfio_user.wire import Command, Message
 from vfio_user.wire import layouts as at
 from vfio_user.wire.constants import IrqSetFlags
-from vfio_user.wire.open_requests import OpenRequests
 
 Timing = Literal["fast", "recorded"]
 PATIENCE_SECONDS = 5.0
@@ -169,8 +169,7 @@ class Player:
         """Recorded kind and inode: the memfd that stands for it. On which device it was no trace says; memfds have one
         of their own."""
         self._eventfds: dict[tuple[int, int], int] = {}
-        self._open = OpenRequests[MessageRecord]()
-        """Message ID: the requests that the server has not answered, oldest first."""
+        self._open = Asked()
         self._unanswered: list[int] = []
         """The client's doings since the last that the server has answered: of these one may have ended it."""
         self._given_up: set[int] = set()
@@ -179,6 +178,8 @@ class Player:
         """Records of requests of the server's that have come."""
         self._fired = Counter[tuple[int, int]]()
         """(index, vector): how often it has come, beyond what was waited for."""
+        self._ahead: dict[tuple[int, int], int] = {}
+        """(index, vector): the client's last record when it first came beyond that, of those that have since."""
         self._memory = RememberedMemory(script, self._comparison.replies)
 
     def __enter__(self) -> Player:
@@ -206,8 +207,9 @@ class Player:
             self._see_that_it_lives()
         except Ended:
             self.outcome.unplayed = len(self._script.requests) - self.outcome.sent
-        for where, count in self._fired.items():
-            self._comparison.interrupt_unexpected(where, count)
+        for where, after in sorted(self._ahead.items(), key=lambda ahead: ahead[1]):
+            if count := self._fired[where]:
+                self._comparison.interrupt_unexpected(where, count, after)
         self.outcome.played = self._played.script()
         self.outcome.seconds = time.monotonic() - began
         return self.outcome
@@ -229,6 +231,7 @@ class Player:
         self._receive(0)
         if self._closed:
             self._hung_up()
+        self._ahead = {where: after for where, after in self._ahead.items() if self._fired[where]}
         self.outcome.sent += 1
         self._comparison.after = step.number
         self._unanswered.append(step.number)
@@ -238,8 +241,7 @@ class Player:
             return
         message = step.message
         fds, own = self._descriptors(step)
-        if message.wants_reply:
-            self._open.sent(message.id, step)
+        self._open.sent(step)
         self._send(message.encode(), fds)
         close_all(own)
         if message.wants_reply and step.number not in self._comparison.replies:
@@ -389,6 +391,7 @@ class Player:
             if not (count := drain(fd)):  # the server has taken it back
                 return
             self._fired[where] += count
+            self._ahead.setdefault(where, self._comparison.after)
             self._comparison.interrupt(where, count)
             self.outcome.interrupts.append(where)
             self._played.interrupt(where, count)
@@ -444,11 +447,13 @@ class Player:
             twin.close()
 
     def _replied(self, reply: Message, fds: tuple[FdInfo, ...]) -> None:
-        request = self._open.replied(reply.id)
+        request = self._open.replied(reply)
         if request is None:
             self._comparison.unasked(reply)
             return
         number = request.number
+        if reply.id != request.message.id:
+            self._comparison.misaddressed(request, reply, self._open.owner(reply.id))
         self.outcome.replies[number] = reply
         self._unanswered = [each for each in self._unanswered if each > number]
         self._played.replied(reply, fds, self._comparison.replies.get(number), number)
