@@ -10,7 +10,7 @@ from tests.cases import for_each, for_each_row
 from tests.interposer_bench import read, request, write
 from userdev.interposer.faults.use import together, untried
 from userdev.relay.direction import DIRECTIONS, Direction
-from vfio_user.harness.untried import untried_faults
+from vfio_user.harness.rules_used import acted_faults, untried_faults
 from vfio_user.interposer.faults.engine import FaultEngine
 from vfio_user.interposer.faults.scenario import Scenario
 from vfio_user.wire import CURRENT, Command, Message
@@ -161,3 +161,4 @@ def test_a_rule_is_untried_where_it_acted_before_no_server_of_its_scenario() -> 
     without = SimpleNamespace(has_faults=False)
     servers: Any = [server(here=1, there=0), server(here=0, there=0), server(alone=0), without]
     assert [why.partition(" ")[0] for why in untried_faults(servers)] == ["'there'", "'alone'"]
+    assert acted_faults([*servers, server(here=2, there=0)]) == ["'here' acted 3 times"]

@@ -118,14 +118,20 @@ def test_a_run_whose_faults_did_not_happen_has_no_verdict_unless_the_guest_saw_s
         ([acted, nth], right, "'lose' never acted: of 3 messages that matched none was its nth", UserError),
         ([nth | {"probability": 0.1}], right, "", None),
         ([never], wrong, "'lose' never acted: no message matched it", VerdictError),
+        ([acted], wrong, "", VerdictError),
+        ([acted, never], wrong, "'lose' never acted: no message matched it", VerdictError),
     ):
         done, lab = ran(monkeypatch, tmp_path, "--faults", str(faults), seen=seen, rules=rules)
         report = json.loads(done.output)
         assert report["untried"] == ([said] if said else []), rules
         assert report["ok"] is (error is None), rules
+        assert report["acted"] == (["'lose' acted once"] if acted in rules else []), rules
         assert type(lab.failure) is (error or type(None)), rules
         if error is UserError:
             assert str(lab.failure) == f"{faults}: the rule {said}"
+        if error is VerdictError:
+            assert ("behind faults that were put in" in str(lab.failure)) is (acted in rules), rules
+            assert getattr(lab.failure, "__notes__", []) == ([f"of its faults {said}"] if said else []), rules
 
 
 def test_a_run_is_good_only_where_every_part_was_tried_and_right(

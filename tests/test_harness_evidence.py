@@ -24,7 +24,7 @@ from tests.cases import for_each, for_each_row
 from tests.interposer_bench import Bench as InterposerBench
 from tests.pages import happened
 from tests.vhost.between import Between
-from userdev.errors import UserError
+from userdev.errors import UserError, VerdictError
 from userdev.process import Child
 from userdev.serving.authored import at_work
 from vfio_user.cli.test_e2e import first_causes, per_minute
@@ -332,6 +332,26 @@ def test_what_a_server_raised_before_a_test_failed_is_the_cause_and_the_failure_
     assert "return value.nonesuch" not in cause
     assert 'File "<string>", line 8, in doorbell' in head, "the traceback is beside its cause"
     assert evidence.cause_of(tmp_path) == cause
+
+
+def test_faults_that_an_interposer_put_in_come_before_what_came_of_them_and_are_not_the_devices(
+    tmp_path: Path,
+) -> None:
+    """The guest sees the device do wrong, and only the trace had said that it was told to."""
+    wrong = VerdictError("the guest saw edu do wrong: 2! is 3, not 2")
+    for count in (1, evidence.FAULTS_NAMED, evidence.FAULTS_NAMED + 2):
+        acted = [f"'rule {number}' acted once" for number in range(count)]
+        ended = evidence.Ends(faults=acted)
+        assert ended.are_causes
+        cause = evidence.first_cause(ended, wrong)
+        before, _, after = cause.partition("; after that ")
+        assert "not the device's" in before, cause
+        assert [rule in before for rule in acted] == [number < evidence.FAULTS_NAMED for number in range(count)]
+        assert ("2 other rules too" in before) is (count > evidence.FAULTS_NAMED), cause
+        assert after == str(wrong)
+    assert evidence.first_cause(ended, None) == "nothing went wrong"
+    assert evidence.write(tmp_path, [], wrong, ended) == cause
+    assert cause in html.unescape((tmp_path / INDEX).read_text())
 
 
 def test_of_an_exception_and_an_end_the_one_that_came_first_is_the_cause(tmp_path: Path) -> None:

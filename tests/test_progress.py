@@ -109,7 +109,7 @@ def test_the_time_for_which_a_guest_is_kept_for_a_person_is_known_and_none_of_th
     lab.machines = lab.servers = []
     kept = run._keep(lab, guest)
     assert 60 <= kept < 70
-    report = json.loads(run._report(lab, "edu", [], [], [], timeline.now - kept))
+    report = json.loads(run._report(lab, "edu", [], [], [], [], timeline.now - kept))
     assert report["seconds"] < 10
 
 

@@ -62,11 +62,16 @@ def _run(folder: Path) -> Told:
     lab: Any = SimpleNamespace(folder=folder, failure=None, timeline=SimpleNamespace(steps=steps))
     done = [(Part((name,), f"it is {name}"), work) for name, work in WORK.items()]
     left_out = [Part(("last",), "it is last")]
-    told = run._report(lab, "edu", done, left_out, ["'lose' never acted"], 2.34567)
+    told = run._report(lab, "edu", done, left_out, ["'slow' acted once"], ["'lose' never acted"], 2.34567)
     whole = json.loads(told.replace(str(folder), "FOLDER"))
     failures = {}
-    for name, some, others in (("all", done, 0), ("wrong alone", done[1:2], 3), ("right", done[:1], 2)):
-        failure = run._failure("edu", some, others)
+    for name, some, others, acted in (
+        ("all", done, 0, ()),
+        ("wrong alone", done[1:2], 3, ()),
+        ("right", done[:1], 2, ("'slow' acted once",)),
+        ("behind faults", done[1:2], 0, ("'slow' acted once",)),
+    ):
+        failure = run._failure("edu", some, others, acted)
         failures[name] = failure and [str(failure), failure.evidence, *getattr(failure, "__notes__", ())]
     printer = run._Printer()
     lines = [called(folder, partial(printer.part, part, work), False)["out"] for part, work in done]

@@ -30,8 +30,8 @@ from vfio_user.harness.image import ensure_image
 from vfio_user.harness.interruption import interruptible
 from vfio_user.harness.lab import Lab
 from vfio_user.harness.qemu import ensure_qemu
+from vfio_user.harness.rules_used import untried_faults
 from vfio_user.harness.terminal import attach
-from vfio_user.harness.untried import untried_faults
 
 
 @click.command(cls=CommandLine)

@@ -28,7 +28,7 @@ from vfio_user.harness.family import VFIO_USER
 from vfio_user.harness.interposition import Interpose, Interposition
 from vfio_user.harness.interruption import interruptible
 from vfio_user.harness.lab import Lab
-from vfio_user.harness.untried import untried_faults
+from vfio_user.harness.rules_used import acted_faults, untried_faults
 from vfio_user.page.names import INDEX
 
 DEFAULT_DEVICE = "edu"
@@ -116,10 +116,14 @@ def command(
             printer.part(part, outcome)
             kept.looked_at(part.proves, ok=outcome.ok, seen=outcome.told)
         untried = untried_faults(lab.servers) if faults else []
-        lab.failure = _failure(device, done, len(program.parts) - len(done)) or _nothing_tried(faults, untried)
+        acted = acted_faults(lab.servers) if faults else []
+        lab.failure = _failure(device, done, len(program.parts) - len(done), acted) or _nothing_tried(faults, untried)
+        if isinstance(lab.failure, VerdictError):
+            for rule in untried:
+                lab.failure.add_note(f"of its faults {rule}")
         kept_for = _keep(lab, guest) if keep else 0.0
     seconds = lab.timeline.now - kept_for
-    report = _report(lab, device, done, program.parts[len(done) :], untried, seconds)
+    report = _report(lab, device, done, program.parts[len(done) :], acted, untried, seconds)
     if as_json:
         click.echo(report)
     printer.end(lab, seconds)
@@ -154,14 +158,19 @@ def _exercised(lab: Lab, guest: BootedGuest, program: Program) -> Iterator[tuple
                 return
 
 
-def _failure(device: str, done: Sequence[tuple[Part, Exercise]], left_out: int) -> VerdictError | None:
-    """What was wrong, the first of it in a sentence; None where nothing was. So many parts were not tried."""
+def _failure(
+    device: str, done: Sequence[tuple[Part, Exercise]], left_out: int, acted: Sequence[str] = ()
+) -> VerdictError | None:
+    """What was wrong, the first of it in a sentence; None where nothing was. So many parts were not tried, and these
+    rules of faults have acted.
+    """
     wrong = [(part.proves, outcome) for part, outcome in done if not outcome.ok]
     if not wrong:
         return None
     first = f"{wrong[0][0]}: {replace(wrong[0][1], wrong=wrong[0][1].wrong[:1]).verdict}"
     evidence = "\n".join(f"{proves}: {outcome.verdict}" for proves, outcome in wrong)
-    failure = VerdictError(f"the guest saw {device} do wrong: {first}", evidence=evidence)
+    seen = f"{device}, behind faults that were put in," if acted else device
+    failure = VerdictError(f"the guest saw {seen} do wrong: {first}", evidence=evidence)
     if left_out:
         failure.add_note(_of_another_kind(device, left_out))
     return failure
@@ -190,6 +199,7 @@ def _report(
     device: str,
     done: Sequence[tuple[Part, Exercise]],
     left_out: Sequence[Part],
+    acted: Sequence[str],
     untried: Sequence[str],
     seconds: float,
 ) -> str:
@@ -202,6 +212,7 @@ def _report(
         "traces": [str(path) for path in sorted(lab.folder.glob("*.trace"))],
         "parts": [{"proves": part.proves, **asdict(outcome)} for part, outcome in done],
         "left_out": [part.proves for part in left_out],
+        "acted": list(acted),
         "untried": list(untried),
         "steps": [asdict(step) for step in lab.timeline.steps],
     }

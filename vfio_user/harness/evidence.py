@@ -7,7 +7,8 @@
 
 The first cause is the first program that ended by itself and not in good order, or the first exception that a server
 logged, whichever came first; where there is neither it is the error of the run. What the test itself ended before that
-is named with it, and what came of an exception.
+is named with it, and what came of an exception. Faults that an interposer put in are told before all of these: what
+comes of them is no device's doing.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from userdev.counted import counted
 from userdev.errors import UserError, VerdictError
 from userdev.process import Child, tail
 from vfio_user.harness import coredump
@@ -32,6 +34,8 @@ from vfio_user.page.names import INDEX, RECORD
 from vfio_user.page.texts import json_of, text_of
 from vfio_user.page.versions import versions_of
 
+FAULTS_NAMED = 3
+"""Rules that acted, by name in the first cause; of more their number."""
 LAST_LINES = 40
 STACK = 30
 """Lines of the stack that are shown with the first cause."""
@@ -70,11 +74,13 @@ class Ends:
 
     deaths: Sequence[Death] = ()
     exceptions: Sequence[LoggedException] = ()
+    faults: Sequence[str] = ()
+    """Rules of scenarios that have acted before servers, as sentences."""
 
     @property
     def are_causes(self) -> bool:
         """Whether something of it may have led to what a run said."""
-        return bool(self.exceptions) or any(not death.in_order for death in self.deaths)
+        return bool(self.exceptions or self.faults) or any(not death.in_order for death in self.deaths)
 
 
 def ends(folder: Path, children: Sequence[Child]) -> Ends:
@@ -108,10 +114,19 @@ def first_cause(ended: Ends, error: BaseException | None) -> str:
     first = "; after that ".join(filter(None, [raised.sentence, came])) if raised else came
     if raised and own is None and raised.sentence in str(error):  # it tells the whole itself
         first = str(error).partition("\n")[0]
+    if first and ended.faults:
+        first = f"{_put_in(ended.faults)}; after that {first}"
     when = raised.when if raised else own.when if own else math.inf
     wanted = [death for death in bad if death.on_request and death.when <= when]
     by_test = "the test itself ended " + ", ".join(f"{death.name} ({death.how})" for death in wanted[-3:])
     return "; before that ".join(filter(None, [first, by_test if wanted else ""])) or "nothing went wrong"
+
+
+def _put_in(faults: Sequence[str]) -> str:
+    """Whose doing the faults of a scenario are, and which of them acted."""
+    more = len(faults) - FAULTS_NAMED
+    named = ", ".join([*faults[:FAULTS_NAMED], *([f"{counted(more, 'other rule')} too"] if more > 0 else [])])
+    return f"the interposer put faults in, which are not the device's: {named}"
 
 
 def write(

@@ -47,6 +47,7 @@ from vfio_user.harness.migration import Conductor, Mode, Plan, Report
 from vfio_user.harness.mishaps import GuestCrash
 from vfio_user.harness.qemu import Qemu, ensure_qemu, find_qemu
 from vfio_user.harness.records import Records
+from vfio_user.harness.rules_used import acted_faults
 from vfio_user.harness.scratch import Scratch, processes_of
 from vfio_user.harness.server import DeviceServer
 from vfio_user.harness.server_exceptions import LoggedException, logged_exceptions, still_at_work
@@ -466,6 +467,8 @@ class Lab:
         try:
             if not good or evidence.crashed(self.records.children):
                 ended = evidence.ends(self.folder, self.records.children)
+            if not good:
+                ended = replace(ended, faults=acted_faults(self.servers))
             for guest in self.guests if not good else ():
                 guest.collect(self.folder)
         except OSError as full:

@@ -13,8 +13,8 @@ from vfio_user.harness.cell import Cell
 from vfio_user.harness.debian import quiet
 from vfio_user.harness.known_issues import expected_to_fail, failure_of, known_issue, recognise
 from vfio_user.harness.lab import Lab
+from vfio_user.harness.rules_used import untried_faults
 from vfio_user.harness.server_exceptions import LoggedException
-from vfio_user.harness.untried import untried_faults
 from vfio_user.page.names import INDEX
 
 TEST_SECONDS = 300.0

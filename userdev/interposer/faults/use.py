@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
-from userdev.counted import counted
+from userdev.counted import counted, times
 
 
 @dataclass
@@ -39,6 +39,13 @@ def untried(rules: Iterable[RuleShown]) -> Iterator[str]:
     for rule in rules:
         if not rule["acted"] and (rule["probability"] >= 1 or not rule["matched"] or rule["in_vain"]):
             yield f"{rule['name']!r} never acted: {_why(rule['matched'], rule['in_vain'])}"
+
+
+def acted(rules: Iterable[RuleShown]) -> Iterator[str]:
+    """Of each rule that has acted a sentence, with how often."""
+    for rule in rules:
+        if rule["acted"]:
+            yield f"{rule['name']!r} acted {times(rule['acted'])}"
 
 
 def _why(matched: int, in_vain: int) -> str:
