@@ -4,23 +4,34 @@ from __future__ import annotations
 
 import ast
 import builtins
+import functools
 import re
 import tomllib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 MODULES = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["vfio-user"]["compiled"]
-TREES = {name: ast.parse((ROOT / name).read_text()) for name in MODULES}
-CLASSES = {
-    each.name: [ast.unparse(base) for base in each.bases]
-    for tree in TREES.values()
-    for each in tree.body
-    if isinstance(each, ast.ClassDef)
-}
+
+
+@functools.cache
+def trees() -> Mapping[str, ast.Module]:
+    """By the worker alone that looks at them."""
+    return {name: ast.parse((ROOT / name).read_text()) for name in MODULES}
+
+
+def classes() -> Mapping[str, Sequence[str]]:
+    """Their classes with their bases."""
+    return {
+        each.name: [ast.unparse(base) for base in each.bases]
+        for tree in trees().values()
+        for each in tree.body
+        if isinstance(each, ast.ClassDef)
+    }
 
 
 def test_their_constants_are_final_as_others_are_looked_up_by_name() -> None:
-    for name, tree in TREES.items():
+    for name, tree in trees().items():
         for each in tree.body:
             if isinstance(each, ast.Assign):
                 constants = [target for target in each.targets if re.fullmatch("[A-Z_, ()]+", ast.unparse(target))]
@@ -29,12 +40,12 @@ def test_their_constants_are_final_as_others_are_looked_up_by_name() -> None:
 
 def test_their_errors_have_bases_that_compiled_classes_may_have() -> None:
     allowed = {Exception, ValueError}
-    for name, bases in CLASSES.items():
+    for name, bases in classes().items():
         assert {getattr(builtins, base, ValueError) for base in bases} <= allowed, name
 
 
 def test_nothing_that_is_not_compiled_has_one_of_their_classes_for_a_base() -> None:
-    derived = re.compile(rf"^class \w+\(.*\b({'|'.join(CLASSES)})\b", re.MULTILINE)
+    derived = re.compile(rf"^class \w+\(.*\b({'|'.join(classes())})\b", re.MULTILINE)
     for room in ("userdev", "vfio_user", "vhost_user", "servers"):
         for file in (ROOT / room).rglob("*.py"):
             if str(file.relative_to(ROOT)) not in MODULES:

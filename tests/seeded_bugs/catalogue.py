@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import yaml
@@ -87,7 +87,8 @@ def _matches(lines: Sequence[str], old: Sequence[str]) -> bool:
     return all(line == (indent + wanted if wanted else "") for line, wanted in zip(lines, old, strict=True))
 
 
-def load() -> dict[str, Bug]:
+@cache
+def load() -> Mapping[str, Bug]:
     """All bugs by id, in the order of the files.
 
     Raises:
