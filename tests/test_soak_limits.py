@@ -93,6 +93,19 @@ def test_a_trend_needs_enough_values_and_those_that_are_none_do_not_count(count:
     assert bool(trends(some)) is told
 
 
+def test_descriptors_of_what_the_next_hop_needs_are_no_growth_and_those_that_stay_are() -> None:
+    def soaked(hops_first: bool, leak: int = 0) -> list[dict[str, Any]]:
+        """Hops one after the other, and pauses between as many others; which of both comes first is said."""
+        in_pairs = [("hop", 34)] * 60
+        alone = [("hop", 24), ("pause-qemu", 24)] * 30
+        whole = [*in_pairs, *alone] if hops_first else [*alone, *in_pairs]
+        return [{"event": event, "harness_fds": fds + number * leak} for number, (event, fds) in enumerate(whole)]
+
+    for hops_first in (True, False):
+        assert trends(soaked(hops_first)) == []
+        assert [told.partition(" grew")[0] for told in trends(soaked(hops_first, leak=1))] == ["harness_fds"]
+
+
 # -- what is kept of it
 
 

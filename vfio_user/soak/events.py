@@ -13,8 +13,8 @@ from vfio_user.soak import acts, lacks
 from vfio_user.soak.acts import Act
 from vfio_user.soak.guest import SoakedDevice
 from vfio_user.soak.lacks import Lacks
+from vfio_user.soak.order import HOP
 
-HOP = "hop"
 Rule = Callable[[SoakedDevice], bool]
 
 

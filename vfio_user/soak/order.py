@@ -11,6 +11,9 @@ from pathlib import Path
 from userdev.documents import parse, read_text
 from userdev.errors import UserError, meant
 
+HOP = "hop"
+"""The event that is begun before its time where one comes after another."""
+
 
 @dataclass(frozen=True)
 class Happening:

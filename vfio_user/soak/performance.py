@@ -12,12 +12,12 @@ from typing import Any
 from userdev.errors import UserdevError
 from vfio_user.harness import Cell, Lab
 from vfio_user.harness.hosts.host import HostFailure, blamed_if_lost
-from vfio_user.soak.events import EVENTS, HOP, Event
+from vfio_user.soak.events import EVENTS, Event
 from vfio_user.soak.failed import Failed
 from vfio_user.soak.guest import Scene, SoakedSpec, scene_of
 from vfio_user.soak.loop import Begin
 from vfio_user.soak.measuring import sizes
-from vfio_user.soak.order import Happening
+from vfio_user.soak.order import HOP, Happening
 from vfio_user.soak.raised import Raised
 
 
