@@ -122,6 +122,20 @@ def test_a_message_that_a_server_sends_in_pieces_arrives_whole(bench: Bench) -> 
     assert _take_some(bench.client.socket) == message
 
 
+def test_what_comes_with_more_descriptors_than_any_message_goes_on_as_bytes_without_them(bench: Bench) -> None:
+    """Whether it has come whole or not."""
+    pump = bench.session._relay.source(Direction.TO_SERVER).pump
+    assert pump._framer is not None
+    pump._framer.max_fds = 3
+    data = write(0, 0, bytes(20)).encode()
+    with open(os.devnull) as file:
+        for at in range(0, 5 * 5, 5):
+            bench.client.stream.send(data[at : at + 5], [file.fileno()])
+            bench.settle()
+        bench.client.stream.send(data[25:], [])
+        assert bench.server.receive_bytes(len(data)) == data
+
+
 def test_what_a_server_leaves_unfinished_does_not_arrive(bench: Bench) -> None:
     """It is in the trace, and counted."""
     message = answer(read(0, 0), b"wxyz").encode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 from functools import partial
@@ -41,3 +42,23 @@ def test_what_is_left_of_many_plans_is_done_by_its_time_and_nothing_else(
         assert over.wait(LONG)
         assert done == sorted(time for time in kept if time <= until), until
     planner.close()
+
+
+def test_a_descriptor_that_is_watched_anew_is_told_to_who_asked_last() -> None:
+    """Another may have its number meanwhile."""
+    told, seen = [threading.Event() for _ in range(2)], list[int]()
+    watcher, fd = Worker(lambda work: work()), os.eventfd(0)
+
+    def ready(number: int) -> None:
+        seen.append(number)
+        os.eventfd_read(fd)
+        told[number].set()
+
+    for number in range(2):
+        watcher.watch(fd, partial(ready, number))
+        os.eventfd_write(fd, 1)
+        assert told[number].wait(LONG)
+    watcher.unwatch(fd)
+    watcher.close()
+    os.close(fd)
+    assert seen == [0, 1]

@@ -156,11 +156,10 @@ class Framer(Generic[M]):
             yield message
 
     def close(self) -> None:
-        """Close the descriptors of messages that will never be complete, and forget their bytes."""
+        """Close the descriptors of messages that will never be complete. Their bytes may be somebody's yet."""
         for _, fds in self._fds:
             self._close(fds or ())
         self._fds.clear()
-        self.start = self.end = 0
 
     def _take_fds(self) -> list[int] | None:
         """The descriptors of the message that ends at `start`: those whose receive ended within it.
