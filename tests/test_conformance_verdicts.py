@@ -7,7 +7,7 @@ from functools import wraps
 from pathlib import Path
 
 from tests.cases import for_each, for_each_row
-from userdev.conformance import Check, Crash, Group, Level, Outcome, Skip, require, run
+from userdev.conformance import Cause, Check, Crash, Group, Level, Outcome, Skip, require, run
 from userdev.conformance.targets import RunningServer
 from userdev.errors import UserdevError
 from userdev.transport import Listener
@@ -82,6 +82,24 @@ def test_a_rule_that_is_left_open_is_not_failed(level: Level) -> None:
     )
     assert outcome(right, level) == (Outcome.PASS, "")
     assert outcome(impossible, level) == (Outcome.SKIP, "it has none")
+
+
+class Seeing(Bench):
+    """Has seen what is the rule of the last check."""
+
+    def cause(self) -> Cause:  # type: ignore[override]
+        return Cause("it", "it does not", "group/wrong1")
+
+
+def test_what_another_checks_rule_explains_waits_for_that_and_a_crash_for_nobody() -> None:
+    for crash, told in (
+        (None, ["wrong1 fail", "wrong0 not judged"]),
+        (Crash("it died"), ["wrong0 fail", "wrong1 fail"]),
+    ):
+        results = run(several(wrong, wrong), Server(crash), Seeing, dialect="any", settle=lambda: None)
+        found = {result.check.id: result for result in results}
+        assert [f"{id.partition('/')[2]} {result.outcome.value}" for id, result in found.items()] == told
+        assert ("it died" in found["group/wrong0"].detail) is (crash is not None)
 
 
 def test_a_server_that_somebody_else_runs_and_that_has_gone_is_told_once(tmp_path: Path) -> None:

@@ -193,7 +193,10 @@ def run(
         held = _run(check, bench, dialect, hurried=not unsound.isdisjoint(check.needs))
         if held.outcome is not Outcome.SKIP:
             settle()
-        if cause := next((other for other in left if other.id == held.cause), None):
+        cause = next((other for other in left if other.id == held.cause), None)
+        if cause is not None and (crash := target.crashed()) is not None:
+            held = _blame(held, crash, "")  # or it would be that of the next
+        elif cause is not None:
             left.remove(cause)
             left.extendleft((check, cause))
             held = None
