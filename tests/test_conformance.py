@@ -60,7 +60,7 @@ NEEDS_DESCRIPTORS = {
     *("dma_map/table-one-fd-for-two", "dma_map/two-modes"),
     *(
         f"set_irqs/{check}"
-        for check in ("all-vectors", "detach", "detach-range", "disable", "eventfd-range", "replace")
+        for check in ("all-vectors", "behind-others", "detach", "detach-range", "disable", "eventfd-range", "replace")
     ),
     *(f"set_irqs/fds-{check}" for check in ("too-few", "too-many", "with-bool", "with-none")),
     *(f"set_irqs/{check}" for check in ("replace", "trigger", "trigger-bool", "trigger-range")),

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from userdev.errors import ProtocolError
-from userdev.transport import BadFrame
+from userdev.transport import BadFrame, Framer
 from vfio_user.server.connection import ClientGone
 from vfio_user.server.session import Session
 from vfio_user.wire import ERROR, HEADER, NO_REPLY, Command, Message
@@ -38,6 +38,24 @@ def takes_first(edit: Callable[[Message], None]) -> type[Session]:
             return super()._negotiate()
 
     return TakesFirst
+
+
+class _OfTheFirst(Framer[Message]):
+    """Descriptors belong to the first byte that they came with, and not to the last."""
+
+    __slots__ = ()
+
+    def received(self, count: int, fds: Iterable[int] = ()) -> None:
+        super().received(1, fds)
+        super().received(count - 1)
+
+
+class GivesDescriptorsToTheFirst(NoShortcut):
+    """Of the messages that it receives at once, whichever of them they came with."""
+
+    def _negotiate(self) -> bool:
+        self.connection.framer.__class__ = _OfTheFirst
+        return super()._negotiate()
 
 
 class StaysOpen(Session):

@@ -221,6 +221,8 @@ ACCESS_CLAUSES = [
     Clause("set_irqs/detach-range", "did not take it alone", Hears(C.SET_IRQS, u32(16, 2), irqs(EVENTFD | TRIGGER, 1))),
     Clause("set_irqs/detach", "after it was taken away", Keeps(C.SET_IRQS, again(irqs(EVENTFD | TRIGGER, 1)))),
     Clause("set_irqs/replace", "not the new eventfd", Keeps(C.SET_IRQS, again(irqs(EVENTFD | TRIGGER, 1)))),
+    Clause("set_irqs/behind-others", "what comes together failed", Refuses(C.REGION_READ)),
+    Clause("set_irqs/behind-others", "is not its own: it was fired 0 times", sessions.GivesDescriptorsToTheFirst),
     Clause("set_irqs/all-vectors", "not every vector fired", Keeps(C.SET_IRQS, irqs(NONE | TRIGGER, 8))),
     Clause("set_irqs/no-action", "fired an interrupt", BehindRefusal(C.SET_IRQS, acts.triggers)),
     Clause(

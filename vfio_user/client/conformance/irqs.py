@@ -12,9 +12,9 @@ from vfio_user.client.conformance.bench import DESCRIBED, Bench
 from vfio_user.client.conformance.dialects import CURRENT_FAMILY
 from vfio_user.client.conformance.refusals import Bad, enter
 from vfio_user.client.eventfd import EventFd
-from vfio_user.wire import Command
-from vfio_user.wire.constants import IrqIndex, IrqInfoFlags, IrqSetFlags
-from vfio_user.wire.layouts import IRQ_SET
+from vfio_user.wire import Command, Message
+from vfio_user.wire.constants import IrqIndex, IrqInfoFlags, IrqSetFlags, RegionIndex
+from vfio_user.wire.layouts import IRQ_SET, REGION_ACCESS
 
 TRIGGERED = "set_irqs/trigger"
 """Without this rule nothing is known of other forms of SET_IRQS: it is how they are tried."""
@@ -22,6 +22,10 @@ TRIGGERED = "set_irqs/trigger"
 LISTEN_SECONDS = 1.0
 """That a device is listened to of which one interrupt too many came: whether it interrupts by itself."""
 
+_ID = 0x5353
+_READ = REGION_ACCESS.pack(0, RegionIndex.CONFIG, 4)
+_KEPT_BUSY = 64
+"""Reads that a server is at while what is to come together is sent."""
 _TRIED_VECTORS = 256  # of the first ones, each with an eventfd
 
 set_irqs = Group[Bench]("set_irqs", "protocol.md 9.3: DEVICE_SET_IRQS", needs=(TRIGGERED,))
@@ -179,6 +183,27 @@ def all_vectors(bench: Bench) -> None:
     bench.client.enable_irqs(irq.irq, eventfds)
     bench.client.trigger_irqs(irq.irq, count=len(eventfds))
     _require_fired(bench, irq.irq, eventfds, [1] * len(eventfds), "not every vector fired its own eventfd once")
+
+
+@set_irqs.check("behind-others", rule="spec: the file descriptors of a message come with it; unix(7), SCM_RIGHTS")
+def behind_others(bench: Bench) -> None:
+    """Descriptors are those of the message that they came with, whatever comes just before it."""
+    bench.need_fds()
+    client, irq, eventfd = bench.client, bench.irq().irq, bench.eventfd()
+    read = Message(_ID, bench.dialect.number(Command.REGION_READ), payload=_READ).encode()
+    asked = _set(bench, EVENTFD | TRIGGER)
+    wired = Message(_ID, bench.dialect.number(Command.SET_IRQS), payload=asked).encode()
+    for _ in range(3):  # whether they come together is the chance of one send behind another
+        requests = [client.channel.expect(_ID, "what comes together") for _ in range(_KEPT_BUSY + 2)]
+        client.channel.send_bytes(read * _KEPT_BUSY)
+        client.channel.send_bytes(read)
+        client.channel.send_bytes(wired, [eventfd.fd])
+        for request in requests:
+            bench.good(client.wait(request), request.name)
+        client.trigger_irqs(irq)
+        wrong = "the eventfd of a SET_IRQS that comes with a read before it is not its own"
+        _require_fired(bench, irq, [eventfd], [1], wrong)
+        client.disable_irqs(irq)
 
 
 @set_irqs.check("mask", level=Level.REFERENCE, rule="spec: VFIO IRQ info, MASKABLE")
