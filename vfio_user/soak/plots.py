@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -78,14 +80,28 @@ def _over_time(
 
 
 def _histogram(title: str, values: Sequence[float]) -> str:
-    most = max(values, default=1.0) or 1.0
-    width = most / _BARS
-    counts = [0] * _BARS
-    for value in values:
-        counts[min(_BARS - 1, int(value / width))] += 1
-    chart = pygal.Histogram(title=title, show_legend=False, height=_HEIGHT, **_USUAL)
-    chart.add("hops", [(count, at * width, (at + 1) * width) for at, count in enumerate(counts) if count])
+    """Bars from nothing to beyond the most, each so wide as a person would have it and told with both its ends."""
+    width = _round(max(values, default=1.0) or 1.0)
+    counts = Counter(int(value / width) for value in values)
+    chart = _FromNothing(title=title, show_legend=False, height=_HEIGHT, **_USUAL)
+    bars = [(count, at * width, (at + 1) * width) for at, count in sorted(counts.items())]
+    chart.add("hops", bars, formatter=lambda bar: f"{bar[0]} from {bar[1]:g} to {bar[2]:g}")
     return _drawn(chart)
+
+
+def _round(most: float) -> float:
+    """The least of 1, 2 and 5 times a power of ten with which some `_BARS` bars go beyond the most."""
+    power = 10.0 ** math.floor(math.log10(most / _BARS))
+    return next(width for times in (1, 2, 5, 10) if (width := times * power) * _BARS > most)
+
+
+class _FromNothing(pygal.Histogram):  # type: ignore[misc]  # pygal has no types
+    """A histogram whose axis begins where values do, and not at its first bar."""
+
+    @property
+    def xvals(self) -> list[float]:
+        """Where bars begin and end."""
+        return [0.0, *(end for series in self.all_series for bar in series.values for end in bar[1:3])]
 
 
 def _drawn(chart: Any) -> str:
@@ -99,7 +115,7 @@ def _titled(root: Any) -> Any:
         for script in definitions.findall("script"):
             definitions.remove(script)
     for group in root.iter("g"):
-        if group.get("class") == "dots":
+        if group.get("class") in ("dots", "histbar"):
             told = [text for kind in ("label", "value") if (text := group.findtext(f"desc[@class='{kind}']"))]
             title = group.makeelement("title", {})
             title.text = ": ".join(told)
