@@ -10,6 +10,7 @@ import struct
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -205,6 +206,25 @@ def test_a_block_that_is_not_as_it_was_written_last_is_told(
     [wrong] = blocks.wrong
     assert f"block {block} " in wrong
     assert told in wrong
+
+
+def test_files_take_no_more_of_a_disk_than_it_has_and_say_of_one_that_is_too_small_that_it_is(
+    programs: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk of 1 MiB had no space left after some rounds, which was told as a failure of the guest or the device."""
+    import disk_work
+
+    for free in (100 << 10, 300 << 10, 900 << 10, 3 << 20, 1 << 40):
+        count = disk_work.count_of_files(free)
+        assert 1 <= count <= disk_work.MOST_FILES, free
+        assert (count + 1) * disk_work.LARGEST <= max(free, 2 * disk_work.LARGEST), free
+    assert disk_work.count_of_files(1 << 40) == disk_work.MOST_FILES
+    driver = SimpleNamespace(controller=lambda _: "virtio0", state=lambda _: None)
+    monkeypatch.setattr(disk_work, "driver_of", lambda _: driver)
+    for work, least in ((disk_work.Files, disk_work.FILES_LEAST), (disk_work.Fio, 16384), (disk_work.Blocks, 4096)):
+        monkeypatch.setattr(disk_work, "find_disk", lambda _, least=least: (Path("/dev/vda"), least - 512))
+        with pytest.raises(Exception, match=f"{least - 512} bytes, too small"):
+            work(argparse.Namespace(slot="01:00.0", bytes=0)).begin()
 
 
 def test_the_kernels_warnings_of_a_disk_are_wrong_and_what_else_it_says_is_not(programs: None, tmp_path: Path) -> None:

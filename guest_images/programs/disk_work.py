@@ -26,6 +26,9 @@ from work import Work
 APPEARING = 30.0  # seconds for the driver to find the namespace
 WARNING = 4  # of syslog(2)
 MIB = 1 << 20
+LARGEST = 1 << 16  # bytes of a file
+MOST_FILES = 48
+FILES_LEAST = MIB // 2  # bytes of a disk for a file system with some files
 _UEVENTS = 15  # NETLINK_KOBJECT_UEVENT
 
 
@@ -35,11 +38,16 @@ class DiskWork(Work):
     disk: Path
     size: int
     room: int
+    least = PAGE
+    """Bytes of a disk on which this can be done at all."""
 
     def begin(self) -> None:
         slot = self.options.slot if self.options.slot.count(":") == 2 else f"0000:{self.options.slot}"
         kind = driver_of(slot)
         self.disk, self.size = find_disk(slot)
+        if self.size < self.least:
+            name = type(self).__name__.lower()
+            raise DeviceError(f"{self.disk} has {self.size} bytes, too small for {name}: that takes {self.least}")
         self.room = min(self.size, self.options.bytes or self.size)
         self.names = (kind.controller(self.disk), self.disk.name)
         self.state = kind.state(self.disk)
@@ -76,6 +84,7 @@ class Fio(DiskWork):
     """16 commands at a time write up to 8 MiB in random order; then fio reads and verifies them."""
 
     done = -1
+    least = 16 << 10
 
     def begin(self) -> None:
         super().begin()
@@ -150,7 +159,9 @@ class Blocks(DiskWork):
 
 
 class Files(DiskWork):
-    """Files on ext4, synced one by one; all that there are are read again, from the disk."""
+    """As many files as there is room for, on ext4, synced one by one; all are read again, from the disk."""
+
+    least = FILES_LEAST
 
     def begin(self) -> None:
         super().begin()
@@ -162,9 +173,11 @@ class Files(DiskWork):
         self.opened.callback(self.unmount)
         self.mounted = True
         self.written: dict[str, int] = {}
+        free = os.statvfs(self.folder)
+        self.count = count_of_files(free.f_bavail * free.f_frsize)
 
     def round(self, number: int) -> None:
-        name = f"file{number % 48}"
+        name = f"file{number % self.count}"
         with (self.folder / name).open("wb") as file:
             file.write(self.content(number))
             file.flush()
@@ -173,7 +186,7 @@ class Files(DiskWork):
 
     def content(self, number: int) -> bytes:
         chance = random.Random(number)
-        return chance.randbytes(chance.randrange(1, 1 << 16))
+        return chance.randbytes(chance.randrange(1, LARGEST))
 
     def check(self) -> None:
         super().check()
@@ -196,6 +209,11 @@ class Files(DiskWork):
         if self.mounted:
             self.mounted = False
             run("umount", str(self.folder))
+
+
+def count_of_files(free: int) -> int:
+    """How many files of up to `LARGEST` bytes so many bytes have room for, each with one that is not yet away."""
+    return max(1, min(MOST_FILES, free // (2 * LARGEST)))
 
 
 @dataclass(frozen=True)
