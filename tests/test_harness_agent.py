@@ -18,7 +18,7 @@ import pytest
 
 from tests.processes import running, until
 from vfio_user.harness.agent import AgentGuest
-from vfio_user.harness.guest import GuestFailure, GuestLost, shipped
+from vfio_user.harness.guest import GuestFailure, GuestLost, Job, shipped
 from vfio_user.harness.hotplug import wait_for_device
 from vfio_user.harness.image.recipe import ROOM
 from vfio_user.harness.timeouts import SCALE_VARIABLE
@@ -295,25 +295,37 @@ def test_half_an_answer_that_a_reboot_has_cut_off_does_no_harm(guest: AgentGuest
     assert guest.hello(10)["pid"] == port.agent.pid
 
 
-def test_those_who_wait_are_told_when_the_connection_breaks(guest: AgentGuest, port: Port) -> None:
-    job = guest.start("sleep 300", 600)
-    port._hosts[-1].shutdown(socket.SHUT_RDWR)
-    with pytest.raises(GuestLost):
-        job.wait(30)
-    with pytest.raises(GuestLost):
-        guest.run("true")
+@contextlib.contextmanager
+def lasting(guest: AgentGuest, folder: Path) -> Iterator[Job]:
+    """A command that lasts for as long as this block: an agent that is killed leaves it behind."""
+    pid = folder / "pid"
+    job = guest.start(f"echo $$ > {pid}; exec sleep 300", 600)
+    until(lambda: pid.exists() and bool(pid.read_text()))
+    try:
+        yield job
+    finally:
+        os.kill(int(pid.read_text()), signal.SIGKILL)
 
 
-def test_only_what_was_asked_before_is_given_up(guest: AgentGuest) -> None:
+def test_those_who_wait_are_told_when_the_connection_breaks(guest: AgentGuest, port: Port, tmp_path: Path) -> None:
+    with lasting(guest, tmp_path) as job:
+        port._hosts[-1].shutdown(socket.SHUT_RDWR)
+        with pytest.raises(GuestLost):
+            job.wait(30)
+        with pytest.raises(GuestLost):
+            guest.run("true")
+
+
+def test_only_what_was_asked_before_is_given_up(guest: AgentGuest, tmp_path: Path) -> None:
     """Whoever tells of what befell a guest may be late: what was asked since is answered."""
-    early = guest.start("sleep 300", 600)
-    moment = time.monotonic()
-    late = guest.start("echo answered")
-    guest.give_up("the guest oopsed", moment)
-    with pytest.raises(GuestLost, match="oopsed"):
-        early.wait(30)
-    assert late.wait(30).stdout == "answered\n"
-    assert guest.succeed("echo again") == "again\n"
+    with lasting(guest, tmp_path) as early:
+        moment = time.monotonic()
+        late = guest.start("echo answered")
+        guest.give_up("the guest oopsed", moment)
+        with pytest.raises(GuestLost, match="oopsed"):
+            early.wait(30)
+        assert late.wait(30).stdout == "answered\n"
+        assert guest.succeed("echo again") == "again\n"
 
 
 def test_a_guest_that_never_answers_has_a_deadline() -> None:
