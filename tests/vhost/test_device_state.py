@@ -294,8 +294,9 @@ def test_a_device_that_fails_at_a_state_has_its_former_one(
     migrating: FrontEnd, device: Keeper, fails_at: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     device.count, device.fails_at = 3, fails_at
-    with pytest.raises(Refused):
+    with pytest.raises(Refused) as refused:
         migrating.load_state(RIGHT)
+    assert refused.value.errno == errno.EIO
     assert (device.count, device.kept) == (3, b"")
     assert "on purpose" in caplog.text
 
@@ -328,12 +329,13 @@ def test_what_a_device_makes_of_its_state_is_of_its_former_one_where_it_fails_at
 
 
 def test_a_device_that_cannot_be_saved_refuses(migrating: FrontEnd, device: Keeper) -> None:
-    device.fails_at = "save"
-    with pytest.raises(BackEndError):
-        migrating.save_state()
-    device.fails_at, device.count = "", -1
-    with pytest.raises(BackEndError):
-        migrating.save_state()
+    for fails_at, count in (("save", 0), ("", -1)):
+        device.fails_at, device.count = fails_at, count
+        with pytest.raises(BackEndError):
+            migrating.save_state()
+        with pytest.raises(ProtocolError) as refused:
+            model_of(device).save()
+        assert refused.value.errno == errno.EIO, fails_at
     device.count = 1
     assert migrating.save_state()
 

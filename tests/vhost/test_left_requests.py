@@ -14,7 +14,7 @@ from tests.vhost_kit import AnyDriver, Guest, PackedDriver, SplitDriver
 from vhost_user.backend.in_band import InBand
 from vhost_user.backend.lifecycle import RingEvent
 from vhost_user.backend.misses import Misses
-from vhost_user.backend.vring import HandledVring
+from vhost_user.backend.vring import BATCH, HandledVring
 from vhost_user.device import LEFT, Chain, Taken, queue
 
 
@@ -162,3 +162,27 @@ def test_a_ring_with_something_left_is_not_looked_at_and_asks_for_no_turn_until_
 ) -> None:
     with Guest() as guest:
         left_and_given_again(kind(guest, features=features))
+
+
+@for_each((SplitDriver, PackedDriver))
+def test_a_driver_that_always_has_more_has_it_back_in_batches_and_keeps_nobody_waiting(kind: type[AnyDriver]) -> None:
+    """A turn is no more than the ring can have."""
+    had: list[int] = []
+    with Guest() as guest:
+        driver = kind(guest, 2 * BATCH)
+
+        def handle(_: Chain) -> int:
+            assert len(had) < 3 * BATCH, "it goes on and on"
+            had.append(len(driver.collect()))
+            driver.request(writable=())
+            return 0
+
+        ring = alone(driver, handle, lambda: None)
+        ring.happen(RingEvent.ENABLE)
+        ring.happen(RingEvent.START)
+        driver.request(writable=())
+        ring.serve()
+        assert had == [*[0] * BATCH, BATCH, *[0] * (BATCH - 1)]
+        assert ring.pending
+        assert len(driver.collect()) == BATCH
+        ring.let_go()
