@@ -352,3 +352,21 @@ def test_no_more_regions_and_interrupts_are_asked_for_than_qemu_takes(tmp_path: 
     assert (len(found.regions), len(found.irqs)) == (100, 50)
     told = [problem.partition(":")[0] for problem in found.problems[:2]]
     assert told == ["101 regions", "51 interrupt types"]
+
+
+@for_each_row(
+    [
+        (0x010802, "non-volatile memory controller"),
+        (0x0108FF, "non-volatile memory controller"),
+        (0x010900, "storage controller"),
+        (0x020000, "Ethernet controller"),
+        (0x020100, "network controller"),
+        (0x000000, "unclassified device"),
+        (0xFF0000, "unassigned class"),
+        (0x420000, "unknown class"),
+    ]
+)
+def test_a_class_is_named_by_its_subclass_where_that_is_known_and_by_its_base_class_else(code: int, name: str) -> None:
+    data = config()
+    data[9:12] = code.to_bytes(3, "little")
+    assert ConfigSpaceDump(bytes(data)).class_name == name

@@ -18,6 +18,7 @@ from tests.vhost.reverse import Reverse
 from tests.vhost_frontend import FEATURES, PROTOCOL, USER, FrontEnd, P, R, V, split
 from userdev.errors import UserError
 from userdev.transport import Stream
+from vhost_user.backend import Server
 from vhost_user.frontend import BackEndError, BrokenQueue, Disconnected, GuestMemory, NoAnswer, NotOffered
 from vhost_user.frontend.channel import Channel
 from vhost_user.frontend.connection import Connection
@@ -340,3 +341,39 @@ def test_where_a_queue_was_stopped_is_known_until_it_runs_again(front_end: Front
         queue.stop()
         known.append(queue.base_at_stop)
     assert known == [None, 1, None, 2, None, 3]
+
+
+def test_a_queue_that_has_requests_is_kicked_when_it_is_enabled_unless_that_is_not_wanted(
+    front_end: FrontEnd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kicks: list[int] = []
+    monkeypatch.setattr(Queue, "kick", lambda queue: kicks.append(queue.index))
+    ring = front_end.queue()
+    ring.start()
+    assert kicks == [], "there is nothing to be told of"
+    ring.put(b"ab", 2)
+    ring.start(ring.stop(drain=False), kick=False)
+    ring.enable(False)
+    ring.enable(kick=False)
+    assert kicks == []
+    ring.enable()
+    assert kicks == [0]
+    ring.close()
+
+
+def test_where_a_queue_was_stopped_counts_for_the_back_end_that_said_it_alone(
+    server: Server, stranger: FrontEnd
+) -> None:
+    """Not for another, nor after a reset."""
+    ways: list[Callable[[], None]] = [stranger.reset, lambda: stranger.reconnect(str(server.listener.address))]
+    for way in ways:
+        stranger.negotiate(protocol=PROTOCOL | P.STATUS)
+        stranger.share_memory()
+        ring = stranger.queue()
+        ring.start()
+        ring.exchange(b"ab", 2)
+        known = [ring.stop(), ring.base_at_stop]
+        way()
+        assert [*known, ring.base_at_stop] == [1, 1, None]
+        if stranger.has(P.CONFIGURE_MEM_SLOTS):
+            stranger.take_memory()

@@ -157,6 +157,7 @@ def test_a_ring_that_is_broken_tells_who_asks_for_that_later(front_end: FrontEnd
     split(ring).offer(0)
     ring.kick()
     assert ring.wait_err()
+    assert ring.wait_err(0), "it is broken still, though that was told once"
     for enabled in (True, False):
         ring.enable(enabled, kick=False)
         err = os.eventfd(0, os.EFD_NONBLOCK)

@@ -97,7 +97,7 @@ class FrontEnd(Connection):
         self.stream.close()
         self._take_over(address if isinstance(address, Stream) else connect(address, timeout=self.timeout))
         self.negotiated, self.offered = Negotiated(), Offer()
-        self._owns, self._status = False, _S(0)
+        self._owns = False
         for queue in self.queues:
             queue.forget_base()
 
