@@ -354,7 +354,7 @@ class NeverEnds(Fault):
 
 def test_a_state_without_an_end_is_one_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (features, migration_region):
-        monkeypatch.setattr(module, "MOST_STATE", 1 << 18)
+        monkeypatch.setattr(module, "MOST_STATE", 1 << 15)
     for dialect, groups in ((CURRENT, ("migration", "mig_data")), (REGION_MIGRATION, ("migration_region",))):
         (folder := tmp_path / dialect.name).mkdir()
         with InProcess(folder, Everything, dialect, session=with_fault(NeverEnds())) as target:
