@@ -13,8 +13,11 @@ import pytest
 
 from tests.interposer_bench import Looped
 from userdev.errors import UserError
-from userdev.interposer.server_process import ServerProcess
+from userdev.interposer.server_process import ServerProcess, is_ending, peer_pid
 from userdev.interposer.upstream import Upstream
+from userdev.transport import Listener, connect
+from vfio_user.bundle.standing import _is_traced
+from vfio_user.harness.terminal import _ends
 from vfio_user.interposer.interposer import Interposer, Setup
 
 
@@ -57,6 +60,25 @@ def test_a_server_that_was_never_started_has_no_process_and_no_end_to_wait_for()
     assert looped.run(process.failure(60)) == ""
     process.close()
     looped.loop.close()
+
+
+def test_a_program_is_known_whose_name_the_kernel_has_cut_within_a_character(tmp_path: Path) -> None:
+    """It keeps 15 bytes of it."""
+    name = Path("/proc/self/comm")
+    before = name.read_bytes()
+    began = int(Path("/proc/self/stat").read_bytes().rpartition(b") ")[2].split()[19])
+    with Listener(str(tmp_path / "s")):
+        stream = connect(str(tmp_path / "s"), timeout=60)
+        name.write_bytes("Überprüfungsübung".encode()[:15])
+        try:
+            assert peer_pid(stream) is None, "it is ourselves"
+            assert not is_ending(os.getpid())
+            assert not _is_traced(os.getpid())
+            assert not _ends([os.getpid(), began], 0)
+            assert _ends([os.getpid(), began - 1], 0), "another had its number"
+        finally:
+            name.write_bytes(before)
+        stream.close()
 
 
 def watched(interposer: Interposer) -> bool:

@@ -221,10 +221,10 @@ async def process_ended(loop: Loop, pid: int, timeout: float) -> bool:
 def is_ending(pid: int) -> bool:
     """Whether a process ends just now: the kernel closes its files a while before anybody is told of its end."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        stat = Path(f"/proc/{pid}/stat").read_bytes()  # its name may end within a character
     except OSError:  # it has ended
         return False
-    return bool(int(stat.rpartition(") ")[2].split()[_FLAGS_AT]) & _PF_EXITING)
+    return bool(int(stat.rpartition(b") ")[2].split()[_FLAGS_AT]) & _PF_EXITING)
 
 
 def peer_pid(stream: Stream) -> int | None:
@@ -245,5 +245,5 @@ def _ourselves() -> Iterator[int]:
     pid = os.getpid()
     while pid > 1:
         yield pid
-        stat = Path(f"/proc/{pid}/stat").read_text()
-        pid = int(stat.rpartition(")")[2].split()[1])
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+        pid = int(stat.rpartition(b")")[2].split()[1])

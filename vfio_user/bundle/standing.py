@@ -237,7 +237,7 @@ def run_gdb(standing: Standing, pid: int, words: Sequence[str], environment: Map
 def _is_traced(pid: int) -> bool:
     """Whether a debugger has a process stand still (proc(5): t in its state)."""
     try:
-        return "\nState:\tt" in Path(f"/proc/{pid}/status").read_text()
+        return b"\nState:\tt" in Path(f"/proc/{pid}/status").read_bytes()
     except OSError:
         return False
 

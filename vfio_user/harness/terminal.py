@@ -77,7 +77,7 @@ def _session() -> list[int]:
     while time.monotonic() < end:
         for stat in Path("/proc").glob("[0-9]*/stat"):
             try:
-                number, rest = stat.read_text().split(" ", 1)
+                number, rest = stat.read_text(errors="replace").split(" ", 1)
             except OSError:  # it has ended
                 continue
             fields = rest.rpartition(") ")[2].split()
@@ -95,14 +95,17 @@ def _ends(session: list[int], seconds: float) -> bool:
 
     try:
         leader = os.pidfd_open(session[0])
-        began = int(Path(f"/proc/{session[0]}/stat").read_text().rpartition(") ")[2].split()[19])
     except OSError:
         return True
-    if began != session[1]:
+    try:
+        began = int(Path(f"/proc/{session[0]}/stat").read_bytes().rpartition(b") ")[2].split()[19])
+        poller = select.poll()
+        poller.register(leader, select.POLLIN)
+        return began != session[1] or bool(poller.poll(seconds * 1000))
+    except OSError:
         return True
-    poller = select.poll()
-    poller.register(leader, select.POLLIN)
-    return bool(poller.poll(seconds * 1000))
+    finally:
+        os.close(leader)
 
 
 @contextmanager
