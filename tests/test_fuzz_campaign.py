@@ -190,6 +190,33 @@ def test_ctrl_c_within_a_reduction_keeps_the_find_as_it_was(tmp_path: Path) -> N
     assert len(Find.read(path).steps) == 3
 
 
+class Once(Pretended):
+    """What it does wrong changes what it is: the same again is nothing new until it is started anew."""
+
+    shown = False
+
+    def play(self, steps: Sequence[Step]) -> Found | None:
+        found = super().play(steps)
+        if found is None or self.shown:
+            return None
+        self.shown = True
+        return found
+
+    def renew(self) -> None:
+        self.shown = False
+        super().renew()
+
+
+def test_what_a_server_shows_once_is_reduced_with_fresh_ones() -> None:
+    """Of one that has shown it already nothing is known by what it does not show."""
+    (find,) = campaign([steps("x y a x y b")], subject=Once()).finds.values()
+    assert [step.name for step in find.steps] == ["a", "b"]
+    assert find.minimal
+    (find,) = campaign([steps("x y a x y b")], subject=Once(), tries=4).finds.values()
+    assert find.reproduced
+    assert not find.minimal
+
+
 def test_bounds_end_it() -> None:
     assert campaign([steps("x")] * 9, sequences=3).sequences == 3
     assert len(campaign([steps("a b"), steps("c")], finds=1).finds) == 1
