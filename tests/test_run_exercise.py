@@ -12,6 +12,8 @@ from tests.cases import for_each_row
 from vfio_user.cli import run
 from vfio_user.harness.artifacts import Timeline
 from vfio_user.harness.exercises import EXERCISES, Exercise
+from vfio_user.harness.migration.report import NO_PAGES, Mode, Phase, PhaseRecord, Report, Verdict
+from vfio_user.harness.migration.workload import judge
 
 
 @for_each_row(
@@ -51,3 +53,27 @@ def test_a_failure_names_the_first_part_that_was_wrong_and_a_person_is_told_of_e
 @for_each_row([("edu", "edu (the default)"), ("nvme", "as nvme;")])
 def test_who_forgot_to_say_what_it_is_is_told_so(device: str, said: str) -> None:
     assert said in run._of_another_kind(device, 5)
+
+
+def test_what_is_wrong_several_times_is_told_once_and_of_much_the_first_with_how_much_more_there_is() -> None:
+    """Programs have all of it, in `wrong`."""
+    for wrong, told in {
+        ("a",): "a",
+        ("a", "b", "a", "a"): "a (3 times); b",
+        ("a", "b", "c"): "a; b; c",
+        ("a", "b", "c", "d", "a", "e", "e"): "a (2 times); b; c; and 3 more",
+    }.items():
+        done = Exercise("it", ok=False, seen={}, wrong=wrong, device={}, seconds=0.0)
+        assert done.verdict == told
+        report = Report(Mode.AUTO, "a", "b", verdict=Verdict.MIGRATED)
+        judge(report, done)
+        assert report.reason == f"it: {told}"
+
+
+def test_work_that_is_wrong_behind_a_migration_is_told_behind_that_no_page_was_told_of() -> None:
+    done = Exercise("it", ok=False, seen={}, wrong=("page 5 is old",), device={}, seconds=0.0)
+    for details, said in (({}, False), ({"pages": 0, "unmapped": 0}, True), ({"pages": 0, "unmapped": 1}, False)):
+        report = Report(Mode.AUTO, "a", "b", verdict=Verdict.MIGRATED)
+        report.phases.append(PhaseRecord(Phase.DIRTY_PAGES, 0.0, details=details))
+        judge(report, done)
+        assert report.reason == f"it: {f'{NO_PAGES}; ' if said else ''}page 5 is old", details

@@ -14,7 +14,7 @@ from userdev.errors import UserError
 from vfio_user.harness import Assignment, Exercise, Mode, Phase, Report, Verdict
 from vfio_user.harness.hosts import Pair
 from vfio_user.harness.hosts.host import LOCAL, Host, HostFailure
-from vfio_user.harness.migration.report import PhaseRecord
+from vfio_user.harness.migration.report import NO_PAGES, PhaseRecord
 from vfio_user.soak import EVENTS, Failed, Happening, acts, lacks
 from vfio_user.soak.guest import Scene, SoakedDevice
 from vfio_user.soak.guest import named as named_devices
@@ -133,6 +133,28 @@ def test_whatever_goes_wrong_around_an_event_is_a_failure_and_nothing_is_done_be
             with pytest.raises(Failed, match="it went wrong"):
                 scene.perform(monkeypatch, name, target)
             assert scene.done == whole[: at + 1], (name, target, wrong)
+
+
+def test_of_work_that_is_wrong_behind_a_hop_whose_devices_told_of_no_page_that_is_said_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Sixty clauses of pages told what came of it, and none that the device had marked nothing."""
+    monkeypatch.setattr("vfio_user.soak.performance.sizes", lambda guest: {})
+    for facts, begins in (({"dirty_pages": 0}, NO_PAGES), ({"dirty_pages": 7}, "page 5"), ({}, "page 5")):
+        scene = Told()
+
+        def wrong() -> None:
+            raise Failed("work of edu", "page 5 is old", evidence="all pages")
+
+        scene.verify = wrong  # type: ignore[method-assign]
+        hop = replace(EVENTS["hop"], act=lambda *_, facts=facts: facts, lacks=lambda *_: "")
+        monkeypatch.setattr("vfio_user.soak.performance.EVENTS", {"hop": hop})
+        with pytest.raises(Failed) as failed:
+            Performance(cast(Scene, scene), 5).do(Happening(1, "hop"))
+        told = failed.value
+        assert told.detail.startswith(begins), facts
+        assert told.detail.endswith("page 5 is old"), facts
+        assert (told.check, told.evidence) == ("work of edu", "all pages"), facts
 
 
 def test_a_guest_that_hops_again_next_is_said_to_come_back_where_it_hops_from(monkeypatch: pytest.MonkeyPatch) -> None:

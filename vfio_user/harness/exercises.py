@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from userdev.counted import times
 from vfio_user.harness.guest import Guest, GuestFailure, Result
+
+TOLD = 3
+"""Things that are wrong, in a line; `wrong` has all of them."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +34,8 @@ class Exercise:
 
     @property
     def verdict(self) -> str:
-        """What is wrong, in one line; "right" when nothing is."""
-        return "right" if self.ok else self.error or "; ".join(self.wrong) or "wrong, and it does not say why"
+        """What is wrong, in one line, the first `TOLD` of it; "right" when nothing is."""
+        return "right" if self.ok else self.error or told_of(self.wrong) or "wrong, and it does not say why"
 
     @property
     def told(self) -> str:
@@ -103,6 +108,14 @@ EXERCISES: Mapping[str, Program] = MappingProxyType(
     }
 )
 """By the name of a device of ours."""
+
+
+def told_of(wrong: Sequence[str]) -> str:
+    """What is wrong, in one line: the same once, with how often, and of more than `TOLD` the number of those left."""
+    often = Counter(wrong)
+    named = [text if count == 1 else f"{text} ({times(count)})" for text, count in often.items()]
+    more = sum(list(often.values())[TOLD:])
+    return "; ".join([*named[:TOLD], *([f"and {more} more"] if more else [])])
 
 
 def exercise(guest: Guest, program: str, *arguments: str, timeout: float = 60.0) -> Exercise:

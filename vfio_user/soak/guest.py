@@ -289,4 +289,4 @@ def named(assignments: Sequence[Assignment]) -> list[SoakedDevice]:
 
 def _judge(device: SoakedDevice, done: Exercise) -> None:
     if not done.ok:
-        raise Failed(f"work of {device.name}", done.verdict)
+        raise Failed(f"work of {device.name}", done.verdict, evidence="\n".join(done.wrong))

@@ -54,6 +54,10 @@ class Verdict(StrEnum):
     """The guest runs nowhere any more."""
 
 
+NO_PAGES = "no device told of any page that it had written meanwhile"
+"""What is to be said first where memory is not what it was behind a migration whose report `has_no_pages`."""
+
+
 @dataclass
 class PhaseRecord:
     """One phase: when it began (seconds since the migration's beginning), how long it took, what it moved."""
@@ -141,6 +145,12 @@ class Report:
     def check(self, what: str, ok: bool, detail: str = "") -> None:
         """Note a comparison: `what` was compared, whether it was alike, and what was seen."""
         self.checks.append(MigrationCheck(what, ok, detail))
+
+    @property
+    def has_no_pages(self) -> bool:
+        """Whether devices were asked which pages they had written, and told of none."""
+        asked = [record.details for record in self.phases if record.phase is Phase.DIRTY_PAGES]
+        return any(told and not any(told.values()) for told in asked)
 
     def judge(self, what: str, ok: bool, detail: str = "") -> None:
         """Add a check, and let the verdict follow: what is wrong now was lost."""

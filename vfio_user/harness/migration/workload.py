@@ -19,7 +19,7 @@ from vfio_user.harness.booted_guest import BootedGuest, Plugged
 from vfio_user.harness.device import SCRATCH, Device
 from vfio_user.harness.exercises import EXERCISES, Exercise, report_of
 from vfio_user.harness.guest import GuestFailure
-from vfio_user.harness.migration.report import Report
+from vfio_user.harness.migration.report import NO_PAGES, Report
 
 NONE = "none"
 MINIMAL = "minimal"
@@ -129,7 +129,6 @@ def _choosing_interrupts() -> set[str]:
 _START_SECONDS = 30.0
 _END_SECONDS = 30.0
 _LISTENING_SECONDS = 1.0  # in the guest, before somebody looks around whether anything is wrong
-_TOLD = 3  # wrong answers that a reader sees; all are in the evidence
 
 
 class Workload:
@@ -240,5 +239,5 @@ def said_in(files: list[str], seconds: float, boot_id: str) -> dict[str, Any]:
 def judge(report: Report, done: Exercise) -> None:
     """Put a workload's verdict into the report of the migration that it lived through."""
     seen = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in done.seen.items())
-    wrong = "; ".join(done.wrong[:_TOLD]) + (f"; and {more} more" if (more := len(done.wrong) - _TOLD) > 0 else "")
-    report.judge(f"{done.command.split(' --started')[0]}", done.ok, seen if done.ok else done.error or wrong)
+    wrong = f"{NO_PAGES}; {done.verdict}" if report.has_no_pages else done.verdict
+    report.judge(f"{done.command.split(' --started')[0]}", done.ok, seen if done.ok else wrong)
