@@ -15,6 +15,7 @@ import pytest
 from tests.cases import for_each
 from tests.descriptors import fd_count
 from tests.vhost.reverse import Reverse
+from tests.vhost.said import listening
 from tests.vhost_frontend import FEATURES, PROTOCOL, USER, FrontEnd, P, R, V, split
 from userdev.errors import UserError
 from userdev.transport import Stream
@@ -30,6 +31,7 @@ from vhost_user.wire import (
     MAX_FDS,
     NO_FD,
     BackEndRequest,
+    DeviceStatus,
     Message,
     Negotiated,
     acknowledge,
@@ -377,3 +379,42 @@ def test_where_a_queue_was_stopped_counts_for_the_back_end_that_said_it_alone(
         assert [*known, ring.base_at_stop] == [1, 1, None]
         if stranger.has(P.CONFIGURE_MEM_SLOTS):
             stranger.take_memory()
+
+
+def test_what_counts_until_a_reset_is_said_once_and_said_again_after_it(stranger: FrontEnd) -> None:
+    """Whose it is, once per connection; that the driver is ready, whichever queue begins; features."""
+    ready = DeviceStatus.DRIVER_OK
+    with listening() as heard:
+        for _ in range(2):
+            stranger.negotiate(protocol=PROTOCOL | P.STATUS)
+        stranger.share_memory()
+        queues = [stranger.queue(0), stranger.queue(1)]
+        stranger.start(*queues)
+        queues[0].stop()
+        queues[0].start()
+        stranger.settle()
+        assert heard.names.count("SET_OWNER") == 1
+        assert sum(ready in DeviceStatus(said.value) for said in heard if said.name == "SET_STATUS") == 1
+        stranger.reset()
+        stranger.start(*queues)
+        stranger.settle()
+    assert heard.names[heard.names.index("RESET_DEVICE") + 1] == "SET_FEATURES"
+    assert sum(ready in DeviceStatus(said.value) for said in heard if said.name == "SET_STATUS") == 2
+
+
+def test_a_log_that_is_no_more_written_is_none_of_the_ring_either(front_end: FrontEnd) -> None:
+    front_end.queue()
+    front_end.share_log()
+    with listening() as heard:
+        for on in (True, False):
+            front_end.log_writes(on)
+        front_end.settle()
+    assert [said.value.flags for said in heard if said.name == "SET_VRING_ADDR"] == [VRING_F_LOG, 0]
+
+
+def test_memory_of_regions_that_are_no_whole_pages_is_refused_and_the_last_page_is_there_to_be_taken() -> None:
+    with pytest.raises(ValueError, match="whole pages"):
+        GuestMemory(3 * PAGE, regions=2)
+    memory = GuestMemory(4 * PAGE, regions=2)
+    assert memory.allocate(PAGE, at=3 * PAGE) == 3 * PAGE
+    memory.close()
