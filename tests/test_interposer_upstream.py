@@ -58,6 +58,7 @@ def test_a_server_that_was_never_started_has_no_process_and_no_end_to_wait_for()
     assert (process.pid, process.fate) == (None, "was never started")
     assert looped.run(process.ended(60))
     assert looped.run(process.failure(60)) == ""
+    looped.run(process.stop())
     process.close()
     looped.loop.close()
 
