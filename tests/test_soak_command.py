@@ -123,8 +123,28 @@ def test_an_interrupted_soak_leaves_its_page_and_the_same_command_goes_on(
     assert "the same command goes on" in page(results).text
     first = summary(results)
     assert first["events"] in (4, 5)
+    assert (first["ok"], bool(first["undone"])) == (False, True), (
+        "who reads this alone would take it for one that passed"
+    )
     pretended = run(monkeypatch, "--until", "10")
     assert pretended.guests[0].lived[0].number == first["events"] + 1
+
+
+def test_what_has_failed_is_counted_where_a_soak_is_interrupted_behind_it(
+    results: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It was eight lines higher, or on the page."""
+
+    def loses(lived: Sequence[Happening]) -> str:
+        if lived[-1].number == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+        return "work of edu" if lived[-1].number == 2 else ""
+
+    with pytest.raises(click.Abort):
+        run(monkeypatch, "--until", "10", loses=loses)
+    told = capfd.readouterr()
+    [last] = [line for line in (told.out + told.err).splitlines() if "interrupted after" in line]
+    assert "1 failure so far" in last
 
 
 def test_a_second_interruption_ends_it_at_once(tmp_path: Path) -> None:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests import soak_kit
 from tests.cases import for_each
-from tests.soak_kit import Loses, Pretended, PretendedGuest, order_of, soak
+from tests.soak_kit import WEIGHTS, Loses, Pretended, PretendedGuest, order_of, soak
 from userdev.errors import UserError, VerdictError
 from vfio_user.harness.hosts.host import HostFailure
 from vfio_user.soak import Failed, Happening, Journal, Until
@@ -55,6 +56,16 @@ def test_at_each_event_it_is_known_what_comes_next_and_at_the_last_that_nothing_
         *before, last = guest.expected
         assert before == guest.lived[1:]
         assert last is None or not guest.finished, "it was to go on, and has failed"
+
+
+def test_what_was_not_asked_for_is_not_told_of_as_left_out(path: Path) -> None:
+    for weights, told in ((WEIGHTS | {"flr": 1.0}, True), (WEIGHTS | {"flr": 0.0}, False)):
+        seen: list[Mapping[str, str]] = []
+        pretended = Pretended()
+        pretended.begins = lambda order, left_out: seen.append(left_out)  # type: ignore[method-assign]  # noqa: B023
+        one = replace(soak(path.with_name(str(told)), pretended, Until(events=1)), weights=weights)
+        one.run()
+        assert [bool(left_out) for left_out in seen] == [told], weights
 
 
 def test_where_nothing_can_happen_it_is_told_first_what_was_left_out(

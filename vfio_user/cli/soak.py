@@ -223,9 +223,11 @@ class _Results:
                 soak.run()
                 return None
         except KeyboardInterrupt:
-            self.write("interrupted; the same command goes on")
-            done = counted(self._journal.done.events, "event")
-            self._teller.say(f"interrupted after {done}; the same command goes on. page: {self.page}")
+            self.write("interrupted; the same command goes on", undone="it was interrupted")
+            done = self._journal.done
+            failed = f", {counted(done.failures, 'failure')} so far" if done.failures else ""
+            after = f"interrupted after {counted(done.events, 'event')}{failed}"
+            self._teller.say(f"{after}; the same command goes on. page: {self.page}")
             raise
         except (UserError, VerdictError, OSError) as error:
             began = self._journal.done.events > self._done_before or any(self.page.parent.glob(f"*/{COMMANDS}"))

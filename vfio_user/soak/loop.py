@@ -126,7 +126,7 @@ class Soak:
         """Do the events of these numbers alone, with a fresh guest; what was lost."""
         try:
             with self.begin(self.folder / FIRST, recorded=True) as guest:
-                self.listener.begins(guest.possible, guest.left_out)
+                self._begins(guest)
                 order = Order(self.journal.seed, self.weights, guest.possible)
                 for happening, then in _with_next([order.happening(number) for number in numbers]):
                     self._have_happen(guest, happening, then)
@@ -135,6 +135,11 @@ class Soak:
         except VerdictError as error:
             return Failed.of(error)
         return None
+
+    def _begins(self, guest: SoakedGuest) -> None:
+        """Tell of a guest what can happen to it, and why not of what was asked for alone."""
+        left_out = {what: why for what, why in guest.left_out.items() if self.weights.get(what.split()[0], 1.0)}
+        self.listener.begins(guest.possible, left_out)
 
     @property
     def _is_enough(self) -> bool:
@@ -149,7 +154,7 @@ class Soak:
 
     def _live(self, guest: SoakedGuest, done: list[Happening], clock: Clock) -> None:
         """Events of one guest; `done` gets each, before it happens."""
-        self.listener.begins(guest.possible, guest.left_out)
+        self._begins(guest)
         order = Order(self.journal.seed, self.weights, guest.possible)
         while not self._is_enough:
             number = self.journal.next_number
