@@ -13,8 +13,10 @@ import pytest
 from userdev.process import Deadline
 from vfio_user.harness import mishaps
 from vfio_user.harness.console import Console
+from vfio_user.harness.guest import GuestLost, standstill_in
 from vfio_user.harness.mishaps import GuestCrash, Kind, Mishap, Mishaps
 from vfio_user.harness.qmp import EventLog, QmpTimeout
+from vfio_user.harness.troubles import Wait
 
 
 class Machine:
@@ -82,6 +84,24 @@ def test_what_a_busy_host_does_to_a_guest_is_none(machine: Machine, line: str) -
     machine.says(line)
     machine.says("[   99.000000] Oops: the end")
     assert machine.heard.get(timeout=60).said == "Oops: the end"
+
+
+def test_what_a_kernel_says_of_a_standstill_is_told_where_its_guest_does_not_answer() -> None:
+    """By itself it is none of the guest's faults; of one that is silent it is the best that is known."""
+    lockup = "BUG: soft lockup - CPU#0 stuck for 56s! [python3:142]"
+    console = (
+        f"[   93.643794] watchdog: BUG: soft lockup - CPU#0 stuck for 30s!\n[  153.977245] watchdog: {lockup}\r\nx\n"
+    )
+    assert standstill_in(console) == f"; its kernel says: {lockup}"
+    for said in (
+        "INFO: task sh:42 blocked for more than 120 seconds.",
+        "rcu: INFO: rcu_sched self-detected stall on CPU",
+    ):
+        assert said in standstill_in(f"[   12.345678] {said}\n")
+    for other in ("", lockup, "[    1.000000] EXT4-fs: mounted", "[    1.000000] Oops: 1"):
+        assert standstill_in(other) == "", other
+    wait = Wait(Deadline(0.0), 1.0)
+    assert lockup in str(GuestLost.after(wait, "the agent did not answer", evidence=console))
 
 
 def test_pvpanics_event_is_a_panic_and_the_console_has_the_words(machine: Machine) -> None:

@@ -86,6 +86,20 @@ _IN_VAIN = (
 )
 
 
+_STANDSTILL = re.compile(
+    r"\[ *\d+\.\d{6}\](?:\[[^]]*\])? (?:watchdog: )?"
+    r"(BUG: soft lockup .*|INFO: task .* blocked for more than .*|(?:rcu: )?INFO: rcu\w* .*stall.*)"
+)
+
+
+def standstill_in(console: str) -> str:
+    """What a guest's kernel said last of a processor or a task that does not go on, as the end of a sentence; "" where
+    it said nothing of that. By itself it is no fault: a busy host does that too.
+    """
+    said = _STANDSTILL.findall(console)
+    return f"; its kernel says: {said[-1].strip()}" if said else ""
+
+
 class GuestLost(UserError):
     """The guest did not answer in time, or there is no way to it any more. The evidence is its console's last lines."""
 
@@ -94,8 +108,11 @@ class GuestLost(UserError):
 
     @classmethod
     def after(cls, wait: Wait, what: str, *, evidence: str = "") -> GuestLost:
-        """What a wait that is over was without: "the agent did not answer"."""
-        return cls(wait.without(what), hint=_IN_VAIN if wait.was_in_vain else _LOST, evidence=evidence)
+        """What a wait that is over was without: "the agent did not answer"; and what its kernel says of that, where it
+        does.
+        """
+        hint = _IN_VAIN if wait.was_in_vain else _LOST
+        return cls(wait.without(what) + standstill_in(evidence), hint=hint, evidence=evidence)
 
 
 class Job(abc.ABC):

@@ -18,7 +18,7 @@ from userdev.process import Deadline
 from vfio_user.harness.booted_guest import BootedGuest, Plugged
 from vfio_user.harness.device import SCRATCH, Device
 from vfio_user.harness.exercises import EXERCISES, Exercise, report_of
-from vfio_user.harness.guest import GuestFailure
+from vfio_user.harness.guest import GuestFailure, standstill_in
 from vfio_user.harness.migration.report import NO_PAGES, Report
 
 NONE = "none"
@@ -212,7 +212,9 @@ def answers(guest: BootedGuest, works: Sequence[Workload], boot_id: str = "") ->
             return said["boot_id"], [work.exercise(texts[work.answers_in], seconds) for work in works]
         if not wait.remaining:
             command = " ".join(silent[0].command)
-            raise GuestFailure(wait.without(f"{command!r} said nothing of what it has seen"), evidence=guest.evidence())
+            evidence = guest.evidence()
+            silence = wait.without(f"{command!r} said nothing of what it has seen")
+            raise GuestFailure(silence + standstill_in(evidence), evidence=evidence)
 
 
 def said_in(files: list[str], seconds: float, boot_id: str) -> dict[str, Any]:
