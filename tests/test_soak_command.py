@@ -288,10 +288,10 @@ def all_of(terminal: int) -> bytes:
 
 def test_the_line_says_how_long_it_will_still_take() -> None:
     last = {"qemu_rss": 400 << 10, "harness_rss": 100 << 10, "qemu_fds": 90, "harness_fds": 20}
-    line = status_line(Done(120, 6, 1), last, 0.25, 3 * 3600 + 60, "now 7 hop")
+    line = status_line(Done(120, 6, 1), 3.0, last, 0.25, 3 * 3600 + 60, "now 7 hop")
     said = "6 events, 3.0 a minute, worst downtime 250 ms, 500 MiB, 110 descriptors, 1 failure, 3 h 01 min left"
     assert line == f"{said}, now 7 hop"
-    assert status_line(Done(), {}, 0, None, "") == "0 events"
+    assert status_line(Done(), 0.0, {}, 0, None, "") == "0 events"
 
 
 def test_only_some_events_are_done_alone(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:

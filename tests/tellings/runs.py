@@ -164,7 +164,7 @@ def _soaked(folder: Path) -> Told:
         last, done = journal.events[-1], journal.done
         worst = max(line.get("downtime", 0.0) for line in journal.events)
         until = Until(events=50)
-        line = status_line(done, last, worst, until.left(done, journal.run_seconds), "now hop")
+        line = status_line(done, journal.a_minute, last, worst, until.left(done, journal.run_seconds), "now hop")
         again = Journal(folder / "soak.jsonl", {"devices": ["edu", "blk"], "events": GROWS})
     kept = [json.loads(text) for text in (folder / "soak.jsonl").read_text().splitlines()]
     return {
@@ -176,6 +176,6 @@ def _soaked(folder: Path) -> Told:
         "part": [
             until.part(done, journal.run_seconds),
             until.reached(done, 0.0),
-            status_line(Done(0, 0, 0), {}, 0, None, ""),
+            status_line(Done(0, 0, 0), 0.0, {}, 0, None, ""),
         ],
     }

@@ -92,7 +92,8 @@ class Teller:
         if self._is_live:
             done, run = self._journal.done, self._journal.run_seconds
             last = self._journal.events[-1] if self._journal.events else {}
-            text = status_line(done, last, self._worst, self._until.left(done, run), now)
+            rate = self._journal.a_minute
+            text = status_line(done, rate, last, self._worst, self._until.left(done, run), now)
             self._progress.update(self._task, completed=self._until.part(done, run), description=printable(text))
 
 
@@ -108,11 +109,13 @@ def opening(journal: Journal, begins: str = "this one begins anew") -> Iterator[
         yield "  an --until of more events, or more time, goes on with one"
 
 
-def status_line(done: Done, last: Mapping[str, Any], worst: float, left: float | None, now: str) -> str:
+def status_line(
+    done: Done, a_minute: float, last: Mapping[str, Any], worst: float, left: float | None, now: str
+) -> str:
     """How far a soak is: `last` is the journal's line of its last event, `worst` the longest downtime; seconds."""
     parts = [
         counted(done.events, "event"),
-        f"{done.events / done.seconds * 60:.1f} a minute" if done.events and done.seconds else "",
+        f"{a_minute:.1f} a minute" if a_minute else "",
         f"worst downtime {worst * 1000:.0f} ms" if worst else "",
         f"{_total(last, 'rss') >> 10} MiB, {counted(_total(last, 'fds'), 'descriptor')}" if last else "",
         counted(done.failures, "failure") if done.failures else "",

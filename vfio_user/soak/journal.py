@@ -98,6 +98,13 @@ class Journal:
         return Done(seconds, len(self.events) + once, len(self.failures))
 
     @property
+    def a_minute(self) -> float:
+        """Events a minute since the first began: before that images are built, QEMU and servers installed."""
+        done, first = self.done, self.events[0] if self.events else None
+        seconds = done.seconds - (max(0.0, first["at"] - first["whole"]) if first else 0.0)
+        return done.events / seconds * 60 if seconds > 0 else 0.0
+
+    @property
     def next_number(self) -> int:
         """That of the first event that was not begun yet: one that failed is not tried again."""
         return 1 + max((line["number"] for line in (*self.events, *self.failures)), default=0)

@@ -38,14 +38,13 @@ def summary_of(
     wrong, none = [*lost, *grown], "nothing was lost" if works else NO_WORK
     unfinished = [f"{'' if wrong else f'{none}, and '}it could not be done to its end: {undone}"] if undone else []
     done = journal.done
-    happening = done.seconds - _preparing(journal.events)
     return {
         "schema": SCHEMA,
         "seed": journal.seed,
         "soaked": dict(soaked),
         "seconds": round(done.seconds, 1),
         "events": done.events,
-        "a_minute": round(done.events / happening * 60, 2) if happening > 0 else 0.0,
+        "a_minute": round(journal.a_minute, 2),
         "by_event": _by_event(journal.events, journal.failures),
         "downtime": _spread([line["downtime"] for line in journal.events if line.get("downtime") is not None]),
         "left_out": dict(left_out),
@@ -57,11 +56,6 @@ def summary_of(
         "verdict": "; ".join([*wrong, *unfinished]) or none,
         "ok": not wrong and not undone,
     }
-
-
-def _preparing(events: Sequence[Mapping[str, Any]]) -> float:
-    """Seconds of the soak before the first event began: images are built then, QEMU and servers installed."""
-    return max(0.0, events[0]["at"] - events[0]["whole"]) if events else 0.0
 
 
 def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
