@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ET
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 from pathlib import Path
@@ -27,7 +27,7 @@ from tests.soak_kit import Loses, Pretended
 from userdev.errors import UserError, VerdictError
 from vfio_user.cli import soak as soak_command
 from vfio_user.cli._soak_line import Teller, status_line
-from vfio_user.soak import EVENTS, Done, Happening, Journal, Until
+from vfio_user.soak import EVENTS, Done, Failed, Happening, Journal, Until
 from vfio_user.soak.measuring import trends
 from vfio_user.soak.plots import _histogram, plots
 from vfio_user.soak.reduction import Reduction
@@ -145,6 +145,39 @@ def test_what_has_failed_is_counted_where_a_soak_is_interrupted_behind_it(
     told = capfd.readouterr()
     [last] = [line for line in (told.out + told.err).splitlines() if "interrupted after" in line]
     assert "1 failure so far" in last
+
+
+def test_an_event_that_takes_long_is_said_to_where_no_line_shows_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A hop whose guest does not answer is waited for for minutes, in which nothing was said; none of one that ends."""
+    timers: list[Any] = []
+
+    class Timed:
+        daemon, over = False, False
+
+        def __init__(self, seconds: float, function: Callable[..., None], words: list[str]) -> None:
+            self.tell = lambda: function(*words)
+            timers.append(self)
+
+        def start(self) -> None: ...
+
+        def cancel(self) -> None:
+            self.over = True
+
+    monkeypatch.setattr("vfio_user.cli._soak_line.Timer", Timed)
+    events = [Happening(number, "hop") for number in (1, 2, 3)]
+    for quiet in (False, True):
+        with Teller(Journal(tmp_path / str(quiet), {}, 7), Until(events=9), quiet=quiet, as_json=False) as teller:
+            teller.happens(events[0])
+            teller.happened({"number": 1, "event": "hop", "target": "", "seconds": 1.0, "whole": 1.0})
+            teller.happens(events[1])
+            teller.failed(events[1], Failed("work", "it is gone"))
+            teller.happens(events[2])
+            assert [timer.over for timer in timers] == [True, True, quiet]
+        assert [timer.over for timer in timers] == [True] * 3, "quiet adds none"
+    timers[2].tell()
+    assert "3 hop: goes on" in capfd.readouterr().err
 
 
 def test_a_second_interruption_ends_it_at_once(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from threading import Timer
 from types import TracebackType
 from typing import Any, Self
 
@@ -18,6 +19,9 @@ from vfio_user.soak.journal import Journal
 from vfio_user.soak.order import Happening
 from vfio_user.soak.reduction import Reduction
 from vfio_user.soak.until import Done, Until
+
+SILENCE_SECONDS = 60.0
+"""Seconds that an event goes on before that is said, where no line shows it."""
 
 
 class Teller:
@@ -36,6 +40,8 @@ class Teller:
         self._progress = Progress(BarColumn(20), TextColumn("{task.description}"), console=console, disable=not live)
         self._is_live = live
         self._task = self._progress.add_task("", total=1.0)
+        self._silence: Timer | None = None
+        """Until it is said what goes on, where no line shows it."""
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -44,6 +50,7 @@ class Teller:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._is_over()
         self._progress.stop()
 
     def begins(self, order: Mapping[str, Sequence[str]], left_out: Mapping[str, str]) -> None:
@@ -56,9 +63,19 @@ class Teller:
     def happens(self, happening: Happening) -> None:
         """Tell what goes on."""
         self._show(f"now {happening}")
+        if not self._quiet and not self._is_live:
+            self._silence = Timer(SILENCE_SECONDS, self.say, [f"{happening}: goes on for {SILENCE_SECONDS:g} s now"])
+            self._silence.daemon = True
+            self._silence.start()
+
+    def _is_over(self) -> None:
+        if self._silence is not None:
+            self._silence.cancel()
+            self._silence = None
 
     def happened(self, facts: Mapping[str, Any]) -> None:
         """Tell of an event that was right."""
+        self._is_over()
         self._worst = max(self._worst, facts.get("downtime") or 0.0)
         if self._as_json:
             click.echo(json.dumps(facts, default=str))
@@ -68,6 +85,7 @@ class Teller:
 
     def failed(self, happening: Happening, failure: Failed) -> None:
         """Tell what was lost."""
+        self._is_over()
         self.say(f"{happening}: {failure}", anyway=True)
 
     def tries(self, events: Sequence[Happening]) -> None:
