@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 import pytest
 from click.testing import CliRunner
 
-from tests.cases import for_each_row
 from tests.fuzz_kit import Quiet, drawn_at_once
 from userdev.conformance import CheckFailed, Group, Level
 from userdev.errors import UserError
@@ -33,7 +32,6 @@ from userdev.fuzz import (
     compared,
 )
 from userdev.fuzz.drawing import sequences
-from userdev.fuzz.finds import cause_of, silence_of
 from userdev.fuzz.levels import level_of
 from vfio_user.cli._fuzzing import corpus_checks
 
@@ -467,25 +465,6 @@ def test_a_find_is_told_once_with_its_check_and_with_the_numbers_of_what_was_see
 
 
 # finds as files
-
-
-@for_each_row(
-    [
-        ("", "alive: no answer"),
-        ("the server was killed by SIGSEGV:\n(it printed nothing)", "alive: the server was killed by SIGSEGV"),
-        ("the server exited with status 1:\n  (it printed nothing; its disk is full)", "status #"),
-        ("the server exited with status 1:\n  at 7\n  ValueError: x\n\n", "alive: ValueError: x"),
-    ]
-)
-def test_the_cause_of_a_silence_is_what_the_server_said_last_or_how_it_ended(crash: str, cause: str) -> None:
-    assert silence_of(Oracle("alive", "it answers"), "no answer", crash).cause.endswith(cause)
-
-
-def test_a_cause_has_no_number_though_it_is_cut() -> None:
-    """And is as long for whatever numbers were seen."""
-    causes = {cause_of(f"at {number} {'word ' * 60}") for number in (1, 10**9, 0xABCDEF)}
-    assert len(causes) == 1
-    assert len(causes.pop()) == 200
 
 
 def test_a_find_is_held_again_to_the_rules_that_it_broke() -> None:

@@ -7,13 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.cases import for_each
+from tests.cases import for_each, for_each_row
 from tests.test_fuzz_campaign import steps
 from userdev.errors import UserError
-from userdev.fuzz import (
-    Find,
-)
-from userdev.fuzz.finds import corpus
+from userdev.fuzz import Find, Oracle
+from userdev.fuzz.finds import cause_of, corpus, silence_of
 
 
 def test_a_find_is_read_as_it_was_written(tmp_path: Path) -> None:
@@ -86,3 +84,22 @@ def test_a_folder_without_finds_of_the_protocol_is_refused(tmp_path: Path) -> No
     Find("q", "rule", "", "rule: c", "", ()).write(tmp_path)
     with pytest.raises(UserError):
         corpus(tmp_path, "p")
+
+
+@for_each_row(
+    [
+        ("", "alive: no answer"),
+        ("the server was killed by SIGSEGV:\n(it printed nothing)", "alive: the server was killed by SIGSEGV"),
+        ("the server exited with status 1:\n  (it printed nothing; its disk is full)", "status #"),
+        ("the server exited with status 1:\n  at 7\n  ValueError: x\n\n", "alive: ValueError: x"),
+    ]
+)
+def test_the_cause_of_a_silence_is_what_the_server_said_last_or_how_it_ended(crash: str, cause: str) -> None:
+    assert silence_of(Oracle("alive", "it answers"), "no answer", crash).cause.endswith(cause)
+
+
+def test_a_cause_has_no_number_though_it_is_cut() -> None:
+    """And is as long for whatever numbers were seen."""
+    causes = {cause_of(f"at {number} {'word ' * 60}") for number in (1, 10**9, 0xABCDEF)}
+    assert len(causes) == 1
+    assert len(causes.pop()) == 200
