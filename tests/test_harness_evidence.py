@@ -334,9 +334,7 @@ def test_what_a_server_raised_before_a_test_failed_is_the_cause_and_the_failure_
     assert evidence.cause_of(tmp_path) == cause
 
 
-def test_faults_that_an_interposer_put_in_come_before_what_came_of_them_and_are_not_the_devices(
-    tmp_path: Path,
-) -> None:
+def test_faults_that_an_interposer_put_in_come_before_what_came_of_them_as_none_of_the_devices(tmp_path: Path) -> None:
     """The guest sees the device do wrong, and only the trace had said that it was told to."""
     wrong = VerdictError("the guest saw edu do wrong: 2! is 3, not 2")
     for count in (1, evidence.FAULTS_NAMED, evidence.FAULTS_NAMED + 2):

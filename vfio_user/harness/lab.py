@@ -273,18 +273,14 @@ class Lab:
         self.tried |= self._cell.tried_by(wanted)
         self.ours |= {wanted.served} if wanted.served else set()
         self._provide(host, *wanted.files)
-        self._first_look.take(wanted, name, self._site(host))
+        site = Site(self._scratch, self.folder, host)
+        self._first_look.take(wanted, name, site)
         with self.timeline.step(f"start the server {name}"):
-            server = DeviceServer(
-                wanted, self._site(host), name, interposition=interposition, trace=trace, started=self._started
-            )
+            server = DeviceServer(wanted, site, name, interposition=interposition, trace=trace, started=self._started)
         self.servers.append(server)
         if breaks is not None:
             breaks.tell(server=name, control=server.interposer.control_path, trace=server.trace)
         return server
-
-    def _site(self, host: Host) -> Site:
-        return Site(self._scratch, self.folder, host)
 
     def monitor_path(self, guest: BootedGuest) -> Path:
         """The socket that QMP tools of a person connect to, of a guest that was booted with `monitor`."""
