@@ -134,7 +134,7 @@ def test_what_most_others_need_is_one_finding(
     if cause == "rings/served":
         faulty.instead(Ring, "push", nothing)  # or what comes back before anybody looks needs no call
         monkeypatch.setattr("vhost_user.frontend.queue.Deadline", lambda _: Deadline(0.05))
-        faulty.instead(Queue, "wait_call", lambda usual, queue, seconds=0.05: usual(queue, seconds))
+        faulty.instead(Queue, "_await", lambda usual, queue, seconds: usual(queue, min(seconds, 0.05)))
     some = [check for check in CATALOGUE if check.group in ("messages", "rings", "config")]
     found = results(tmp_path, Reverse, REVERSE, *some, timeout=1)
     wrong = {result.check.id for result in found if result.outcome in (Outcome.FAIL, Outcome.DIFFERS)}

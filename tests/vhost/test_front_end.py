@@ -137,6 +137,19 @@ def test_a_used_index_that_jumps_breaks_the_queue(front_end: FrontEnd) -> None:
         ring.take_used()
 
 
+def test_who_waits_for_a_call_hears_that_none_will_come(front_end: FrontEnd) -> None:
+    """At once: a fuzzer waited a minute for each call of a device that had failed."""
+    ring = front_end.queue(size=8)
+    os.eventfd_write(ring.call_fd, 1)
+    os.eventfd_write(ring.err_fd, 1)
+    assert ring.await_call(), "what was told is told before it broke"
+    with pytest.raises(BrokenQueue):
+        ring.await_call()
+    front_end.stream.socket.shutdown(socket.SHUT_RDWR)
+    with pytest.raises(Disconnected):
+        ring.await_call()
+
+
 def test_what_was_not_offered_is_said_by_its_name(stranger: FrontEnd) -> None:
     stranger.negotiate(protocol=PROTOCOL)
     with pytest.raises(NotOffered, match="DEVICE_STATE was not negotiated"):

@@ -283,6 +283,18 @@ class Queue:
         """Whether the device calls, in so many seconds; it is taken note of."""
         return self._heard(self.call_fd, seconds)
 
+    def await_call(self) -> bool:
+        """Whether the device calls within the front-end's timeout; it is taken note of.
+
+        Raises:
+            BrokenQueue, Disconnected: as `wait_used`.
+        """
+        ready = self._await(self.connection.timeout)
+        if drain(self.call_fd):
+            return True
+        self._require_alive(ready, "the driver was not called")
+        return False
+
     def wait_err(self, seconds: float | None = None) -> bool:
         """Whether the back-end says that the queue is broken, in so many seconds; it is taken note of."""
         self._is_broken |= self._heard(self.err_fd, seconds)
@@ -301,19 +313,25 @@ class Queue:
         self.driver.ask_for_call()
         if self._collect():
             return
-        stream = self.connection.stream.fileno()
-        ready = _poll([self.call_fd, self.err_fd], deadline.remaining, hang_up=stream)
+        ready = self._await(deadline.remaining)
         drain(self.call_fd)
         if self._collect():
             if not ready:
                 raise NoAnswer(f"requests came back on queue {self.index}, and the device does not call its driver")
             return
-        if self.err_fd in ready and self.wait_err(0):
-            raise BrokenQueue(f"the back-end says that queue {self.index} is broken")
-        if stream in ready:
-            raise Disconnected(f"the back-end has gone: {what}")
+        self._require_alive(ready, what)
         if not ready and deadline.passed:
             raise NoAnswer(f"{what} within {deadline.seconds:g} s")
+
+    def _await(self, seconds: float) -> set[int]:
+        """What there is of a call, a broken queue and the end of the back-end."""
+        return _poll([self.call_fd, self.err_fd], seconds, hang_up=self.connection.stream.fileno())
+
+    def _require_alive(self, ready: set[int], what: str) -> None:
+        if self.err_fd in ready and self.wait_err(0):
+            raise BrokenQueue(f"the back-end says that queue {self.index} is broken")
+        if self.connection.stream.fileno() in ready:
+            raise Disconnected(f"the back-end has gone: {what}")
 
     def _collect(self) -> bool:
         """Take what the ring has; whether that was something."""

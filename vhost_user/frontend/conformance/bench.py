@@ -203,7 +203,7 @@ class Bench:
             queue.driver.ask_for_call()
             self.put(queue)
             queue.kick()
-            require(queue.wait_call(), "a request was made available, and the driver is not called")
+            require(queue.await_call(), "a request was made available, and the driver is not called")
             self.served(queue)
 
     def notified(self, queue: Queue) -> None:
