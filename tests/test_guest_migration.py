@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from tests.cases import for_each, for_each_row
 from userdev.errors import UserError
+from vfio_user.harness.device import Device
 from vfio_user.harness.hosts import LocalHost
+from vfio_user.harness.hosts.host import Host
 from vfio_user.harness.migration import Conductor, Mode, Plan, Report, Verdict, destination, guest_migration
-from vfio_user.harness.migration.destination import Destination
+from vfio_user.harness.migration.destination import Destination, require_image_there
 from vfio_user.harness.migration.guest_migration import choose_mode, move, require_migratable, require_movable
 
 
@@ -80,7 +83,8 @@ def server(
 ) -> Any:
     """A device's server: whether QEMU moves it by itself, and what it and its client can."""
     answers = {"session": {"client_migrates": client}, "migration_support": {"supports": [*supports]}}
-    device = SimpleNamespace(name="disk" if by_qemu else "edu", family=SimpleNamespace(moved_by_qemu=by_qemu))
+    family = SimpleNamespace(moved_by_qemu=by_qemu)
+    device = SimpleNamespace(name="disk" if by_qemu else "edu", family=family, keeps_image_in_scratch=False)
     control = SimpleNamespace(call=answers.__getitem__)
     facts = {"captures_dma": False, "is_interposed": not by_qemu, "interposed_there": not by_qemu}
     return SimpleNamespace(device=device, control=control, trace=trace, **facts)
@@ -91,6 +95,31 @@ def with_devices(guest: Any, *servers: Any) -> Any:
         SimpleNamespace(identity=f"dev{number}", place=number, server=each) for number, each in enumerate(servers)
     ]
     return guest
+
+
+def test_a_disk_whose_image_is_in_a_folder_of_each_hosts_own_moves_to_no_other_machine(tmp_path: Path) -> None:
+    """A soak over SSH lost what was written at its first hop: the next server had made a new image."""
+    here, elsewhere = LocalHost("a"), cast(Host, SimpleNamespace(name="b", shares_memory=False))
+    for text, stays in {
+        "vhost-user-blk --image {scratch}/disk.img:64M": True,
+        "nvme --image={scratch}/nvme.img:64M": True,
+        "nvme --image {scratch}/nvme.img:64M --migrate-image=yes": False,
+        "nvme --image {scratch}/nvme.img:64M --migrate-image yes": False,
+        "nvme --image memory:64M": False,
+        "vhost-user-blk --image /shared/disk.img": False,
+        "./mine {socket} --log {scratch}/log": False,
+    }.items():
+        device = Device.parse(text)
+        require_image_there(device, here, LocalHost("b"))
+        for way in ((here, elsewhere), (elsewhere, here)):
+            with pytest.raises(UserError, match="its image is in") if stays else nullcontext():
+                require_image_there(device, *way)
+    launcher: Any = Launcher()
+    disk = server()
+    disk.device = Device.parse("nvme --image {scratch}/nvme.img:64M")
+    with pytest.raises(UserError, match="its image is in"):
+        move(launcher, with_devices(guest_of(tmp_path), disk), elsewhere, DIRECT, Plan(), Conductor(), None)
+    assert launcher.ended == []
 
 
 NATIVE, COORDINATED, DIRECT = Mode.NATIVE, Mode.COORDINATED, Mode.DIRECT

@@ -237,6 +237,20 @@ def test_an_event_of_the_guest_is_possible_where_it_is_with_each_device_and_othe
     assert found.left_out == {f"hop {CARD}": "it cannot", f"flr {CARD}": "it cannot"}
 
 
+def test_a_disk_whose_image_is_on_one_machine_hops_to_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lacks, "require_movable", lambda *_: None)
+    elsewhere = cast(Host, SimpleNamespace(name="b", shares_memory=False))
+    for to, image, told in (
+        (LOCAL, "{scratch}/d", ""),
+        (elsewhere, "/shared/d", ""),
+        (elsewhere, "{scratch}/d", "nvme"),
+    ):
+        device = SoakedDevice(DISK, Assignment.of(f"nvme --image {image}", "fio"))
+        scene = SimpleNamespace(guest=None, plugged=lambda _: None, pair=Pair(LOCAL, to))
+        lack = lacks.no_migration(cast(Scene, scene), device)
+        assert (bool(lack), told in lack) == (bool(told), True), (to.name, image)
+
+
 def test_how_a_device_would_have_a_function_level_reset_is_told_where_it_has_none() -> None:
     for said, told in (
         ("edu", "'edu --flr yes'"),

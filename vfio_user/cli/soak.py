@@ -68,13 +68,16 @@ DEVICES = (
     "vhost-user-net",
 )
 """Of both protocols, and so that QEMU survives that they are unplugged."""
+_DEVICES_APART = ("edu --msix 0 --flr yes", "nvme --msix=no --image memory:64M", "vhost-user-net")
+"""Between machines that have no storage in common: a disk in memory goes along, and QEMU's client takes none."""
 _UNTIL = ("100", "first-failure")
 _CATALOGUES: Mapping[str, Catalogue[Any]] = {VFIO_USER.name: FUNCTIONS, VHOST_USER.name: BACK_ENDS}
 
 
 @click.command(cls=CommandLine)
 @devices_option(
-    help=f"{DEVICE} May be repeated. By default: {'; '.join(DEVICES)}.",
+    help=f"{DEVICE} May be repeated. By default: {'; '.join(DEVICES)}."
+    f" Where hosts are reached by SSH: {'; '.join(_DEVICES_APART)}.",
     callback=None,  # `_require_servers` loads their classes, also those of a plan
 )
 @click.option(
@@ -148,7 +151,8 @@ def command(
         refuse_beside("--only does these events once", "untils", "hops", "tries", "journal")
     if dry_run:
         refuse_beside("--dry-run starts nothing", "bundle", "bundle_size", "as_json", "quiet")
-    spec = SoakedSpec(devices or DEVICES, workloads, interrupts or "", hosts, image or "", hardware, capture_dma)
+    devices = devices or (_DEVICES_APART if "ssh" in hosts else DEVICES)
+    spec = SoakedSpec(devices, workloads, interrupts or "", hosts, image or "", hardware, capture_dma)
     if capture_dma:
         check_capture_dma(spec.devices)
     require_hosts(hosts)

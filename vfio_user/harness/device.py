@@ -7,6 +7,7 @@ import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 
 from userdev.errors import UserError
@@ -63,6 +64,13 @@ class Device:
     def name(self) -> str:
         """A short name for files and messages."""
         return self.served.rpartition(":")[2] or self.driver or Path(shlex.split(self.command)[0]).name
+
+    @property
+    def keeps_image_in_scratch(self) -> bool:
+        """Whether it is a device of ours whose disk image is in {scratch}, and does not go along in a migration."""
+        words = [word for option in self.options for word in option.split("=", 1)]
+        images = [value for name, value in pairwise(words) if name == "--image"]
+        return any(SCRATCH in image for image in images) and ("--migrate-image", "yes") not in pairwise(words)
 
     def as_dict(self) -> dict[str, object]:
         """The fields that say something, by name; the protocol by its own."""

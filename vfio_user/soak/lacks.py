@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from userdev.errors import UserError
 from vfio_user.harness import Plugged
+from vfio_user.harness.migration.destination import require_image_there
 from vfio_user.harness.migration.guest_migration import require_movable
 from vfio_user.soak.guest import Scene, SoakedDevice
 
@@ -21,9 +22,10 @@ def nothing(scene: Scene, device: SoakedDevice) -> str:
 
 
 def no_migration(scene: Scene, device: SoakedDevice) -> str:
-    """Say why QEMU, or the device's server, does not migrate it."""
+    """Say why QEMU, or the device's server, does not migrate it, or not between these hosts."""
     try:
         require_movable(scene.guest, scene.plugged(device))
+        require_image_there(device.assignment.device, scene.pair.a, scene.pair.b)
     except UserError as error:
         return str(error)
     return ""

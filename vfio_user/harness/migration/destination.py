@@ -10,7 +10,7 @@ from typing import Protocol
 from userdev.errors import UserError
 from vfio_user.harness.attachment import Attachment
 from vfio_user.harness.booted_guest import BootedGuest, Plugged, attachment_of
-from vfio_user.harness.device import Device
+from vfio_user.harness.device import SCRATCH, Device
 from vfio_user.harness.guest_spec import GuestSpec
 from vfio_user.harness.hosts.host import Host
 from vfio_user.harness.interposition import Interpose
@@ -68,6 +68,8 @@ class Destination:
         """
         self._lab, self._guest, self._qemu, self._devices = lab, guest, qemu, list(guest.devices)
         self._sources = [server_of(guest, plugged) for plugged in guest.devices]
+        for source in self._sources:
+            require_image_there(source.device, guest.host, to)
         self._moved = self.spec = guest.spec.moved(lab.next_name(guest.name), to)
         self._machine: Machine | None = None
         self._servers: list[DeviceServer] = []
@@ -165,3 +167,17 @@ def server_of(guest: BootedGuest, plugged: Plugged) -> DeviceServer:
             hint="boot the guest with migratable=True",
         )
     return plugged.server
+
+
+def require_image_there(device: Device, here: Host, to: Host) -> None:
+    """See that a disk's next server has the same image: {scratch} is a folder of each machine's own.
+
+    Raises:
+        UserError: it would have another one, as no guest's disk may.
+    """
+    if device.keeps_image_in_scratch and not (here.shares_memory and to.shares_memory):
+        what = f"{device.name} cannot be migrated from {here.name} to {to.name}"
+        raise UserError(
+            f"{what}: its image is in {SCRATCH}, a folder of each host's own",
+            hint="name an --image that both find; nvme's goes along from memory, or by --migrate-image=yes",
+        )
