@@ -48,7 +48,8 @@ class Launcher:
         family = SimpleNamespace(moved_by_qemu=self.by_qemu)
         control = SimpleNamespace(post=lambda command: self.asked.append(f"{name} {command}"))
         facts = {"is_interposed": not self.by_qemu, "interposed_there": None, "trace": None, "captures_dma": False}
-        return SimpleNamespace(name=name, device=SimpleNamespace(name="a", family=family), control=control, **facts)
+        device = SimpleNamespace(name="a", family=family, keeps_image_in_scratch=False)
+        return SimpleNamespace(name=name, device=device, control=control, **facts)
 
     def machine(self, spec: GuestSpec, *, restore: bool, qemu: object) -> Any:
         self.beside(spec.name)
