@@ -224,6 +224,7 @@ def test_tcp_carries_bytes_and_no_descriptors() -> None:
         client = connect(f"tcp:127.0.0.1:{port}", timeout=5)
         server = listener.accept()
         exchange(client, server)
+        assert client.socket.gettimeout() is None, "only to connect it had a limit"
         assert not server.carries_fds
         with pytest.raises(ValueError, match="descriptors"):
             client.send(b"x", [0])

@@ -110,7 +110,7 @@ def connect(address: Address | str, *, timeout: float | None = None) -> Stream:
 
 
 def connect_within(sock: socket.socket, where: str | tuple[str, int] | tuple[int, int], timeout: float | None) -> None:
-    """Connect a socket, waiting at most `timeout` seconds; it is a blocking one afterwards.
+    """Connect a blocking socket, waiting at most `timeout` seconds; it is a blocking one afterwards.
 
     Of a UNIX socket the kernel waits for a place in the listener's queue if the socket is a blocking one, and no longer
     than it may take to send; of one that is not it says at once that there is none (unix(7), `connect` in net/unix).
@@ -119,13 +119,12 @@ def connect_within(sock: socket.socket, where: str | tuple[str, int] | tuple[int
         BlockingIOError: a UNIX listener's queue was full all the while.
         OSError, ValueError, TypeError: as `socket.connect`.
     """
-    if sock.family != socket.AF_UNIX or timeout is None:
+    if sock.family == socket.AF_UNIX and timeout is not None:
+        _connect_unix(sock, where, time.monotonic() + timeout)
+    else:
         sock.settimeout(timeout)
         sock.connect(where)
-    else:
         sock.settimeout(None)
-        _connect_unix(sock, where, time.monotonic() + timeout)
-    sock.settimeout(None)
 
 
 def _connect_unix(sock: socket.socket, where: str | tuple[str, int] | tuple[int, int], until: float) -> None:
