@@ -8,6 +8,7 @@ import socket
 import threading
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ import pytest
 from tests.cases import for_each, for_each_row
 from tests.descriptors import fd_count
 from tests.interposer_bench import Bench, Peer, dma_map, request
+from userdev.descriptors import file_key
 from userdev.transport import close_all
 from vfio_user.client import EventFd
 from vfio_user.interposer.capture import CaptureDma, CaptureInterrupts
@@ -384,3 +386,20 @@ def test_what_the_client_gave_for_reading_or_writing_alone_is_used_for_nothing_e
                     assert bench.client.receive() == asked
                     assert bench.server.is_silent()
         os.close(memory)
+
+
+def test_a_file_is_one_by_any_of_its_descriptors_and_has_a_name_until_that_is_removed(tmp_path: Path) -> None:
+    """Without one nobody else opens it: a server that is started anew has another."""
+    path = tmp_path / "file"
+    path.touch()
+    memory = os.memfd_create("test")
+    named, other = os.open(path, os.O_RDONLY), os.open(path, os.O_RDWR)
+    try:
+        assert file_key(named) == file_key(other)
+        assert not file_key(named).nameless
+        assert file_key(memory).nameless
+        path.unlink()
+        assert file_key(named).nameless
+    finally:
+        for fd in (memory, named, other):
+            os.close(fd)

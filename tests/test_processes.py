@@ -236,3 +236,5 @@ def test_the_end_of_a_log_is_of_the_lines_that_are_wanted(tmp_path: Path) -> Non
         assert tail(log, lines, without=noise).splitlines() == wanted, lines
     assert tail(log, 2).splitlines() == ["noise", "noise"]
     assert tail(tmp_path / "none") == ""
+    log.write_text("".join(f"line {number:05}\n" for number in range(12_000)))  # more than is looked through
+    assert tail(log, 1) == "line 11999"

@@ -170,7 +170,7 @@ def assert_told(said: str, words: str) -> None:
 
 
 MODULES: dict[str, tuple[str, str]] = {
-    "a syntax error": (GOOD + "class Other(:\n", r"nic\.py:11"),
+    "a syntax error": (GOOD + "class Other(:\n", r"nic\.py:11(.|\n)*class Other\(:"),
     "an import of nothing": (GOOD + "import nothing_of_that_name\n", r"nothing_of_that_name.*nic\.py:11"),
     "an import of nothing from something": (GOOD + "from json import nothing\n", r"nothing.*nic\.py:11"),
     "a failure": (GOOD + "1 / 0\n", r"ZeroDivisionError.*nic\.py:11"),
@@ -202,6 +202,7 @@ def test_a_mistake_in_a_module_is_told_to_its_author(
 
 NAMES = {
     "nobody": r"no vfio-user device 'nobody'(.|\n)*edu",
+    "vfio-user-nobody": r"no vfio-user device 'vfio-user-nobody'",
     "nobody:Nic": r"no module 'nobody'",
     "nic.deeper:Nic": r"nic\.deeper|no module",
     "./nobody.py:Nic": r"no such file",
