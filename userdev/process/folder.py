@@ -12,14 +12,14 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import Self
+
+from userdev.process.owned import OwnedDescriptor
 
 _LOCK = "owner.lock"
 
 
-class OwnedFolder:
-    """A private folder at `path`, removed by `close`; a context manager. Those of dead owners are removed first."""
+class OwnedFolder(OwnedDescriptor):
+    """A private folder at `path`, removed by `close`; `fd` is its lock. Those of dead owners are removed first."""
 
     def __init__(
         self, prefix: str, base: Path | None = None, cleared: Callable[[Path], object] = lambda _: None
@@ -34,22 +34,14 @@ class OwnedFolder:
         base = Path(tempfile.gettempdir()) if base is None else base
         for folder in _ownerless(prefix, base):
             cleared(folder)
-        self.path, self._lock = _make(prefix, base)
+        self.path, lock = _make(prefix, base)
+        super().__init__(lock)
 
     def close(self) -> None:
-        """Remove the folder and what is in it; a second call does nothing."""
-        if self._lock >= 0:
+        """Remove the folder and what is in it, then let go of the lock; a second call does nothing."""
+        if self.fd >= 0:
             shutil.rmtree(self.path, ignore_errors=True)
-            os.close(self._lock)
-            self._lock = -1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+        super().close()
 
 
 def _ownerless(prefix: str, base: Path) -> Iterator[Path]:
